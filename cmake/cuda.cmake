@@ -1,0 +1,90 @@
+# The target `fai_fast_cuda` implements cuda/api.h: with nvcc from the .cu files, without it from stub.cpp.
+include(CheckLanguage)
+
+option(FAI_FAST_CUDA_FROM_PYPI "Use the nvcc of the package nvidia-cuda-nvcc" OFF)
+
+string(TOUPPER "${FAI_FAST_CUDA}" FAI_FAST_CUDA)
+if(NOT FAI_FAST_CUDA MATCHES "^(AUTO|ON|OFF)$")
+    message(FATAL_ERROR "FAI_FAST_CUDA is '${FAI_FAST_CUDA}'; choose AUTO, ON or OFF")
+endif()
+
+# Sets CMAKE_CUDA_COMPILER where an nvcc works; leaves the reason in FAI_FAST_CUDA_REASON where none does.
+macro(fai_fast_find_nvcc)
+    set(FAI_FAST_CUDA_REASON "no working nvcc on PATH, in CUDACXX or in CMAKE_CUDA_COMPILER")
+    if(FAI_FAST_CUDA_FROM_PYPI)
+        # Under pip's build isolation only the build's own Python knows where its packages are.
+        execute_process(
+            COMMAND ${Python_EXECUTABLE} -c "from importlib.metadata import distribution as d; \
+print(d('nvidia-cuda-nvcc').locate_file('nvidia/cu13/bin/nvcc').resolve(strict=True))"
+            OUTPUT_VARIABLE FAI_FAST_NVCC OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
+        if(NOT FAI_FAST_NVCC)
+            message(FATAL_ERROR "FAI_FAST_CUDA_FROM_PYPI is on, but ${Python_EXECUTABLE} has no package "
+                "nvidia-cuda-nvcc 13; install the requirements that pyproject.toml lists for it (Linux only)")
+        endif()
+        set(CMAKE_CUDA_COMPILER ${FAI_FAST_NVCC} CACHE FILEPATH "CUDA compiler" FORCE)
+    elseif(NOT CMAKE_CUDA_COMPILER)
+        # An earlier failure stays in the cache and would hide an nvcc installed since.
+        unset(CMAKE_CUDA_COMPILER CACHE)
+        check_language(CUDA)
+    endif()
+    if(CMAKE_CUDA_COMPILER)
+        execute_process(COMMAND ${CMAKE_CUDA_COMPILER} --version OUTPUT_VARIABLE FAI_FAST_NVCC_VERSION)
+        string(REGEX MATCH "release ([0-9.]+)" FAI_FAST_NVCC_VERSION "${FAI_FAST_NVCC_VERSION}")
+        set(FAI_FAST_NVCC_VERSION "${CMAKE_MATCH_1}")
+        # The first to compile for every architecture below.
+        if(FAI_FAST_NVCC_VERSION VERSION_LESS 12.8)
+            set(FAI_FAST_CUDA_REASON "${CMAKE_CUDA_COMPILER} is version ${FAI_FAST_NVCC_VERSION}, 12.8 is needed")
+            set(CMAKE_CUDA_COMPILER "")
+        endif()
+    endif()
+endmacro()
+
+set(FAI_FAST_CUDA_COMPILED OFF)
+if(NOT FAI_FAST_CUDA STREQUAL "OFF")
+    fai_fast_find_nvcc()
+    if(CMAKE_CUDA_COMPILER)
+        set(FAI_FAST_CUDA_COMPILED ON)
+    elseif(FAI_FAST_CUDA STREQUAL "ON")
+        message(FATAL_ERROR "FAI_FAST_CUDA=ON, but ${FAI_FAST_CUDA_REASON}. Set CUDACXX to an nvcc, or set the "
+            "environment variable FAI_FAST_CUDA_FROM_PYPI=1 to build with the one from PyPI")
+    endif()
+endif()
+
+if(NOT FAI_FAST_CUDA_COMPILED)
+    if(FAI_FAST_CUDA STREQUAL "OFF")
+        message(STATUS "CUDA: not built, FAI_FAST_CUDA=OFF")
+    else()
+        message(STATUS "CUDA: not built, ${FAI_FAST_CUDA_REASON} (FAI_FAST_CUDA=AUTO)")
+    endif()
+    add_library(fai_fast_cuda STATIC cuda/stub.cpp)
+    target_link_libraries(fai_fast_cuda PUBLIC fai_fast_flags)
+    return()
+endif()
+
+# Machine code for each generation on sale, and PTX of the last for those to come.
+if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
+    set(CMAKE_CUDA_ARCHITECTURES 75-real 80-real 86-real 89-real 90-real 100-real 120-real 120-virtual)
+endif()
+set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
+# Static, so that the library starts on machines without CUDA; nothing links the driver's libcuda.
+set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
+enable_language(CUDA)
+message(STATUS "CUDA: built with ${CMAKE_CUDA_COMPILER} ${FAI_FAST_NVCC_VERSION} for ${CMAKE_CUDA_ARCHITECTURES} "
+    "(FAI_FAST_CUDA=${FAI_FAST_CUDA})")
+
+add_library(fai_fast_cuda_flags INTERFACE)
+# No fused multiply-add, as on the CPU: ties must fall the same way on both. The standard as a flag, because
+# CMake 3.25 does not know CUDA_STANDARD 20.
+target_compile_options(fai_fast_cuda_flags INTERFACE
+    "$<$<COMPILE_LANGUAGE:CUDA>:-std=c++20;--fmad=false;-Xcompiler=-Wall,-Wextra,-ffp-contract=off>")
+target_link_libraries(fai_fast_cuda_flags INTERFACE fai_fast_flags)
+
+file(GLOB FAI_FAST_CUDA_SOURCES CONFIGURE_DEPENDS cuda/*.cu)
+list(FILTER FAI_FAST_CUDA_SOURCES EXCLUDE REGEX "/math_headers\\.cu$")
+add_library(fai_fast_cuda STATIC ${FAI_FAST_CUDA_SOURCES})
+target_link_libraries(fai_fast_cuda PUBLIC fai_fast_cuda_flags)
+
+# A proof that the headers compile, not code to ship: one architecture is enough, and it is linked nowhere.
+add_library(fai_fast_cuda_math_headers OBJECT cuda/math_headers.cu)
+set_target_properties(fai_fast_cuda_math_headers PROPERTIES CUDA_ARCHITECTURES 75-virtual)
+target_link_libraries(fai_fast_cuda_math_headers PRIVATE fai_fast_cuda_flags)

@@ -1,0 +1,54 @@
+// Python's arrays as borrowed views: NumPy, buffer protocol, __array_interface__, DLPack.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <functional>
+#include <vector>
+
+#include "csrc/core/types.h"
+
+namespace fai {
+
+// A view and what keeps its memory alive. Create and destroy with the GIL held.
+class Borrowed {
+  public:
+    Borrowed() = default;
+    Borrowed(Borrowed&& other) noexcept { *this = std::move(other); }
+    Borrowed& operator=(Borrowed&& other) noexcept;
+    ~Borrowed() { release(); }
+
+    View view;
+    bool writable = false;
+
+    // C-contiguous, aligned to its items and dense?
+    bool contiguous() const;
+    // Copies the values into memory of its own unless rows of the last dimension are contiguous and aligned.
+    void make_rows_contiguous();
+    // Drops a leading dimension of length 1 where there are `ndim` + 1.
+    void squeeze_to(int ndim);
+
+    // First and one past the last byte that the view reaches; equal where it is empty.
+    struct Span {
+        const char* begin;
+        const char* end;
+    };
+    Span span() const;
+
+  private:
+    friend Borrowed borrow(pybind11::handle object, const char* argument, const char* expected);
+    void release();
+
+    pybind11::object owner_;
+    std::function<void()> deleter_;
+    std::vector<char> copy_;
+};
+
+// Views `object`, an array of up to 4 dimensions of uint8, float16 or float32 in the CPU's memory. `expected`
+// completes the message "argument: got ..., expected ...". Throws TypeError, ValueError.
+Borrowed borrow(pybind11::handle object, const char* argument, const char* expected);
+
+// "ndarray", "Tensor": what to call an argument of the wrong type.
+std::string type_name(pybind11::handle object);
+
+}  // namespace fai

@@ -1,0 +1,162 @@
+// postprocess: logits in, rows and masks out.
+#include "csrc/ops/postprocess.h"
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "csrc/bindings/arrays.h"
+#include "csrc/bindings/bindings.h"
+#include "csrc/core/error.h"
+#include "csrc/ops/checks.h"
+
+namespace py = pybind11;
+
+namespace fai {
+namespace {
+
+// Gives a vector's memory to an array.
+template <class T>
+py::array to_array(std::vector<T>&& values, std::vector<py::ssize_t> shape) {
+    auto* held = new std::vector<T>(std::move(values));
+    py::capsule owner(held, [](void* p) { delete static_cast<std::vector<T>*>(p); });
+    return py::array_t<T>(std::move(shape), held->data(), owner);
+}
+
+py::array to_array(std::unique_ptr<uint64_t[]>&& words, int64_t count) {
+    if (count == 0) return py::array_t<uint64_t>(0);
+    uint64_t* held = words.release();
+    py::capsule owner(held, [](void* p) { delete[] static_cast<uint64_t*>(p); });
+    return py::array_t<uint64_t>(std::vector<py::ssize_t>{count}, held, owner);
+}
+
+py::dict to_dict(ops::Postprocessed&& result, const ops::PostprocessArguments& arguments, py::object segments) {
+    const auto rows = static_cast<py::ssize_t>(result.query.size());
+    py::dict dict;
+    dict["confidence"] = to_array(std::move(result.confidence), {rows});
+    dict["class_id"] = to_array(std::move(result.class_id), {rows});
+    dict["query"] = to_array(std::move(result.query), {rows});
+    dict["area"] = to_array(std::move(result.area), {rows});
+    dict["boxes"] = to_array(std::move(result.boxes), {rows, 4});
+    if (arguments.predict_all_pixels) {
+        dict["segments"] = std::move(segments);
+    } else {
+        dict["bits"] = to_array(std::move(result.bits), result.words);
+        dict["offsets"] = to_array(std::move(result.offsets), {rows});
+    }
+    return dict;
+}
+
+// content (height, width), offset (top, left), input (height, width)
+using LetterboxTuple = std::array<std::array<int32_t, 2>, 3>;
+
+// One dict an image. `class_names` counts the caller's names, -1 where there are none; `sizes` and `letterboxes` have one entry an image.
+py::list postprocess(py::object mask_logits, py::object class_logits, bool batched,
+                     const std::vector<std::array<int64_t, 2>>& sizes, double threshold, double mask_threshold,
+                     bool use_mask_score, bool predict_all_pixels, bool softmax, int64_t class_names,
+                     const std::vector<std::optional<LetterboxTuple>>& letterboxes, int num_threads) {
+    constexpr const char* kMasks = "a float32 or float16 array (Q, h, w) in the CPU's memory";
+    constexpr const char* kMaskBatch = "a float32 or float16 array (B, Q, h, w) in the CPU's memory";
+    constexpr const char* kClasses = "a float32 or float16 array (Q, K) in the CPU's memory";
+    constexpr const char* kClassBatch = "a float32 or float16 array (B, Q, K) in the CPU's memory";
+    Borrowed masks = borrow(mask_logits, "mask_logits", batched ? kMaskBatch : kMasks);
+    Borrowed classes = borrow(class_logits, "class_logits", batched ? kClassBatch : kClasses);
+    masks.make_rows_contiguous();
+    classes.make_rows_contiguous();
+    int64_t images = 1;
+    if (batched) {
+        const auto check = [](const char* name, const View& view, int ndim, const char* expected) {
+            if (view.ndim == ndim) return;
+            throw ValueError(message(name, ": got shape ", ops::shape_of(view), ", expected ", expected));
+        };
+        check("mask_logits", masks.view, 4, "(B, Q, h, w)");
+        check("class_logits", classes.view, 3, "(B, Q, K)");
+        images = masks.view.shape[0];
+        if (classes.view.shape[0] != images) {
+            throw ValueError(message("class_logits: got ", classes.view.shape[0], " images in shape ",
+                                     ops::shape_of(classes.view), ", expected ", images, " as in mask_logits ",
+                                     ops::shape_of(masks.view)));
+        }
+    } else {
+        masks.squeeze_to(3);
+        classes.squeeze_to(2);
+    }
+    if (static_cast<int64_t>(sizes.size()) != images) {
+        throw ValueError(message("size: got ", sizes.size(), " sizes, expected one for each of ", images, " images"));
+    }
+    if (static_cast<int64_t>(letterboxes.size()) != images) {
+        throw ValueError(
+            message("letterbox: got ", letterboxes.size(), ", expected one for each of ", images, " images"));
+    }
+    py::list results;
+    for (int64_t i = 0; i < images; ++i) {
+        ops::PostprocessArguments arguments;
+        arguments.mask_logits = masks.view;
+        arguments.class_logits = classes.view;
+        if (batched) {
+            const auto image = [i](View& view) {
+                view.data = static_cast<const char*>(view.data) + i * view.strides[0];
+                for (int k = 0; k + 1 < view.ndim; ++k) {
+                    view.shape[k] = view.shape[k + 1];
+                    view.strides[k] = view.strides[k + 1];
+                }
+                --view.ndim;
+            };
+            image(arguments.mask_logits);
+            image(arguments.class_logits);
+        }
+        ops::check_sides("size", sizes[i][0], sizes[i][1]);
+        arguments.size = {static_cast<int32_t>(sizes[i][0]), static_cast<int32_t>(sizes[i][1])};
+        arguments.threshold = threshold;
+        arguments.mask_threshold = mask_threshold;
+        arguments.use_mask_score = use_mask_score;
+        arguments.predict_all_pixels = predict_all_pixels;
+        arguments.softmax = softmax;
+        arguments.num_threads = num_threads;
+        if (const auto& box = letterboxes[i]) {
+            arguments.letterboxed = true;
+            arguments.placement = {(*box)[1][0], (*box)[1][1], {(*box)[0][0], (*box)[0][1]}};
+            arguments.tensor = {(*box)[2][0], (*box)[2][1]};
+        }
+        ops::check(arguments);
+        const int64_t class_count = arguments.class_logits.shape[1] - softmax;
+        if (class_names >= 0 && class_names != class_count) {
+            throw ValueError(message("class_names: got ", class_names, " names, expected ", class_count,
+                                     " for class_logits ", ops::shape_of(arguments.class_logits),
+                                     softmax ? " (the last column is 'no object')" : ""));
+        }
+        py::object segments = py::none();
+        void* labels = nullptr;
+        if (predict_all_pixels) {
+            const bool wide = ops::segment_item_size(arguments) == 2;
+            py::array fresh(wide ? py::dtype::of<uint16_t>() : py::dtype::of<uint8_t>(),
+                            std::vector<py::ssize_t>{sizes[i][0], sizes[i][1]});
+            labels = fresh.mutable_data();
+            segments = std::move(fresh);
+        }
+        ops::Postprocessed result;
+        {
+            py::gil_scoped_release release;
+            ops::postprocess(arguments, labels, result);
+        }
+        results.append(to_dict(std::move(result), arguments, std::move(segments)));
+    }
+    return results;
+}
+
+}  // namespace
+
+void register_postprocess(py::module_& m) {
+    m.def("postprocess", postprocess, py::arg("mask_logits"), py::arg("class_logits"), py::arg("batched"),
+          py::arg("sizes"), py::arg("threshold"), py::arg("mask_threshold"), py::arg("use_mask_score"),
+          py::arg("predict_all_pixels"), py::arg("softmax"), py::arg("class_names"),
+          py::arg("letterboxes"), py::arg("num_threads"));
+}
+
+}  // namespace fai

@@ -1,0 +1,148 @@
+// preprocess: frames in, tensors out.
+#include "csrc/ops/preprocess.h"
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <string>
+#include <vector>
+
+#include "csrc/bindings/arrays.h"
+#include "csrc/bindings/bindings.h"
+#include "csrc/core/error.h"
+#include "csrc/ops/checks.h"
+
+namespace py = pybind11;
+
+namespace fai {
+namespace {
+
+constexpr const char* kExpectedImage = "a uint8 array (H, W, C) in the CPU's memory";
+
+template <class T>
+struct Choice {
+    const char* name;
+    T value;
+};
+
+template <class T, size_t n>
+T choose(const char* argument, const std::string& name, const Choice<T> (&choices)[n]) {
+    std::string names;
+    for (const Choice<T>& choice : choices) {
+        if (name == choice.name) return choice.value;
+        names += message(names.empty() ? "'" : ", '", choice.name, "'");
+    }
+    throw ValueError(message(argument, ": got '", name, "', expected one of ", names));
+}
+
+constexpr Choice<ops::Colour> kColours[] = {
+    {"rgb", ops::Colour::rgb},   {"bgr", ops::Colour::bgr},   {"rgba", ops::Colour::rgba},
+    {"bgra", ops::Colour::bgra}, {"gray", ops::Colour::gray}, {"nv12", ops::Colour::nv12},
+    {"i420", ops::Colour::i420}, {"yuyv", ops::Colour::yuyv}, {"uyvy", ops::Colour::uyvy},
+};
+constexpr Choice<ops::YuvMatrix> kMatrices[] = {{"bt601", ops::YuvMatrix::bt601},
+                                                {"bt709", ops::YuvMatrix::bt709}};
+constexpr Choice<bool> kRanges[] = {{"limited", true}, {"full", false}};
+constexpr Choice<bool> kResizes[] = {{"stretch", false}, {"letterbox", true}};
+constexpr Choice<DType> kDtypes[] = {{"float32", DType::f32}, {"float16", DType::f16}};
+
+// A caller's `out` where it can take the tensor as it is.
+Borrowed borrow_out(py::handle out, DType dtype, Size size) {
+    constexpr const char* kExpected = "a writable C-contiguous array (1, 3, h, w) of float32 or float16";
+    Borrowed borrowed = borrow(out, "out", kExpected);
+    const View& view = borrowed.view;
+    if (view.dtype != dtype) {
+        throw ValueError(
+            message("out: got dtype ", ops::name_of(view.dtype), ", expected ", ops::name_of(dtype)));
+    }
+    const int at = view.ndim - 3;
+    const bool fits = (at == 0 || (at == 1 && view.shape[0] == 1)) && view.shape[at] == 3 &&
+                      view.shape[at + 1] == size.height && view.shape[at + 2] == size.width;
+    if (!fits) {
+        throw ValueError(message("out: got shape ", ops::shape_of(view), ", expected (1, 3, ", size.height, ", ",
+                                 size.width, ")"));
+    }
+    if (!borrowed.writable) throw ValueError("out: got a read-only array, expected a writable one");
+    if (!borrowed.contiguous()) {
+        throw ValueError("out: got an array that is not C-contiguous and aligned, expected one that is");
+    }
+    return borrowed;
+}
+
+py::tuple preprocess(py::object image, std::array<int64_t, 2> size, std::array<float, 3> mean,
+                     std::array<float, 3> std, const std::string& color, const std::string& resize,
+                     const std::string& dtype, py::object out, const std::string& yuv_matrix,
+                     const std::string& yuv_range) {
+    ops::PreprocessArguments arguments;
+    arguments.colour = choose("color", color, kColours);
+    arguments.matrix = choose("yuv_matrix", yuv_matrix, kMatrices);
+    arguments.limited_range = choose("yuv_range", yuv_range, kRanges);
+    arguments.letterbox = choose("resize", resize, kResizes);
+    const DType out_dtype = choose("dtype", dtype, kDtypes);
+    ops::check_sides("size", size[0], size[1]);
+    arguments.size = {static_cast<int32_t>(size[0]), static_cast<int32_t>(size[1])};
+    std::copy(mean.begin(), mean.end(), arguments.mean);
+    std::copy(std.begin(), std.end(), arguments.std);
+
+    std::vector<Borrowed> planes;
+    if (py::isinstance<py::tuple>(image)) {
+        const auto tuple = py::reinterpret_borrow<py::tuple>(image);
+        if (tuple.empty() || tuple.size() > 3) {
+            throw ValueError(message("image: got a tuple of ", tuple.size(), " planes, expected 2 or 3"));
+        }
+        for (const py::handle plane : tuple) planes.push_back(borrow(plane, "image", kExpectedImage));
+    } else {
+        planes.push_back(borrow(image, "image", kExpectedImage));
+    }
+    arguments.plane_count = static_cast<int>(planes.size());
+    for (size_t i = 0; i < planes.size(); ++i) arguments.planes[i] = planes[i].view;
+    const Size frame = ops::frame_size(arguments);
+
+    Borrowed target;
+    void* data = nullptr;
+    if (out.is_none()) {
+        py::array fresh(py::dtype(dtype), std::vector<py::ssize_t>{1, 3, size[0], size[1]});
+        data = fresh.mutable_data();
+        out = std::move(fresh);
+    } else {
+        target = borrow_out(out, out_dtype, arguments.size);
+        data = const_cast<void*>(target.view.data);
+        for (const Borrowed& plane : planes) {
+            const auto a = plane.span(), b = target.span();
+            if (a.begin < b.end && b.begin < a.end) {
+                throw ValueError("out: got memory that overlaps image, expected memory of its own");
+            }
+        }
+    }
+    ops::Placement placement;
+    {
+        py::gil_scoped_release release;
+        placement = ops::preprocess(arguments, out_dtype, data);
+    }
+    return py::make_tuple(out, py::make_tuple(frame.height, frame.width),
+                          py::make_tuple(placement.content.height, placement.content.width),
+                          py::make_tuple(placement.top, placement.left));
+}
+
+py::tuple letterbox(std::array<int64_t, 2> frame, std::array<int64_t, 2> input) {
+    ops::check_sides("frame", frame[0], frame[1]);
+    ops::check_sides("input", input[0], input[1]);
+    const auto size_of = [](const std::array<int64_t, 2>& sides) {
+        return Size{static_cast<int32_t>(sides[0]), static_cast<int32_t>(sides[1])};
+    };
+    const ops::Placement at = ops::place(size_of(frame), size_of(input), true);
+    return py::make_tuple(py::make_tuple(at.content.height, at.content.width), py::make_tuple(at.top, at.left));
+}
+
+}  // namespace
+
+void register_preprocess(py::module_& m) {
+    m.def("preprocess", preprocess, py::arg("image"), py::arg("size"), py::arg("mean"), py::arg("std"),
+          py::arg("color"), py::arg("resize"), py::arg("dtype"), py::arg("out"), py::arg("yuv_matrix"),
+          py::arg("yuv_range"));
+    m.def("letterbox", letterbox, py::arg("frame"), py::arg("input"));
+}
+
+}  // namespace fai

@@ -1,0 +1,21 @@
+// One instruction set's table of kernels.
+#include "csrc/cpu/isa.h"
+#include "csrc/cpu/postprocess.inl"
+#include "csrc/cpu/preprocess.inl"
+
+namespace fai::cpu::FAI_ISA {
+
+const Kernels& table() {
+    static constexpr Kernels kTable{
+        FAI_ISA_NAME,
+        {class_score<float>, class_score<uint16_t>},
+        {find_extent<float>, find_extent<uint16_t>},
+        {draw_instance<float>, draw_instance<uint16_t>},
+        {draw_segments<float>, draw_segments<uint16_t>},
+        load_row,
+        blend_rows,
+    };
+    return kTable;
+}
+
+}  // namespace fai::cpu::FAI_ISA

@@ -1,0 +1,160 @@
+// The CPU kernels as the ops see them: plain structs, and one table of functions an instruction set.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "csrc/core/types.h"
+#include "csrc/math/colour.h"
+
+namespace fai::cpu {
+
+// Tables of one axis are padded by this many entries, so that a vector may be loaded at the last.
+inline constexpr int kPadding = 16;
+
+// ---- postprocess
+
+// One axis of a mask's resampling. The `nodes` mask values span `nodes` cells; cell j lies between nodes j and
+// j + 1 (the last one between the last node and itself, by the clamped edge). Every output pixel lies in a cell.
+struct PixelAxis {
+    int32_t nodes;
+    int32_t pixels;
+    const int32_t* cell;       // (pixels + padding) cell of a pixel
+    const float* fraction;     // (pixels + padding) how far the pixel lies from node j to node j + 1
+    const int32_t* first;      // (nodes + 1) first pixel of a cell; first[nodes] = pixels
+    const double* prefix;      // (pixels + 1) sum of the fractions before a pixel
+    const float* left_weight;  // (nodes + padding) sum of (1 - fraction) over a cell's pixels
+    const float* right_weight; // (nodes + padding) sum of fraction over a cell's pixels
+};
+
+// One query's logits. Rows are contiguous; strides count values.
+struct Plane {
+    const void* data;
+    int32_t rows;
+    int32_t columns;
+    int64_t row_stride;
+};
+
+// The nodes that may be inside: rows [row_begin, row_end), columns likewise; empty where none.
+struct Extent {
+    int32_t row_begin, row_end, column_begin, column_end;
+    bool has_nan;
+};
+
+// Pixel box, half open, and what lies in it.
+struct Region {
+    int32_t x1, y1, x2, y2;
+    int64_t area;
+    double sum;  // of mask probabilities over the region
+
+    static Region empty() { return {INT32_MAX, INT32_MAX, 0, 0, 0, 0.0}; }
+};
+
+struct InstanceTask {
+    Plane logits;
+    Extent extent;
+    PixelAxis x, y;
+    float mask_threshold;
+    bool want_sum;
+    uint64_t* words;      // (rows of the extent's pixels, word_stride), written whole
+    int64_t word_stride;  // words a row
+    int32_t word_begin;   // frame column of the first bit, divided by 64
+    int32_t row_begin;    // frame row of the first row
+    float* scratch;        // instance_scratch(columns) floats
+    uint64_t* node_bits;   // columns / 64 + 2
+};
+
+inline int64_t instance_scratch(int32_t columns) { return 3 * (static_cast<int64_t>(columns) + 2 * kPadding); }
+
+// A query that can win pixels in some cells of a block.
+struct Candidate {
+    int32_t position;  // among the competitors
+    int32_t query;
+    uint32_t cells;
+};
+
+struct SemanticTask {
+    const void* logits;  // (queries, rows, columns)
+    int32_t rows, columns;
+    int64_t query_stride, row_stride;
+    int32_t competitors;
+    const int32_t* query;  // (competitors) in order of falling score
+    const float* score;    // (competitors)
+    PixelAxis x, y;
+    int32_t row_begin, row_end;  // cell rows of this task
+    void* segments;              // (y.pixels, x.pixels) uint8 or uint16
+    bool wide;                   // uint16
+    bool want_sum;
+    uint8_t* has_nan;   // (competitors) set to 1 where a NaN is met
+    Region* regions;    // (competitors) of this task alone
+    float* scratch;     // semantic_scratch(competitors) floats
+    Candidate* candidates;  // (competitors)
+    int32_t* held;          // (competitors)
+};
+
+inline int64_t semantic_scratch(int32_t competitors) { return static_cast<int64_t>(competitors) * 4 * 16; }
+
+// ---- preprocess
+
+enum class RowFormat : uint8_t {
+    packed,  // channels within four bytes: one load a pixel
+    planar,  // three channels anywhere
+    grey,    // one channel
+    yuv,     // luma and chroma anywhere, V within four bytes of U or in a plane of its own
+};
+
+// How a source row is sampled: byte offsets of the left and right tap of every output column.
+struct RowPlan {
+    RowFormat format;
+    int32_t columns;  // output columns
+    bool two_taps;    // false where every fraction is 0
+    const float* fraction;           // (columns)
+    const int32_t* left;             // (columns) into every plane, or into luma
+    const int32_t* right;            // (columns)
+    const int32_t* chroma_left;      // (columns) yuv
+    const int32_t* chroma_right;     // (columns) yuv
+    int32_t safe_begin, safe_end;    // columns whose taps may load four bytes; the others go byte by byte
+    int32_t shift[3];                // packed: bits below each channel
+    int32_t v_shift;                 // yuv: bits from U to V, 0 where V has a plane of its own
+    math::YuvCoefficients yuv;
+};
+
+// The rows of memory that a RowPlan's offsets refer to.
+struct SourceRow {
+    const uint8_t* plane[3];
+};
+
+struct BlendTask {
+    const float* top;     // source rows, horizontally resampled
+    const float* bottom;  // == top where one row is enough
+    float top_weight, bottom_weight, bias;
+    int32_t columns;
+    void* out;
+    bool half;
+};
+
+struct Kernels {
+    const char* isa;
+    // [0] float32 logits, [1] float16.
+    void (*class_score[2])(const void* logits, int32_t count, bool softmax, double* score, int64_t* class_id);
+    Extent (*find_extent[2])(const Plane& logits, float level);
+    Region (*draw_instance[2])(const InstanceTask& task);
+    void (*draw_segments[2])(const SemanticTask& task);
+    // out[c * columns + x] = channel c of the row at output column x, 0..255; grey fills c = 0 only.
+    void (*load_row)(const RowPlan& plan, const SourceRow& row, float* out);
+    void (*blend_rows)(const BlendTask& task);
+};
+
+// The table of the best instruction set that the CPU has, or of the one FAI_FAST_FORCE_ISA names. Throws
+// std::runtime_error where that is unknown or not to be had here.
+const Kernels& kernels();
+
+struct IsaInfo {
+    const char* name;
+    bool available;
+};
+
+// What was compiled in, the best last.
+std::vector<IsaInfo> isas();
+
+}  // namespace fai::cpu

@@ -1,0 +1,431 @@
+// Query-mask postprocessing, written once and compiled per instruction set.
+//
+// Bytes. Instance: the logits of the queries whose class score passes are read once (Q' * h * w * itemsize), the
+// boxes' bits are written. Semantic: logits are read where a query can still win, the segments (H * W bytes)
+// written. Both also run one sigmoid a node they use; pixels cost only where a boundary passes.
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "csrc/cpu/kernels.h"
+#include "csrc/cpu/simd.h"
+#include "csrc/math/masks.h"
+
+namespace fai::cpu::FAI_ISA {
+namespace {
+
+FAI_HD uint32_t low_bits(int n) { return n >= kLanes ? 0xffffu : (1u << n) - 1u; }
+FAI_HD int smaller(int a, int b) { return a < b ? a : b; }
+FAI_HD int larger(int a, int b) { return a > b ? a : b; }
+
+// ---- class scores (step 1)
+
+template <class T>
+void class_score(const void* data, int32_t count, bool softmax, double* score, int64_t* class_id) {
+    const T* logits = static_cast<const T*>(data);
+    const int32_t classes = softmax ? count - 1 : count;
+    constexpr float kLowest = -std::numeric_limits<float>::infinity();
+    constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+
+    F32 top = broadcast(kLowest);  // over the classes
+    bool nan = false;
+    for (int32_t k = 0; k < classes; k += kLanes) {
+        const int n = smaller(classes - k, kLanes);
+        const F32 v = load_first(logits + k, n);
+        nan |= any(is_nan(v));
+        top = maximum(top, select(mask_of(low_bits(n)), v, broadcast(kLowest)));
+    }
+    alignas(64) float lane[kLanes];
+    store(lane, top);
+    float best = kLowest;
+    for (float value : lane) best = value > best ? value : best;
+
+    *class_id = 0;
+    for (int32_t k = 0; k < classes; k += kLanes) {
+        const int n = smaller(classes - k, kLanes);
+        const uint32_t hits = bits(load_first(logits + k, n) >= broadcast(best)) & low_bits(n);
+        if (hits) {
+            *class_id = k + __builtin_ctz(hits);
+            break;
+        }
+    }
+    if (!softmax) {
+        *score = nan ? kNan : 1.0 / (1.0 + std::exp(-static_cast<double>(best)));
+        return;
+    }
+    alignas(64) float last[kLanes];
+    store(last, load_first(logits + classes, 1));
+    const float largest = last[0] > best ? last[0] : best;
+    if (nan || !(last[0] == last[0]) || largest == kLowest || largest == -kLowest) {
+        *score = kNan;
+        return;
+    }
+    F32 total = broadcast(0.0f);
+    const F32 floor = broadcast(-87.0f);
+    for (int32_t k = 0; k < count; k += kLanes) {
+        const int n = smaller(count - k, kLanes);
+        const F32 x = load_first(logits + k, n) - broadcast(largest);
+        const F32 e = math::exponential(maximum(x, floor));
+        total = total + select(mask_of(low_bits(n)) & (x >= floor), e, broadcast(0.0f));
+    }
+    *score = std::exp(static_cast<double>(best) - static_cast<double>(largest)) / sum(total);
+}
+
+// ---- instance masks
+
+// The nodes whose logit is at least `level`, and whether any is NaN.
+template <class T>
+Extent find_extent(const Plane& plane, float level) {
+    const T* data = static_cast<const T*>(plane.data);
+    const int blocks = (plane.columns + kLanes - 1) / kLanes;
+    uint32_t column_hits[(kMaxSide + kLanes) / kLanes] = {};
+    Extent extent{plane.rows, 0, 0, 0, false};
+    uint32_t nans = 0;
+    const F32 wanted = broadcast(level);
+    for (int32_t y = 0; y < plane.rows; ++y) {
+        const T* row = data + y * plane.row_stride;
+        uint32_t row_hits = 0;
+        for (int k = 0; k < blocks; ++k) {
+            const int n = smaller(plane.columns - k * kLanes, kLanes);
+            const F32 v = load_first(row + k * kLanes, n);
+            const uint32_t hits = bits(v >= wanted) & low_bits(n);
+            nans |= bits(is_nan(v));
+            column_hits[k] |= hits;
+            row_hits |= hits;
+        }
+        if (row_hits) {
+            extent.row_begin = smaller(extent.row_begin, y);
+            extent.row_end = y + 1;
+        }
+    }
+    extent.has_nan = nans != 0;
+    if (extent.row_end == 0) return {0, 0, 0, 0, extent.has_nan};
+    extent.column_begin = plane.columns;
+    for (int k = 0; k < blocks; ++k) {
+        if (!column_hits[k]) continue;
+        extent.column_begin = smaller(extent.column_begin, k * kLanes + __builtin_ctz(column_hits[k]));
+        extent.column_end = k * kLanes + 32 - __builtin_clz(column_hits[k]);
+    }
+    return extent;
+}
+
+// Sets the bits [begin, end) of a row of words.
+FAI_HD void fill_bits(uint64_t* words, int32_t begin, int32_t end) {
+    const int32_t first = begin >> 6, last = (end - 1) >> 6;
+    const uint64_t head = ~uint64_t{0} << (begin & 63);
+    const uint64_t tail = ~uint64_t{0} >> (63 - ((end - 1) & 63));
+    if (first == last) {
+        words[first] |= head & tail;
+        return;
+    }
+    words[first] |= head;
+    for (int32_t k = first + 1; k < last; ++k) words[k] = ~uint64_t{0};
+    words[last] |= tail;
+}
+
+// An output row of a mask is piecewise linear between the nodes, so it is a list of runs whose ends lie in cells
+// with one node inside and one outside: only the pixels of those cells are looked at.
+template <class T>
+Region draw_instance(const InstanceTask& task) {
+    const T* logits = static_cast<const T*>(task.logits.data);
+    const int32_t rows = task.logits.rows, columns = task.logits.columns;
+    // One node more on each side: the mask may reach into the cells around its nodes.
+    const int32_t left = larger(task.extent.column_begin - 1, 0);
+    const int32_t right = smaller(task.extent.column_end, columns - 1);  // last node
+    const int32_t top = larger(task.extent.row_begin - 1, 0);
+    const int32_t bottom = smaller(task.extent.row_end, rows - 1);
+    const int32_t loaded = right - left + 1;
+    const bool reaches_edge = right == columns - 1;  // then the clamped cell after the last node is ours as well
+    const int32_t cells = loaded - 1 + reaches_edge;
+    const int32_t blocks = (cells + 1 + kLanes - 1) / kLanes;
+    const int32_t word_count = (cells + 1 + 63) / 64;
+
+    const int64_t stride = columns + 2 * kPadding;
+    float* node_row[2] = {task.scratch, task.scratch + stride};
+    int32_t held[2] = {-1, -1};
+    float* value = task.scratch + 2 * stride;
+    uint64_t* node_bits = task.node_bits;
+
+    const auto nodes_of = [&](int32_t row) -> const float* {
+        const int slot = row & 1;
+        if (held[slot] != row) {
+            held[slot] = row;
+            const T* source = logits + row * task.logits.row_stride + left;
+            for (int32_t k = 0; k < blocks; ++k) {
+                const int n = larger(smaller(loaded - k * kLanes, kLanes), 0);
+                store(node_row[slot] + k * kLanes, math::sigmoid(load_first(source + k * kLanes, n)));
+            }
+            if (reaches_edge) node_row[slot][loaded] = node_row[slot][loaded - 1];
+        }
+        return node_row[slot];
+    };
+
+    Region region = Region::empty();
+    const F32 threshold = broadcast(task.mask_threshold);
+    F32 full_sum = broadcast(0.0f);
+    double sum_of_rows = 0.0;
+    int32_t cell_row = -1;
+    const int32_t begin = task.y.first[top];
+    const int32_t end = task.y.first[bottom + (bottom == rows - 1)];
+    for (int32_t y = begin; y < end; ++y) {
+        uint64_t* words = task.words + (y - task.row_begin) * task.word_stride;
+        std::memset(words, 0, static_cast<size_t>(task.word_stride) * sizeof *words);
+        const int32_t i = task.y.cell[y];
+        if (i != cell_row) {
+            // Flushed once a cell row, so that the float lanes never grow large.
+            sum_of_rows += sum(full_sum);
+            full_sum = broadcast(0.0f);
+            cell_row = i;
+        }
+        const float* above = nodes_of(i);
+        const float* below = nodes_of(smaller(i + 1, rows - 1));
+        const F32 fraction = broadcast(task.y.fraction[y]);
+        std::memset(node_bits, 0, static_cast<size_t>(word_count) * sizeof *node_bits);
+        uint32_t seen = 0;
+        for (int32_t k = 0; k < blocks; ++k) {
+            const F32 v = math::lerp(load(above + k * kLanes), load(below + k * kLanes), fraction);
+            store(value + k * kLanes, v);
+            const uint32_t hits =
+                bits(math::inside(v, threshold)) & low_bits(smaller(cells + 1 - k * kLanes, kLanes));
+            node_bits[k >> 2] |= static_cast<uint64_t>(hits) << (16 * (k & 3));
+            seen |= hits;
+        }
+        if (!seen) continue;
+
+        if (task.want_sum) {
+            for (int32_t k = 0; k < blocks; ++k) {
+                const uint64_t word = node_bits[k >> 2] >> (16 * (k & 3));
+                const bool last_of_word = (k & 3) == 3;
+                const uint64_t next = last_of_word && (k >> 2) + 1 < word_count ? node_bits[(k >> 2) + 1] : 0;
+                const uint32_t full =
+                    static_cast<uint32_t>(word & (last_of_word ? (word >> 1) | (next << 15) : word >> 1)) & 0xffffu;
+                if (!full) continue;
+                const int32_t cell = left + k * kLanes;
+                const F32 part = load(value + k * kLanes) * load(task.x.left_weight + cell) +
+                                 load(value + k * kLanes + 1) * load(task.x.right_weight + cell);
+                full_sum = full_sum + select(mask_of(full), part, broadcast(0.0f));
+            }
+        }
+
+        const auto emit = [&](int32_t x1, int32_t x2) {
+            if (x1 >= x2) return;
+            fill_bits(words, x1 - 64 * task.word_begin, x2 - 64 * task.word_begin);
+            region.area += x2 - x1;
+            region.x1 = smaller(region.x1, x1);
+            region.x2 = larger(region.x2, x2);
+            region.y1 = smaller(region.y1, y);
+            region.y2 = y + 1;
+        };
+        bool on = node_bits[0] & 1;
+        int32_t run_begin = task.x.first[left];
+        for (int32_t k = 0; k < word_count; ++k) {
+            const uint64_t next = k + 1 < word_count ? node_bits[k + 1] : 0;
+            uint64_t changes = node_bits[k] ^ ((node_bits[k] >> 1) | (next << 63));
+            const int32_t valid = cells - 64 * k;
+            if (valid < 64) changes &= valid > 0 ? (uint64_t{1} << valid) - 1 : 0;
+            for (; changes; changes &= changes - 1) {
+                const int32_t j = 64 * k + __builtin_ctzll(changes);
+                const int32_t x1 = task.x.first[left + j], x2 = task.x.first[left + j + 1];
+                const F32 a = broadcast(value[j]), b = broadcast(value[j + 1]);
+                int32_t count = 0;
+                for (int32_t x = x1; x < x2; x += kLanes) {
+                    const auto hit = math::inside(math::lerp(a, b, load(task.x.fraction + x)), threshold);
+                    count += __builtin_popcount(bits(hit) & low_bits(smaller(x2 - x, kLanes)));
+                }
+                const int32_t from = on ? x1 : x2 - count, to = on ? x1 + count : x2;
+                if (task.want_sum) {
+                    sum_of_rows += static_cast<double>(count) * value[j] +
+                                   (task.x.prefix[to] - task.x.prefix[from]) * (value[j + 1] - value[j]);
+                }
+                if (on) {
+                    emit(run_begin, to);
+                } else {
+                    run_begin = from;
+                }
+                on = !on;
+            }
+        }
+        if (on) emit(run_begin, task.x.first[left + cells]);
+    }
+    region.sum = sum_of_rows + sum(full_sum);
+    return region;
+}
+
+// ---- semantic masks
+
+// Cells are taken 15 at a time: their 16 nodes are one vector.
+inline constexpr int kBlockCells = kLanes - 1;
+
+template <class L>
+FAI_HD void fill(L* out, L value, int32_t n) {
+    if constexpr (sizeof(L) == 1) {
+        std::memset(out, value, static_cast<size_t>(n));
+    } else {
+        for (int32_t x = 0; x < n; ++x) out[x] = value;
+    }
+}
+
+FAI_HD void grow(Region& region, int32_t x1, int32_t y1, int32_t x2, int32_t y2) {
+    region.x1 = smaller(region.x1, x1);
+    region.y1 = smaller(region.y1, y1);
+    region.x2 = larger(region.x2, x2);
+    region.y2 = larger(region.y2, y2);
+}
+
+// Bilinear values lie between their cell's smallest and largest corner, so a query can win in a cell only where
+// its largest corner reaches the largest smallest corner of any. Competitors come in order of falling score: once
+// a score itself is below that in every cell of the block, all that follow are out without being read.
+template <class T, class L>
+void draw_segments_of(const SemanticTask& task) {
+    const T* logits = static_cast<const T*>(task.logits);
+    L* segments = static_cast<L*>(task.segments);
+    const int32_t width = task.x.pixels;
+    const int32_t competitors = task.competitors;
+    constexpr L kNobody = static_cast<L>(-1);
+    // The interpolation may round past a corner by a unit in the last place.
+    const F32 slack = broadcast(1.000001f);
+
+    const int64_t share = static_cast<int64_t>(competitors) * kLanes;
+    float* node[2] = {task.scratch, task.scratch + share};
+    float* upper = task.scratch + 2 * share;
+    float* row_value = task.scratch + 3 * share;
+    int32_t* held = task.held;
+    Candidate* candidates = task.candidates;
+
+    for (int32_t block = 0; block < task.columns; block += kBlockCells) {
+        const int32_t cells = smaller(task.columns - block, kBlockCells);
+        const int32_t x1 = task.x.first[block], x2 = task.x.first[block + cells];
+        if (x1 == x2) continue;
+        const int32_t loaded = smaller(task.columns - block, kLanes);
+        const uint32_t valid = low_bits(cells);
+        const auto load_nodes = [&](int32_t position, int32_t row) {
+            const T* source = logits + task.query[position] * task.query_stride + row * task.row_stride + block;
+            F32 v = load_first(source, loaded);
+            if (any(is_nan(v))) task.has_nan[position] = 1;
+            v = math::sigmoid(v);
+            if (loaded < kLanes) {
+                alignas(64) float lane[kLanes];
+                store(lane, v);
+                for (int i = loaded; i < kLanes; ++i) lane[i] = lane[loaded - 1];
+                v = load(lane);
+            }
+            store(node[row & 1] + static_cast<int64_t>(position) * kLanes, v);
+            return v;
+        };
+        for (int32_t position = 0; position < competitors; ++position) held[position] = -1;
+
+        for (int32_t i = task.row_begin; i < task.row_end; ++i) {
+            const int32_t y1 = task.y.first[i], y2 = task.y.first[i + 1];
+            if (y1 == y2) continue;
+            const int32_t above = i, below = smaller(i + 1, task.rows - 1);
+            // Lanes without a cell never keep a competitor in.
+            F32 guaranteed = select(mask_of(valid), broadcast(-1.0f), broadcast(2.0f));
+            int32_t read = 0;
+            for (; read < competitors; ++read) {
+                const F32 score = broadcast(task.score[read]);
+                if (all(guaranteed > score * slack)) break;
+                const F32 a = held[read] == above
+                                  ? load(node[above & 1] + static_cast<int64_t>(read) * kLanes)
+                                  : load_nodes(read, above);
+                const F32 b = below == above ? a : load_nodes(read, below);
+                held[read] = below;
+                const F32 low = minimum(a, b), high = maximum(a, b);
+                guaranteed = maximum(minimum(low, next_lane(low)) * score, guaranteed);
+                store(upper + static_cast<int64_t>(read) * kLanes,
+                      maximum(high, next_lane(high)) * score * slack);
+            }
+            int32_t count = 0;
+            for (int32_t position = 0; position < read; ++position) {
+                const uint32_t can_win =
+                    bits(load(upper + static_cast<int64_t>(position) * kLanes) >= guaranteed) & valid;
+                if (!can_win) continue;
+                const Candidate candidate{position, task.query[position], can_win};
+                int32_t at = count++;
+                for (; at > 0 && candidates[at - 1].query > candidate.query; --at) {
+                    candidates[at] = candidates[at - 1];
+                }
+                candidates[at] = candidate;
+            }
+            if (count <= 1) {
+                const L label = count ? static_cast<L>(candidates[0].query) : kNobody;
+                for (int32_t y = y1; y < y2; ++y) {
+                    fill(segments + static_cast<int64_t>(y) * width + x1, label, x2 - x1);
+                }
+                if (!count) continue;
+                Region& region = task.regions[candidates[0].position];
+                grow(region, x1, y1, x2, y2);
+                region.area += static_cast<int64_t>(x2 - x1) * (y2 - y1);
+                if (task.want_sum) {
+                    const int64_t at = static_cast<int64_t>(candidates[0].position) * kLanes;
+                    const F32 a = load(node[above & 1] + at), b = load(node[below & 1] + at);
+                    const F32 rows = broadcast(static_cast<float>(y2 - y1));
+                    const F32 lower = broadcast(static_cast<float>(task.y.prefix[y2] - task.y.prefix[y1]));
+                    const F32 column = a * rows + (b - a) * lower;
+                    const F32 part = column * load(task.x.left_weight + block) +
+                                     next_lane(column) * load(task.x.right_weight + block);
+                    region.sum += sum(select(mask_of(valid), part, broadcast(0.0f)));
+                }
+                continue;
+            }
+            for (int32_t y = y1; y < y2; ++y) {
+                const F32 fraction = broadcast(task.y.fraction[y]);
+                for (int32_t c = 0; c < count; ++c) {
+                    const int64_t at = static_cast<int64_t>(candidates[c].position) * kLanes;
+                    store(row_value + static_cast<int64_t>(c) * kLanes,
+                          math::lerp(load(node[above & 1] + at), load(node[below & 1] + at), fraction));
+                }
+                L* out = segments + static_cast<int64_t>(y) * width;
+                for (int32_t x = x1; x < x2; x += kLanes) {
+                    const int n = smaller(x2 - x, kLanes);
+                    const I32 index = load(task.x.cell + x) - broadcast_int(block);
+                    const F32 across = load(task.x.fraction + x);
+                    // The cells that these pixels lie in.
+                    const int32_t from = task.x.cell[x] - block, to = task.x.cell[x + n - 1] - block;
+                    const uint32_t here = low_bits(to + 1) & ~low_bits(from);
+                    F32 best = broadcast(-1.0f), best_m = broadcast(0.0f);
+                    I32 winner = broadcast_int(-1);
+                    uint32_t lanes = low_bits(n);
+                    for (int32_t c = 0; c < count; ++c) {
+                        if (!(candidates[c].cells & here)) continue;
+                        const F32 v = load(row_value + static_cast<int64_t>(c) * kLanes);
+                        const F32 m = math::lerp(permute(v, index), permute(next_lane(v), index), across);
+                        const F32 worth = m * broadcast(task.score[candidates[c].position]);
+                        const Mask wins = math::takes(worth, best);
+                        best = select(wins, worth, best);
+                        best_m = select(wins, m, best_m);
+                        winner = select(wins, broadcast_int(c), winner);
+                    }
+                    I32 label = broadcast_int(-1);
+                    for (int32_t c = 0; c < count && lanes; ++c) {
+                        if (!(candidates[c].cells & here)) continue;
+                        const Mask mine = equal(winner, broadcast_int(c));
+                        const uint32_t won = bits(mine) & lanes;
+                        if (!won) continue;
+                        lanes &= ~won;
+                        label = select(mine, broadcast_int(candidates[c].query), label);
+                        Region& region = task.regions[candidates[c].position];
+                        grow(region, x + __builtin_ctz(won), y, x + 32 - __builtin_clz(won), y + 1);
+                        region.area += __builtin_popcount(won);
+                        if (task.want_sum) {
+                            region.sum += sum(select(mask_of(won), best_m, broadcast(0.0f)));
+                        }
+                    }
+                    store_narrow(out + x, label, n);
+                }
+            }
+        }
+    }
+}
+
+template <class T>
+void draw_segments(const SemanticTask& task) {
+    if (task.wide) {
+        draw_segments_of<T, uint16_t>(task);
+    } else {
+        draw_segments_of<T, uint8_t>(task);
+    }
+}
+
+}  // namespace
+}  // namespace fai::cpu::FAI_ISA

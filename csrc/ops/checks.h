@@ -1,0 +1,29 @@
+// Checks that several ops share.
+#pragma once
+
+#include <string>
+
+#include "csrc/core/error.h"
+#include "csrc/core/types.h"
+
+namespace fai::ops {
+
+inline const char* name_of(DType dtype) {
+    return dtype == DType::u8 ? "uint8" : dtype == DType::f16 ? "float16" : "float32";
+}
+
+inline std::string shape_of(const View& view) {
+    std::string text = "(";
+    for (int i = 0; i < view.ndim; ++i) text += (i ? ", " : "") + std::to_string(view.shape[i]);
+    return text + (view.ndim == 1 ? ",)" : ")");
+}
+
+// Throws unless 1 <= sides <= kMaxSide and height * width <= kMaxPixels.
+inline void check_sides(const char* argument, int64_t height, int64_t width) {
+    if (height < 1 || width < 1 || height > kMaxSide || width > kMaxSide || height * width > kMaxPixels) {
+        throw ValueError(message(argument, ": got ", height, " x ", width, ", expected sides of 1 to ", kMaxSide,
+                                 " and at most ", kMaxPixels, " pixels"));
+    }
+}
+
+}  // namespace fai::ops

@@ -1,0 +1,375 @@
+#include "csrc/ops/postprocess.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <limits>
+#include <numeric>
+
+#include "csrc/core/error.h"
+#include "csrc/core/parallel.h"
+#include "csrc/core/scratch.h"
+#include "csrc/cpu/kernels.h"
+#include "csrc/math/sampling.h"
+#include "csrc/ops/checks.h"
+#include "csrc/ops/pixel_axis.h"
+
+namespace fai::ops {
+namespace {
+
+using cpu::Region;
+
+// A semantic task: few enough cell rows to share the work evenly, enough to reuse the row between two of them.
+constexpr int32_t kCellRowsPerTask = 8;
+// The CPU's sigmoid is within 2e-7 of the true one, so this much below the threshold is surely outside.
+constexpr double kSigmoidSlack = 1e-6;
+
+struct Query {
+    int32_t index;
+    double score;
+    int64_t class_id;
+    Region region = Region::empty();
+};
+
+struct Network {
+    int32_t queries, rows, columns;
+    int64_t query_stride, row_stride;  // in values
+    int half;                          // index into the kernels' pairs
+    const char* data;
+    size_t item;
+
+    const void* query(int32_t q) const { return data + q * query_stride * static_cast<int64_t>(item); }
+    cpu::Plane plane(int32_t q) const { return {query(q), rows, columns, row_stride}; }
+};
+
+void check_logits(const char* name, const View& view, int ndim, const char* expected) {
+    if (view.dtype == DType::u8) {
+        throw TypeError(message(name, ": got dtype uint8, expected float32 or float16"));
+    }
+    if (view.ndim != ndim) {
+        throw ValueError(message(name, ": got shape ", shape_of(view), ", expected ", expected));
+    }
+    const auto item = static_cast<int64_t>(item_size(view.dtype));
+    if (view.shape[ndim - 1] > 1 && view.strides[ndim - 1] != item) {
+        throw ValueError(message(name, ": got a last dimension with stride ", view.strides[ndim - 1],
+                                 " bytes, expected ", item));
+    }
+    for (int i = 0; i + 1 < ndim; ++i) {
+        if (view.strides[i] % item) {
+            throw ValueError(message(name, ": got a stride of ", view.strides[i],
+                                     " bytes, expected a multiple of ", item));
+        }
+    }
+}
+
+Network checked(const PostprocessArguments& arguments) {
+    const View& masks = arguments.mask_logits;
+    const View& classes = arguments.class_logits;
+    check_logits("mask_logits", masks, 3, "(Q, h, w) or (1, Q, h, w)");
+    check_logits("class_logits", classes, 2, "(Q, K) or (1, Q, K)");
+    check_sides("size", arguments.size.height, arguments.size.width);
+    check_sides("mask_logits", masks.shape[1], masks.shape[2]);
+    constexpr int64_t kMaxQueries = 65534;
+    if (masks.shape[0] < 1 || masks.shape[0] > kMaxQueries) {
+        throw ValueError(message("mask_logits: got ", masks.shape[0], " queries in shape ", shape_of(masks),
+                                 ", expected 1 to ", kMaxQueries));
+    }
+    if (classes.shape[0] != masks.shape[0]) {
+        throw ValueError(message("class_logits: got ", classes.shape[0], " queries in shape ", shape_of(classes),
+                                 ", expected ", masks.shape[0], " as in mask_logits ", shape_of(masks)));
+    }
+    const int64_t least = arguments.softmax ? 2 : 1;
+    if (classes.shape[1] < least || classes.shape[1] > (1 << 24)) {
+        throw ValueError(message("class_logits: got ", classes.shape[1], " columns in shape ", shape_of(classes),
+                                 ", expected at least ", least,
+                                 arguments.softmax ? " (classes and 'no object')" : " (classes)"));
+    }
+    if (!std::isfinite(arguments.threshold)) {
+        throw ValueError(message("threshold: got ", arguments.threshold, ", expected a finite number"));
+    }
+    if (!std::isfinite(arguments.mask_threshold)) {
+        throw ValueError(message("mask_threshold: got ", arguments.mask_threshold, ", expected a finite number"));
+    }
+    if (arguments.letterboxed) {
+        const Placement& at = arguments.placement;
+        const bool inside = at.top >= 0 && at.left >= 0 && at.content.height >= 1 && at.content.width >= 1 &&
+                            static_cast<int64_t>(at.top) + at.content.height <= arguments.tensor.height &&
+                            static_cast<int64_t>(at.left) + at.content.width <= arguments.tensor.width;
+        if (!inside) {
+            throw ValueError(message("letterbox: got a content of ", at.content.height, " x ", at.content.width,
+                                     " at (", at.top, ", ", at.left, "), expected it inside the input of ",
+                                     arguments.tensor.height, " x ", arguments.tensor.width));
+        }
+    }
+    const size_t item = item_size(masks.dtype);
+    return {static_cast<int32_t>(masks.shape[0]),
+            static_cast<int32_t>(masks.shape[1]),
+            static_cast<int32_t>(masks.shape[2]),
+            masks.strides[0] / static_cast<int64_t>(item),
+            masks.strides[1] / static_cast<int64_t>(item),
+            masks.dtype == DType::f16,
+            static_cast<const char*>(masks.data),
+            item};
+}
+
+// Step 1. A score that is NaN takes its query out.
+std::vector<Query> score_queries(const PostprocessArguments& arguments, const cpu::Kernels& kernels) {
+    const View& logits = arguments.class_logits;
+    std::vector<Query> queries;
+    queries.reserve(static_cast<size_t>(logits.shape[0]));
+    for (int64_t q = 0; q < logits.shape[0]; ++q) {
+        Query query{static_cast<int32_t>(q), 0.0, 0};
+        kernels.class_score[logits.dtype == DType::f16](
+            static_cast<const char*>(logits.data) + q * logits.strides[0],
+            static_cast<int32_t>(logits.shape[1]), arguments.softmax, &query.score, &query.class_id);
+        if (!std::isnan(query.score)) queries.push_back(query);
+    }
+    return queries;
+}
+
+// Scratch of the thread that calls postprocess, and of each that works for it.
+struct CallerScratch {
+    PixelAxisTable x, y;
+    Scratch<uint64_t> words;
+    Scratch<Region> regions;
+    Scratch<uint8_t> has_nan;
+};
+struct WorkerScratch {
+    Scratch<float> floats;
+    Scratch<uint64_t> words;
+    Scratch<cpu::Candidate> candidates;
+    Scratch<int32_t> integers;
+};
+thread_local CallerScratch t_caller;
+thread_local WorkerScratch t_worker;
+
+struct Axes {
+    cpu::PixelAxis x, y;
+};
+
+Axes build_axes(const PostprocessArguments& arguments, const Network& network) {
+    math::Axis x = math::Axis::stretch(network.columns, arguments.size.width);
+    math::Axis y = math::Axis::stretch(network.rows, arguments.size.height);
+    if (arguments.letterboxed) {
+        // Frame pixel -> tensor pixel -> mask sample, in one affine step.
+        const Placement& at = arguments.placement;
+        const double per_column = static_cast<double>(network.columns) / arguments.tensor.width;
+        const double per_row = static_cast<double>(network.rows) / arguments.tensor.height;
+        x.scale = per_column * at.content.width / arguments.size.width;
+        x.offset = per_column * at.left;
+        y.scale = per_row * at.content.height / arguments.size.height;
+        y.offset = per_row * at.top;
+    }
+    return {t_caller.x.build(x, arguments.size.width), t_caller.y.build(y, arguments.size.height)};
+}
+
+// Steps 4 to 6 for a query whose region is known.
+bool keep(const PostprocessArguments& arguments, Query& query) {
+    if (query.region.area < 2) return false;
+    if (arguments.use_mask_score) {
+        query.score *= query.region.sum / (static_cast<double>(query.region.area) + 0.01);
+    }
+    return query.score > arguments.threshold;
+}
+
+void sort_rows(std::vector<Query>& rows) {
+    std::sort(rows.begin(), rows.end(), [](const Query& a, const Query& b) {
+        return a.score != b.score ? a.score > b.score : a.index < b.index;
+    });
+}
+
+void write_rows(const std::vector<Query>& rows, Postprocessed& result) {
+    for (const Query& row : rows) {
+        result.confidence.push_back(static_cast<float>(row.score));
+        result.class_id.push_back(row.class_id);
+        result.query.push_back(row.index);
+        result.area.push_back(row.region.area);
+        result.boxes.insert(result.boxes.end(),
+                            {row.region.x1, row.region.y1, row.region.x2, row.region.y2});
+    }
+}
+
+// A mask drawn into the rectangle that it can at most cover, before it is cropped to its box.
+struct Canvas {
+    int64_t begin = 0;   // first word
+    int64_t stride = 0;  // words a row
+    int32_t word_begin = 0, row_begin = 0;
+    int64_t rows = 0;
+};
+
+Canvas canvas_of(const cpu::Extent& extent, const Axes& axes) {
+    // A node reaches into the cells on both of its sides.
+    const auto first_pixel = [](const cpu::PixelAxis& axis, int32_t node) {
+        return axis.first[std::max(node - 1, 0)];
+    };
+    const auto last_pixel = [](const cpu::PixelAxis& axis, int32_t end) {
+        return axis.first[std::min(end + (end == axis.nodes), axis.nodes)];
+    };
+    const int32_t x1 = first_pixel(axes.x, extent.column_begin), x2 = last_pixel(axes.x, extent.column_end);
+    const int32_t y1 = first_pixel(axes.y, extent.row_begin), y2 = last_pixel(axes.y, extent.row_end);
+    Canvas canvas;
+    canvas.word_begin = x1 / 64;
+    canvas.row_begin = y1;
+    canvas.stride = (x2 + 63) / 64 - canvas.word_begin;
+    canvas.rows = y2 - y1;
+    return canvas;
+}
+
+void draw_instances(const PostprocessArguments& arguments, const Network& network, const cpu::Kernels& kernels,
+                    int threads, std::vector<Query>& queries, Postprocessed& result) {
+    std::erase_if(queries, [&](const Query& query) { return !(query.score > arguments.threshold); });
+    const double wanted = arguments.mask_threshold;
+    if (wanted > 1.0 || queries.empty()) {
+        queries.clear();
+        return;
+    }
+    const double surely_outside = wanted - kSigmoidSlack;
+    const float level = surely_outside <= 0.0
+                            ? -std::numeric_limits<float>::infinity()
+                            : static_cast<float>(std::log(surely_outside / (1.0 - surely_outside)));
+
+    const auto count = static_cast<int64_t>(queries.size());
+    std::vector<cpu::Extent> extents(queries.size());
+    parallel_for(count, threads, [&](int64_t i) {
+        extents[i] = kernels.find_extent[network.half](network.plane(queries[i].index), level);
+    });
+
+    const Axes axes = build_axes(arguments, network);
+    std::vector<Canvas> canvases(queries.size());
+    int64_t words = 0;
+    for (size_t i = 0; i < queries.size(); ++i) {
+        const cpu::Extent& extent = extents[i];
+        if (extent.has_nan || extent.row_begin == extent.row_end) continue;
+        canvases[i] = canvas_of(extent, axes);
+        canvases[i].begin = words;
+        words += canvases[i].stride * canvases[i].rows;
+    }
+    uint64_t* const drawn = t_caller.words.get(static_cast<size_t>(words));
+    parallel_for(count, threads, [&](int64_t i) {
+        const Canvas& canvas = canvases[i];
+        if (canvas.rows == 0 || canvas.stride == 0) return;
+        queries[i].region = kernels.draw_instance[network.half](
+            {network.plane(queries[i].index), extents[i], axes.x, axes.y, static_cast<float>(wanted),
+             arguments.use_mask_score, drawn + canvas.begin, canvas.stride, canvas.word_begin,
+             canvas.row_begin,
+             t_worker.floats.get(static_cast<size_t>(cpu::instance_scratch(network.columns))),
+             t_worker.words.get(static_cast<size_t>(network.columns) / 64 + 2)});
+    });
+
+    std::vector<Query> rows;
+    for (Query& query : queries) {
+        if (keep(arguments, query)) rows.push_back(query);
+    }
+    // A kept row still finds its canvas by its query.
+    std::vector<int32_t> canvas_of_query(static_cast<size_t>(network.queries));
+    for (size_t i = 0; i < queries.size(); ++i) canvas_of_query[queries[i].index] = static_cast<int32_t>(i);
+    sort_rows(rows);
+
+    result.words = 0;
+    for (const Query& row : rows) {
+        result.offsets.push_back(result.words);
+        const Region& region = row.region;
+        result.words += static_cast<int64_t>((region.x2 + 63) / 64 - region.x1 / 64) * (region.y2 - region.y1);
+    }
+    result.bits.reset(new uint64_t[static_cast<size_t>(result.words)]);
+    for (size_t i = 0; i < rows.size(); ++i) {
+        const Region& region = rows[i].region;
+        const Canvas& canvas = canvases[canvas_of_query[rows[i].index]];
+        const int64_t width = (region.x2 + 63) / 64 - region.x1 / 64;
+        const uint64_t* from = drawn + canvas.begin + (region.y1 - canvas.row_begin) * canvas.stride +
+                               (region.x1 / 64 - canvas.word_begin);
+        uint64_t* to = result.bits.get() + result.offsets[i];
+        for (int32_t y = region.y1; y < region.y2; ++y, from += canvas.stride, to += width) {
+            std::copy_n(from, width, to);
+        }
+    }
+    queries = std::move(rows);
+}
+
+void draw_semantic(const PostprocessArguments& arguments, const Network& network, const cpu::Kernels& kernels,
+                   int threads, std::vector<Query>& queries, void* segments) {
+    const Axes axes = build_axes(arguments, network);
+    const bool wide = segment_item_size(arguments) == 2;
+    const int64_t tasks = (network.rows + kCellRowsPerTask - 1) / kCellRowsPerTask;
+
+    // A query with NaN in its mask must not compete, but looking for NaN everywhere first would read what nobody
+    // needs. So all compete, and where one that has NaN was met, everything is drawn again without it.
+    for (;;) {
+        std::sort(queries.begin(), queries.end(), [](const Query& a, const Query& b) {
+            return a.score != b.score ? a.score > b.score : a.index < b.index;
+        });
+        const size_t competitors = queries.size();
+        std::vector<int32_t> index(competitors);
+        std::vector<float> score(competitors);
+        for (size_t i = 0; i < competitors; ++i) {
+            index[i] = queries[i].index;
+            score[i] = static_cast<float>(queries[i].score);
+        }
+        Region* const regions = t_caller.regions.get(competitors * static_cast<size_t>(tasks) + 1);
+        uint8_t* const has_nan = t_caller.has_nan.get(competitors * static_cast<size_t>(tasks) + 1);
+        std::fill_n(regions, competitors * static_cast<size_t>(tasks), Region::empty());
+        std::fill_n(has_nan, competitors * static_cast<size_t>(tasks), uint8_t{0});
+        parallel_for(tasks, threads, [&](int64_t task) {
+            const auto begin = static_cast<int32_t>(task * kCellRowsPerTask);
+            const int64_t mine = task * static_cast<int64_t>(competitors);
+            kernels.draw_segments[network.half](
+                {network.data, network.rows, network.columns, network.query_stride, network.row_stride,
+                 static_cast<int32_t>(competitors), index.data(), score.data(), axes.x, axes.y, begin,
+                 std::min(begin + kCellRowsPerTask, network.rows), segments, wide, arguments.use_mask_score,
+                 has_nan + mine, regions + mine,
+                 t_worker.floats.get(static_cast<size_t>(
+                     cpu::semantic_scratch(static_cast<int32_t>(competitors)))),
+                 t_worker.candidates.get(competitors + 1), t_worker.integers.get(competitors + 1)});
+        });
+        std::vector<uint8_t> out(competitors, 0);
+        for (int64_t task = 0; task < tasks; ++task) {
+            for (size_t i = 0; i < competitors; ++i) {
+                const Region& part = regions[task * static_cast<int64_t>(competitors) + static_cast<int64_t>(i)];
+                Region& whole = queries[i].region;
+                if (task == 0) whole = Region::empty();
+                whole.x1 = std::min(whole.x1, part.x1);
+                whole.y1 = std::min(whole.y1, part.y1);
+                whole.x2 = std::max(whole.x2, part.x2);
+                whole.y2 = std::max(whole.y2, part.y2);
+                whole.area += part.area;
+                whole.sum += part.sum;
+                out[i] |= has_nan[task * static_cast<int64_t>(competitors) + static_cast<int64_t>(i)];
+            }
+        }
+        // Winners may have NaN where they were not read.
+        parallel_for(static_cast<int64_t>(competitors), threads, [&](int64_t i) {
+            if (queries[i].region.area == 0 || out[i]) return;
+            constexpr float kEverything = std::numeric_limits<float>::infinity();
+            out[i] = kernels.find_extent[network.half](network.plane(queries[i].index), kEverything).has_nan;
+        });
+        const bool clean = std::find(out.begin(), out.end(), 1) == out.end();
+        if (clean) break;
+        size_t i = 0;
+        std::erase_if(queries, [&](const Query&) { return out[i++] != 0; });
+    }
+    std::erase_if(queries, [&](Query& query) { return !keep(arguments, query); });
+    sort_rows(queries);
+}
+
+}  // namespace
+
+void check(const PostprocessArguments& arguments) { checked(arguments); }
+
+int segment_item_size(const PostprocessArguments& arguments) {
+    return arguments.mask_logits.shape[0] <= 255 ? 1 : 2;
+}
+
+void postprocess(const PostprocessArguments& arguments, void* segments, Postprocessed& result) {
+    const Network network = checked(arguments);
+    const cpu::Kernels& kernels = cpu::kernels();
+    const int threads = resolve_threads(arguments.num_threads);
+    std::vector<Query> queries = score_queries(arguments, kernels);
+    if (arguments.predict_all_pixels) {
+        draw_semantic(arguments, network, kernels, threads, queries, segments);
+    } else {
+        draw_instances(arguments, network, kernels, threads, queries, result);
+    }
+    write_rows(queries, result);
+}
+
+}  // namespace fai::ops

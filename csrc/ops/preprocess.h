@@ -1,0 +1,40 @@
+// From a frame to the normalised planar tensor that an engine takes.
+#pragma once
+
+#include "csrc/core/types.h"
+
+namespace fai::ops {
+
+enum class Colour { rgb, bgr, rgba, bgra, gray, nv12, i420, yuyv, uyvy };
+enum class YuvMatrix { bt601, bt709 };
+
+// Where the frame lies in the tensor; the rest is padding.
+struct Placement {
+    int32_t top = 0, left = 0;
+    Size content;
+};
+
+struct PreprocessArguments {
+    Colour colour = Colour::rgb;
+    // One view (H, W, C), (H, W), or (3H/2, W) for nv12 and i420; or the planes of nv12 (Y, UV) and i420 (Y, U, V).
+    View planes[3];
+    int plane_count = 1;
+    YuvMatrix matrix = YuvMatrix::bt601;
+    bool limited_range = true;
+    float mean[3] = {0, 0, 0};  // of R, G, B on the 0..255 scale
+    float std[3] = {1, 1, 1};
+    Size size;            // of the tensor
+    bool letterbox = false;  // else stretched
+};
+
+// The frame's own size. Throws TypeError, ValueError naming `image`.
+Size frame_size(const PreprocessArguments& arguments);
+
+// The whole tensor for a stretched frame; for a letterboxed one the largest centred box of its aspect.
+Placement place(Size frame, Size tensor, bool letterbox);
+
+// Writes the tensor (3, height, width), contiguous, of out_dtype (f32 or f16), all of it. Throws TypeError,
+// ValueError naming the argument.
+Placement preprocess(const PreprocessArguments& arguments, DType out_dtype, void* out);
+
+}  // namespace fai::ops

@@ -1,0 +1,93 @@
+"""Types of the compiled module; tests/test_stubs.py compares them with the real one."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+def build_info() -> dict[str, Any]: ...
+def preprocess(
+    image: object,
+    size: Sequence[int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    color: str,
+    resize: str,
+    dtype: str,
+    out: object,
+    yuv_matrix: str,
+    yuv_range: str,
+) -> tuple[npt.NDArray[Any], tuple[int, int], tuple[int, int], tuple[int, int]]: ...
+def letterbox(frame: Sequence[int], input: Sequence[int]) -> tuple[tuple[int, int], tuple[int, int]]: ...
+def postprocess(
+    mask_logits: object,
+    class_logits: object,
+    batched: bool,
+    sizes: Sequence[Sequence[int]],
+    threshold: float,
+    mask_threshold: float,
+    use_mask_score: bool,
+    predict_all_pixels: bool,
+    softmax: bool,
+    class_names: int,
+    letterboxes: Sequence[tuple[tuple[int, int], tuple[int, int], tuple[int, int]] | None],
+    num_threads: int,
+) -> list[dict[str, Any]]: ...
+def masks_check(
+    bits: npt.NDArray[np.uint64],
+    offsets: npt.NDArray[np.int64],
+    boxes: npt.NDArray[np.int32],
+    size: tuple[int, int],
+) -> None: ...
+def masks_decode(
+    bits: npt.NDArray[np.uint64],
+    offsets: npt.NDArray[np.int64],
+    boxes: npt.NDArray[np.int32],
+    size: tuple[int, int],
+    *,
+    out: npt.NDArray[np.bool_] | None = None,
+    num_threads: int = 0,
+) -> npt.NDArray[np.bool_]: ...
+def masks_crops(
+    bits: npt.NDArray[np.uint64],
+    offsets: npt.NDArray[np.int64],
+    boxes: npt.NDArray[np.int32],
+    size: tuple[int, int],
+) -> list[npt.NDArray[np.bool_]]: ...
+def masks_area(
+    bits: npt.NDArray[np.uint64],
+    offsets: npt.NDArray[np.int64],
+    boxes: npt.NDArray[np.int32],
+    size: tuple[int, int],
+) -> npt.NDArray[np.int64]: ...
+def masks_compact(
+    bits: npt.NDArray[np.uint64],
+    offsets: npt.NDArray[np.int64],
+    boxes: npt.NDArray[np.int32],
+    size: tuple[int, int],
+) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64], npt.NDArray[np.int32]]: ...
+def masks_rle(
+    bits: npt.NDArray[np.uint64],
+    offsets: npt.NDArray[np.int64],
+    boxes: npt.NDArray[np.int32],
+    size: tuple[int, int],
+    *,
+    num_threads: int = 0,
+) -> list[bytes]: ...
+def masks_encode(
+    mask: npt.NDArray[np.bool_], *, num_threads: int = 0
+) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64], npt.NDArray[np.int32]]: ...
+def masks_from_segments(
+    segments: npt.NDArray[np.uint8] | npt.NDArray[np.uint16],
+    queries: npt.NDArray[np.int64],
+    *,
+    num_threads: int = 0,
+) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64], npt.NDArray[np.int32]]: ...
+def label_map(
+    segments: npt.NDArray[np.uint8] | npt.NDArray[np.uint16],
+    queries: npt.NDArray[np.int64],
+    class_ids: npt.NDArray[np.int64],
+    *,
+    num_threads: int = 0,
+) -> npt.NDArray[np.int16]: ...

@@ -1,0 +1,326 @@
+"""The functional API: preprocess, postprocess, postprocess_batch, build_info."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from fai_fast import _core
+from fai_fast.arguments import (
+    check_bool,
+    check_channels,
+    check_choice,
+    check_names,
+    check_number,
+    check_size,
+    check_threads,
+)
+from fai_fast.detections import Detections
+from fai_fast.letterbox import Letterbox
+from fai_fast.version import __version__
+
+_COLORS = ("rgb", "bgr", "rgba", "bgra", "gray", "nv12", "i420", "yuyv", "uyvy")
+_ACTIVATIONS = ("softmax", "sigmoid")
+# Pillow's modes that are read as they are; the others it converts to RGB first.
+_PIL_COLORS = {"RGB": "rgb", "RGBA": "rgba", "RGBX": "rgba", "L": "gray"}
+
+Tensor = npt.NDArray[Any]
+
+
+@overload
+def preprocess(
+    image: object,
+    size: Sequence[int],
+    *,
+    mean: float | Sequence[float],
+    std: float | Sequence[float],
+    color: str = ...,
+    resize: Literal["stretch"] = ...,
+    dtype: npt.DTypeLike = ...,
+    out: Any = ...,
+    yuv_matrix: str = ...,
+    yuv_range: str = ...,
+) -> Tensor: ...
+@overload
+def preprocess(
+    image: object,
+    size: Sequence[int],
+    *,
+    mean: float | Sequence[float],
+    std: float | Sequence[float],
+    color: str = ...,
+    resize: Literal["letterbox"],
+    dtype: npt.DTypeLike = ...,
+    out: Any = ...,
+    yuv_matrix: str = ...,
+    yuv_range: str = ...,
+) -> tuple[Tensor, Letterbox]: ...
+def preprocess(
+    image: object,
+    size: Sequence[int],
+    *,
+    mean: float | Sequence[float],
+    std: float | Sequence[float],
+    color: str = "rgb",
+    resize: str = "stretch",
+    dtype: npt.DTypeLike = "float32",
+    out: Any = None,
+    yuv_matrix: str = "bt601",
+    yuv_range: str = "limited",
+) -> Tensor | tuple[Tensor, Letterbox]:
+    """Resizes a frame and normalises it into a network's input, in one pass.
+
+    The frame becomes RGB at its own resolution (the chroma samples of YUV formats serve all their pixels, values
+    are clamped to 0..255), is resized bilinearly with half-pixel centres, clamped edges and no antialias (torch's
+    ``interpolate(align_corners=False)``), then ``(x - mean) / std``.
+
+    Args:
+        image: uint8, in the CPU's memory, of any strides, never copied: a NumPy array, a DLPack tensor (torch), or
+            anything with the buffer protocol or ``__array_interface__``. (H, W, 3) for ``color`` "rgb" and "bgr",
+            (H, W, 4) for "rgba" and "bgra" (alpha is ignored), (H, W) or (H, W, 1) for "gray", (H * 3 / 2, W) or a
+            tuple of planes (Y, UV) for "nv12" and (Y, U, V) for "i420", (H, W, 2) for "yuyv" and "uyvy". Or a
+            Pillow image, whose mode decides its colour.
+        size: (h, w) of the network's input, pixels.
+        mean, std: a number, or one for each of R, G and B, on the 0..255 scale.
+        color: what ``image`` holds, see there. The result is always R, G, B.
+        resize: "stretch" to ``size``; or "letterbox": the largest centred box with the frame's aspect, the rest
+            filled with the mean (0 after normalising).
+        dtype: float32 or float16, of the result.
+        out: a writable C-contiguous array (1, 3, h, w) of ``dtype`` to write to and return; nothing is allocated.
+            ``dtype=None`` takes its dtype.
+        yuv_matrix: "bt601" or "bt709".
+        yuv_range: "limited" (luma 16..235) or "full".
+
+    Returns:
+        The tensor (1, 3, h, w); with ``resize="letterbox"`` the pair (tensor, :class:`Letterbox`), which
+        :func:`postprocess` takes to give masks and boxes in the frame.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong type, dtype, shape or value; the text names it.
+
+    Example:
+        >>> frame = np.zeros((1080, 1920, 3), np.uint8)
+        >>> preprocess(frame, (640, 640), mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375)).shape
+        (1, 3, 640, 640)
+    """
+    size = check_size("size", size)
+    means, stds = check_channels("mean", mean), check_channels("std", std)
+    color = check_choice("color", color, _COLORS)
+    resize = check_choice("resize", resize, ("stretch", "letterbox"))
+    if type(image).__module__.startswith("PIL.") and hasattr(image, "mode"):
+        image, color = _from_pil(image, color)
+    tensor, frame, content, offset = _core.preprocess(
+        image,
+        size,
+        means,
+        stds,
+        color,
+        resize,
+        _float_dtype(dtype, out),
+        out,
+        check_choice("yuv_matrix", yuv_matrix, ("bt601", "bt709")),
+        check_choice("yuv_range", yuv_range, ("limited", "full")),
+    )
+    if resize == "stretch":
+        return tensor
+    return tensor, Letterbox(frame, size, content, offset)
+
+
+def postprocess(
+    mask_logits: object,
+    class_logits: object,
+    size: Sequence[int],
+    *,
+    threshold: float = 0.5,
+    mask_threshold: float = 0.5,
+    use_mask_score: bool = False,
+    predict_all_pixels: bool = False,
+    class_activation: str = "softmax",
+    class_names: Sequence[str] | None = None,
+    letterbox: Letterbox | None = None,
+    num_threads: int | None = None,
+) -> Detections:
+    """Turns a query-mask network's outputs into instances or a semantic segmentation.
+
+    Defined in docs/postprocess.md; equal to FocoosAI's processor for its models.
+
+    Args:
+        mask_logits: float32 or float16 (Q, h, w) or (1, Q, h, w), before the sigmoid, in the CPU's memory: a NumPy
+            array or a DLPack tensor (torch). Not copied where its rows are contiguous.
+        class_logits: float32 or float16 (Q, K) or (1, Q, K). K counts the classes, and with "softmax" one more
+            column for 'no object' at the end.
+        size: (height, width) to return masks and boxes in, pixels: the frame's.
+        threshold: rows whose score is not above it are left out.
+        mask_threshold: instances: a pixel is inside where its mask probability is at least this.
+        use_mask_score: multiply scores by the mean mask probability inside the mask.
+        predict_all_pixels: semantic segmentation: each pixel goes to the query with the largest class score times
+            mask probability, instead of instances that may overlap.
+        class_activation: "softmax" or "sigmoid" (no 'no object' column).
+        class_names: one a class, kept in the result.
+        letterbox: the geometry that :func:`preprocess` returned, where it letterboxed the frame.
+        num_threads: at most this many threads; None for all cores. The result does not depend on it.
+
+    Returns:
+        Rows in order of falling score, ties by query. Queries with NaN in their logits are left out.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong type, dtype, shape or value; the text names it.
+    """
+    return _postprocess(
+        mask_logits,
+        class_logits,
+        batched=False,
+        sizes=[check_size("size", size)],
+        letterboxes=[letterbox],
+        threshold=threshold,
+        mask_threshold=mask_threshold,
+        use_mask_score=use_mask_score,
+        predict_all_pixels=predict_all_pixels,
+        class_activation=class_activation,
+        class_names=class_names,
+        num_threads=num_threads,
+    )[0]
+
+
+def postprocess_batch(
+    mask_logits: object,
+    class_logits: object,
+    size: Sequence[int] | Sequence[Sequence[int]],
+    *,
+    threshold: float = 0.5,
+    mask_threshold: float = 0.5,
+    use_mask_score: bool = False,
+    predict_all_pixels: bool = False,
+    class_activation: str = "softmax",
+    class_names: Sequence[str] | None = None,
+    letterbox: Letterbox | Sequence[Letterbox | None] | None = None,
+    num_threads: int | None = None,
+) -> list[Detections]:
+    """:func:`postprocess` for each image of a batch.
+
+    Args:
+        mask_logits: float32 or float16 (B, Q, h, w).
+        class_logits: float32 or float16 (B, Q, K).
+        size: (height, width) of every frame, or a sequence of B of them.
+        letterbox: one for every frame, or a sequence of B of them.
+
+    The other arguments, and what is raised, are those of :func:`postprocess`.
+    """
+    images = _batch_size(mask_logits)
+    return _postprocess(
+        mask_logits,
+        class_logits,
+        batched=True,
+        sizes=_sizes(size, images),
+        letterboxes=list(letterbox) if isinstance(letterbox, (list, tuple)) else [letterbox] * images,
+        threshold=threshold,
+        mask_threshold=mask_threshold,
+        use_mask_score=use_mask_score,
+        predict_all_pixels=predict_all_pixels,
+        class_activation=class_activation,
+        class_names=class_names,
+        num_threads=num_threads,
+    )
+
+
+def build_info() -> dict[str, Any]:
+    """What was compiled in and what is in use.
+
+    Returns:
+        ``version``; ``compiler``; ``isa`` in use, ``isas_compiled`` and ``isas_available`` on this CPU (the best
+        last); ``cuda``: ``compiled`` and ``toolkit`` version or None; ``threads`` that this process may use;
+        ``sanitizers`` compiled in, "" for none.
+
+    Raises:
+        RuntimeError: the environment variable FAI_FAST_FORCE_ISA names an instruction set that is not available.
+    """
+    return {"version": __version__, **_core.build_info()}
+
+
+def _postprocess(
+    mask_logits: object,
+    class_logits: object,
+    *,
+    batched: bool,
+    sizes: list[tuple[int, int]],
+    letterboxes: Sequence[object],
+    threshold: float,
+    mask_threshold: float,
+    use_mask_score: bool,
+    predict_all_pixels: bool,
+    class_activation: str,
+    class_names: Sequence[str] | None,
+    num_threads: int | None,
+) -> list[Detections]:
+    softmax = check_choice("class_activation", class_activation, _ACTIVATIONS) == "softmax"
+    names = check_names("class_names", class_names)
+    results = _core.postprocess(
+        mask_logits,
+        class_logits,
+        batched,
+        sizes,
+        check_number("threshold", threshold),
+        check_number("mask_threshold", mask_threshold),
+        check_bool("use_mask_score", use_mask_score),
+        check_bool("predict_all_pixels", predict_all_pixels),
+        softmax,
+        len(names) if names is not None else -1,
+        [_letterbox_tuple(item, size) for item, size in zip(letterboxes, sizes, strict=False)],
+        check_threads("num_threads", num_threads),
+    )
+    return [Detections._from_core(rows, size, names) for rows, size in zip(results, sizes, strict=True)]
+
+
+def _letterbox_tuple(
+    letterbox: object, size: tuple[int, int]
+) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]] | None:
+    if letterbox is None:
+        return None
+    if not isinstance(letterbox, Letterbox):
+        raise TypeError(f"letterbox: got {type(letterbox).__name__}, expected a fai_fast.Letterbox or None")
+    if letterbox.frame != size:
+        raise ValueError(f"letterbox: got the geometry of a frame {letterbox.frame}, expected size {size}")
+    return letterbox.content, letterbox.offset, letterbox.input
+
+
+def _batch_size(mask_logits: object) -> int:
+    shape = getattr(mask_logits, "shape", None)
+    if shape is None:
+        shape = np.asarray(mask_logits).shape
+    if len(shape) != 4:
+        raise ValueError(f"mask_logits: got shape {tuple(shape)}, expected (B, Q, h, w)")
+    return int(shape[0])
+
+
+def _sizes(size: Any, images: int) -> list[tuple[int, int]]:
+    several = isinstance(size, (list, tuple, np.ndarray)) and len(size) > 0 and np.ndim(size[0]) == 1
+    if not several:
+        return [check_size("size", size)] * images
+    return [check_size("size", item) for item in size]
+
+
+def _float_dtype(dtype: npt.DTypeLike, out: Any) -> str:
+    if dtype is None:
+        dtype = "float32" if out is None else getattr(out, "dtype", "float32")
+    name = str(dtype).removeprefix("torch.")
+    if name not in ("float32", "float16"):
+        try:
+            name = np.dtype(dtype).name
+        except TypeError:
+            raise TypeError(f"dtype: got {dtype!r:.60}, expected 'float32' or 'float16'") from None
+    if name not in ("float32", "float16"):
+        raise ValueError(f"dtype: got {name!r}, expected 'float32' or 'float16'")
+    return name
+
+
+def _from_pil(image: Any, color: str) -> tuple[npt.NDArray[np.uint8], str]:
+    if color != "rgb":
+        raise ValueError(f"color: got {color!r} with a Pillow image, whose mode decides its colour; leave it out")
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(f"image: got a Pillow image of mode {image.mode!r}, expected 8 bits a channel")
+    if image.mode not in _PIL_COLORS:
+        image = image.convert("RGB")
+    return np.asarray(image), _PIL_COLORS[image.mode]
