@@ -69,14 +69,20 @@ set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
 # Static, so that the library starts on machines without CUDA; nothing links the driver's libcuda.
 set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
 enable_language(CUDA)
+# CMake 3.25 knows CUDA_STANDARD 20 but not nvcc's flag for it; its own compiler test must come before the standard.
+if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)
+    set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
+endif()
+set(CMAKE_CUDA_STANDARD 20)
+set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+set(CMAKE_CUDA_EXTENSIONS OFF)
 message(STATUS "CUDA: built with ${CMAKE_CUDA_COMPILER} ${FAI_FAST_NVCC_VERSION} for ${CMAKE_CUDA_ARCHITECTURES} "
     "(FAI_FAST_CUDA=${FAI_FAST_CUDA})")
 
 add_library(fai_fast_cuda_flags INTERFACE)
-# No fused multiply-add, as on the CPU: ties must fall the same way on both. The standard as a flag, because
-# CMake 3.25 does not know CUDA_STANDARD 20.
+# No fused multiply-add, as on the CPU: ties must fall the same way on both.
 target_compile_options(fai_fast_cuda_flags INTERFACE
-    "$<$<COMPILE_LANGUAGE:CUDA>:-std=c++20;--fmad=false;-Xcompiler=-Wall,-Wextra,-ffp-contract=off>")
+    "$<$<COMPILE_LANGUAGE:CUDA>:--fmad=false;-Xcompiler=-Wall,-Wextra,-ffp-contract=off>")
 target_link_libraries(fai_fast_cuda_flags INTERFACE fai_fast_flags)
 
 file(GLOB FAI_FAST_CUDA_SOURCES CONFIGURE_DEPENDS cuda/*.cu)

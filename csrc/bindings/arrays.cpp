@@ -66,8 +66,10 @@ View tensor_view(const dlpack::Tensor& tensor, const char* argument, const char*
     } else if (lanes == 1 && code == dlpack::kFloat && bits == 32) {
         view.dtype = DType::f32;
     } else {
-        static constexpr const char* kKinds[] = {"int", "uint", "float", "opaque", "bfloat", "complex", "bool"};
-        const std::string kind = code < std::size(kKinds) ? kKinds[code] : message("DLPack type code ", int{code}, " of bits ");
+        static constexpr const char* kKinds[] = {"int",    "uint",    "float", "opaque",
+                                                 "bfloat", "complex", "bool"};
+        const std::string kind =
+            code < std::size(kKinds) ? kKinds[code] : message("DLPack type code ", int{code}, " of bits ");
         wrong_dtype(argument, message(kind, int{bits}, lanes == 1 ? "" : message(" x ", lanes)), expected);
     }
     check_ndim(argument, tensor.ndim, expected);
@@ -103,9 +105,7 @@ py::object call_dlpack(py::handle object) {
 
 }  // namespace
 
-std::string type_name(py::handle object) {
-    return py::str(py::type::handle_of(object).attr("__name__"));
-}
+std::string type_name(py::handle object) { return py::str(py::type::handle_of(object).attr("__name__")); }
 
 Borrowed& Borrowed::operator=(Borrowed&& other) noexcept {
     if (this != &other) {
@@ -115,7 +115,6 @@ Borrowed& Borrowed::operator=(Borrowed&& other) noexcept {
         owner_ = std::move(other.owner_);
         deleter_ = std::move(other.deleter_);
         other.deleter_ = nullptr;
-        copy_ = std::move(other.copy_);
     }
     return *this;
 }
@@ -136,7 +135,7 @@ bool Borrowed::contiguous() const {
     return true;
 }
 
-void Borrowed::make_rows_contiguous() {
+void make_rows_contiguous(View& view, std::vector<char>& copy) {
     const auto item = static_cast<int64_t>(item_size(view.dtype));
     bool usable = reinterpret_cast<uintptr_t>(view.data) % static_cast<uintptr_t>(item) == 0;
     int64_t count = 1;
@@ -149,11 +148,11 @@ void Borrowed::make_rows_contiguous() {
     if (usable || count == 0) return;
 
     // Counting up an index, the last dimension fastest, writes the copy in C order.
-    copy_.resize(static_cast<size_t>(count * item));
+    copy.resize(static_cast<size_t>(count * item));
     int64_t index[4] = {0, 0, 0, 0};
     const char* from = static_cast<const char*>(view.data);
     for (int64_t n = 0; n < count; ++n) {
-        std::memcpy(copy_.data() + n * item, from, static_cast<size_t>(item));
+        std::memcpy(copy.data() + n * item, from, static_cast<size_t>(item));
         for (int i = last; i >= 0; --i) {
             from += view.strides[i];
             if (++index[i] < view.shape[i]) break;
@@ -161,7 +160,7 @@ void Borrowed::make_rows_contiguous() {
             index[i] = 0;
         }
     }
-    view.data = copy_.data();
+    view.data = copy.data();
     int64_t dense = item;
     for (int i = last; i >= 0; --i) {
         view.strides[i] = dense;
@@ -206,9 +205,10 @@ Borrowed borrow(py::handle object, const char* argument, const char* expected) {
                                     " whose __dlpack_device__() is no device, expected ", expected));
         }
         if (!capsule) {
-            throw ValueError(message(argument, ": got a ", type_name(object), " in the memory of ",
-                                     device == dlpack::kCuda ? "a CUDA device" : message("DLPack device type ", device),
-                                     ", expected the CPU's memory (for torch: .cpu())"));
+            throw ValueError(
+                message(argument, ": got a ", type_name(object), " in the memory of ",
+                        device == dlpack::kCuda ? "a CUDA device" : message("DLPack device type ", device),
+                        ", expected the CPU's memory (for torch: .cpu())"));
         }
         const dlpack::Tensor* tensor = nullptr;
         if (PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned")) {

@@ -23,8 +23,6 @@ class Borrowed {
 
     // C-contiguous, aligned to its items and dense?
     bool contiguous() const;
-    // Copies the values into memory of its own unless rows of the last dimension are contiguous and aligned.
-    void make_rows_contiguous();
     // Drops a leading dimension of length 1 where there are `ndim` + 1.
     void squeeze_to(int ndim);
 
@@ -41,8 +39,11 @@ class Borrowed {
 
     pybind11::object owner_;
     std::function<void()> deleter_;
-    std::vector<char> copy_;
 };
+
+// Points `view` at a C-contiguous copy of its values, kept in `copy`, unless its rows (the last dimension)
+// are contiguous and aligned already.
+void make_rows_contiguous(View& view, std::vector<char>& copy);
 
 // Views `object`, an array of up to 4 dimensions of uint8, float16 or float32 in the CPU's memory. `expected`
 // completes the message "argument: got ..., expected ...". Throws TypeError, ValueError.

@@ -12,6 +12,7 @@
 
 #include "csrc/bindings/arrays.h"
 #include "csrc/bindings/bindings.h"
+#include "csrc/bindings/gil.h"
 #include "csrc/core/error.h"
 #include "csrc/ops/checks.h"
 
@@ -108,8 +109,7 @@ py::tuple to_python(PackedMasks masks) {
 
 void check(const py::handle& bits, const py::handle& offsets, const py::handle& boxes, const PySize& size) {
     const MaskView masks = masks_arg(bits, offsets, boxes, size);
-    const py::gil_scoped_release release;
-    masks.check_form();
+    without_gil([&] { masks.check_form(); });
 }
 
 py::array decode(const py::handle& bits, const py::handle& offsets, const py::handle& boxes,
@@ -130,8 +130,7 @@ py::array decode(const py::handle& bits, const py::handle& offsets, const py::ha
         stack = py::module_::import("numpy").attr("zeros")(shape, "bool");
     }
     auto* data = static_cast<uint8_t*>(stack.mutable_data());
-    const py::gil_scoped_release release;
-    ops::masks_decode(masks, data, !out, threads);
+    without_gil([&] { ops::masks_decode(masks, data, !out, threads); });
     return stack;
 }
 
@@ -146,8 +145,9 @@ py::list crops(const py::handle& bits, const py::handle& offsets, const py::hand
         data.push_back(reinterpret_cast<uint8_t*>(array.mutable_data()));
         arrays.append(std::move(array));
     }
-    const py::gil_scoped_release release;
-    for (int64_t i = 0; i < masks.count(); ++i) ops::mask_crop(masks, i, data[i]);
+    without_gil([&] {
+        for (int64_t i = 0; i < masks.count(); ++i) ops::mask_crop(masks, i, data[i]);
+    });
     return arrays;
 }
 
@@ -155,10 +155,7 @@ py::array area(const py::handle& bits, const py::handle& offsets, const py::hand
                const PySize& size) {
     const MaskView masks = masks_arg(bits, offsets, boxes, size);
     std::vector<int64_t> pixels;
-    {
-        const py::gil_scoped_release release;
-        pixels = ops::masks_area(masks);
-    }
+    without_gil([&] { pixels = ops::masks_area(masks); });
     return own(std::move(pixels), {masks.count()});
 }
 
@@ -166,10 +163,7 @@ py::tuple compact(const py::handle& bits, const py::handle& offsets, const py::h
                   const PySize& size) {
     const MaskView masks = masks_arg(bits, offsets, boxes, size);
     PackedMasks dense;
-    {
-        const py::gil_scoped_release release;
-        dense = ops::masks_compact(masks);
-    }
+    without_gil([&] { dense = ops::masks_compact(masks); });
     return to_python(std::move(dense));
 }
 
@@ -178,10 +172,7 @@ py::list rle(const py::handle& bits, const py::handle& offsets, const py::handle
     const MaskView masks = masks_arg(bits, offsets, boxes, size);
     const int threads = threads_arg(num_threads);
     std::vector<std::string> texts;
-    {
-        const py::gil_scoped_release release;
-        texts = ops::masks_rle(masks, threads);
-    }
+    without_gil([&] { texts = ops::masks_rle(masks, threads); });
     py::list counts;
     for (const std::string& text : texts) counts.append(py::bytes(text));
     return counts;
@@ -196,12 +187,9 @@ py::tuple encode(const py::handle& mask, int num_threads) {
     const int64_t strides[3] = {array.strides(0), array.strides(1), array.strides(2)};
     const int threads = threads_arg(num_threads);
     PackedMasks masks;
-    {
-        const auto* data = static_cast<const uint8_t*>(array.data());
-        const int64_t count = array.shape(0);
-        const py::gil_scoped_release release;
-        masks = ops::masks_encode(data, count, size, strides, threads);
-    }
+    const auto* data = static_cast<const uint8_t*>(array.data());
+    const int64_t count = array.shape(0);
+    without_gil([&] { masks = ops::masks_encode(data, count, size, strides, threads); });
     return to_python(std::move(masks));
 }
 
@@ -223,8 +211,9 @@ py::tuple from_segments(const py::handle& segments, const py::handle& queries, i
     const auto rows = copy_of(vector_arg<int64_t>(queries, "queries", "int64 (N,)"));
     const int threads = threads_arg(num_threads);
     return to_python(with_segments(segments, [&](const auto* map, Size size) {
-        const py::gil_scoped_release release;
-        return ops::masks_from_segments(map, size, rows, threads);
+        PackedMasks masks;
+        without_gil([&] { masks = ops::masks_from_segments(map, size, rows, threads); });
+        return masks;
     }));
 }
 
@@ -236,10 +225,7 @@ py::array labels(const py::handle& segments, const py::handle& queries, const py
     return with_segments(segments, [&](const auto* map, Size size) {
         py::array_t<int16_t> out({size.height, size.width});
         int16_t* data = out.mutable_data();
-        {
-            const py::gil_scoped_release release;
-            ops::label_map(map, size, rows, ids, data, threads);
-        }
+        without_gil([&] { ops::label_map(map, size, rows, ids, data, threads); });
         return out;
     });
 }

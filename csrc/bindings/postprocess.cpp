@@ -13,6 +13,7 @@
 
 #include "csrc/bindings/arrays.h"
 #include "csrc/bindings/bindings.h"
+#include "csrc/bindings/gil.h"
 #include "csrc/core/error.h"
 #include "csrc/ops/checks.h"
 
@@ -36,7 +37,8 @@ py::array to_array(std::unique_ptr<uint64_t[]>&& words, int64_t count) {
     return py::array_t<uint64_t>(std::vector<py::ssize_t>{count}, held, owner);
 }
 
-py::dict to_dict(ops::Postprocessed&& result, const ops::PostprocessArguments& arguments, py::object segments) {
+py::dict to_dict(ops::Postprocessed&& result, const ops::PostprocessArguments& arguments,
+                 py::object segments) {
     const auto rows = static_cast<py::ssize_t>(result.query.size());
     py::dict dict;
     dict["confidence"] = to_array(std::move(result.confidence), {rows});
@@ -53,22 +55,33 @@ py::dict to_dict(ops::Postprocessed&& result, const ops::PostprocessArguments& a
     return dict;
 }
 
+// Entry i of the first dimension.
+View item(View view, int64_t i) {
+    view.data = static_cast<const char*>(view.data) + i * view.strides[0];
+    for (int k = 0; k + 1 < view.ndim; ++k) {
+        view.shape[k] = view.shape[k + 1];
+        view.strides[k] = view.strides[k + 1];
+    }
+    --view.ndim;
+    return view;
+}
+
 // content (height, width), offset (top, left), input (height, width)
 using LetterboxTuple = std::array<std::array<int32_t, 2>, 3>;
 
-// One dict an image. `class_names` counts the caller's names, -1 where there are none; `sizes` and `letterboxes` have one entry an image.
+// One dict an image. `class_names` counts the caller's names, -1 where there are none; `sizes` and
+// `letterboxes` have one entry an image.
 py::list postprocess(py::object mask_logits, py::object class_logits, bool batched,
-                     const std::vector<std::array<int64_t, 2>>& sizes, double threshold, double mask_threshold,
-                     bool use_mask_score, bool predict_all_pixels, bool softmax, int64_t class_names,
-                     const std::vector<std::optional<LetterboxTuple>>& letterboxes, int num_threads) {
+                     const std::vector<std::array<int64_t, 2>>& sizes, double threshold,
+                     double mask_threshold, bool use_mask_score, bool predict_all_pixels, bool softmax,
+                     int64_t class_names, const std::vector<std::optional<LetterboxTuple>>& letterboxes,
+                     int num_threads) {
     constexpr const char* kMasks = "a float32 or float16 array (Q, h, w) in the CPU's memory";
     constexpr const char* kMaskBatch = "a float32 or float16 array (B, Q, h, w) in the CPU's memory";
     constexpr const char* kClasses = "a float32 or float16 array (Q, K) in the CPU's memory";
     constexpr const char* kClassBatch = "a float32 or float16 array (B, Q, K) in the CPU's memory";
     Borrowed masks = borrow(mask_logits, "mask_logits", batched ? kMaskBatch : kMasks);
     Borrowed classes = borrow(class_logits, "class_logits", batched ? kClassBatch : kClasses);
-    masks.make_rows_contiguous();
-    classes.make_rows_contiguous();
     int64_t images = 1;
     if (batched) {
         const auto check = [](const char* name, const View& view, int ndim, const char* expected) {
@@ -80,15 +93,16 @@ py::list postprocess(py::object mask_logits, py::object class_logits, bool batch
         images = masks.view.shape[0];
         if (classes.view.shape[0] != images) {
             throw ValueError(message("class_logits: got ", classes.view.shape[0], " images in shape ",
-                                     ops::shape_of(classes.view), ", expected ", images, " as in mask_logits ",
-                                     ops::shape_of(masks.view)));
+                                     ops::shape_of(classes.view), ", expected ", images,
+                                     " as in mask_logits ", ops::shape_of(masks.view)));
         }
     } else {
         masks.squeeze_to(3);
         classes.squeeze_to(2);
     }
     if (static_cast<int64_t>(sizes.size()) != images) {
-        throw ValueError(message("size: got ", sizes.size(), " sizes, expected one for each of ", images, " images"));
+        throw ValueError(
+            message("size: got ", sizes.size(), " sizes, expected one for each of ", images, " images"));
     }
     if (static_cast<int64_t>(letterboxes.size()) != images) {
         throw ValueError(
@@ -96,21 +110,10 @@ py::list postprocess(py::object mask_logits, py::object class_logits, bool batch
     }
     py::list results;
     for (int64_t i = 0; i < images; ++i) {
+        // Checked before anything is copied: a broadcast array can be far larger than its memory.
         ops::PostprocessArguments arguments;
-        arguments.mask_logits = masks.view;
-        arguments.class_logits = classes.view;
-        if (batched) {
-            const auto image = [i](View& view) {
-                view.data = static_cast<const char*>(view.data) + i * view.strides[0];
-                for (int k = 0; k + 1 < view.ndim; ++k) {
-                    view.shape[k] = view.shape[k + 1];
-                    view.strides[k] = view.strides[k + 1];
-                }
-                --view.ndim;
-            };
-            image(arguments.mask_logits);
-            image(arguments.class_logits);
-        }
+        arguments.mask_logits = batched ? item(masks.view, i) : masks.view;
+        arguments.class_logits = batched ? item(classes.view, i) : classes.view;
         ops::check_sides("size", sizes[i][0], sizes[i][1]);
         arguments.size = {static_cast<int32_t>(sizes[i][0]), static_cast<int32_t>(sizes[i][1])};
         arguments.threshold = threshold;
@@ -131,6 +134,9 @@ py::list postprocess(py::object mask_logits, py::object class_logits, bool batch
                                      " for class_logits ", ops::shape_of(arguments.class_logits),
                                      softmax ? " (the last column is 'no object')" : ""));
         }
+        std::vector<char> mask_copy, class_copy;
+        make_rows_contiguous(arguments.mask_logits, mask_copy);
+        make_rows_contiguous(arguments.class_logits, class_copy);
         py::object segments = py::none();
         void* labels = nullptr;
         if (predict_all_pixels) {
@@ -141,22 +147,28 @@ py::list postprocess(py::object mask_logits, py::object class_logits, bool batch
             segments = std::move(fresh);
         }
         ops::Postprocessed result;
-        {
-            py::gil_scoped_release release;
-            ops::postprocess(arguments, labels, result);
-        }
+        without_gil([&] { ops::postprocess(arguments, labels, result); });
         results.append(to_dict(std::move(result), arguments, std::move(segments)));
     }
     return results;
 }
 
+py::tuple array_shape(py::object array, const std::string& argument) {
+    const Borrowed borrowed =
+        borrow(array, argument.c_str(), "a float32 or float16 array in the CPU's memory");
+    py::tuple shape(borrowed.view.ndim);
+    for (int i = 0; i < borrowed.view.ndim; ++i) shape[i] = borrowed.view.shape[i];
+    return shape;
+}
+
 }  // namespace
 
 void register_postprocess(py::module_& m) {
+    m.def("shape_of", array_shape, py::arg("array"), py::arg("argument"));
     m.def("postprocess", postprocess, py::arg("mask_logits"), py::arg("class_logits"), py::arg("batched"),
           py::arg("sizes"), py::arg("threshold"), py::arg("mask_threshold"), py::arg("use_mask_score"),
-          py::arg("predict_all_pixels"), py::arg("softmax"), py::arg("class_names"),
-          py::arg("letterboxes"), py::arg("num_threads"));
+          py::arg("predict_all_pixels"), py::arg("softmax"), py::arg("class_names"), py::arg("letterboxes"),
+          py::arg("num_threads"));
 }
 
 }  // namespace fai

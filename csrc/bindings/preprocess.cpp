@@ -11,6 +11,7 @@
 
 #include "csrc/bindings/arrays.h"
 #include "csrc/bindings/bindings.h"
+#include "csrc/bindings/gil.h"
 #include "csrc/core/error.h"
 #include "csrc/ops/checks.h"
 
@@ -61,8 +62,8 @@ Borrowed borrow_out(py::handle out, DType dtype, Size size) {
     const bool fits = (at == 0 || (at == 1 && view.shape[0] == 1)) && view.shape[at] == 3 &&
                       view.shape[at + 1] == size.height && view.shape[at + 2] == size.width;
     if (!fits) {
-        throw ValueError(message("out: got shape ", ops::shape_of(view), ", expected (1, 3, ", size.height, ", ",
-                                 size.width, ")"));
+        throw ValueError(message("out: got shape ", ops::shape_of(view), ", expected (1, 3, ", size.height,
+                                 ", ", size.width, ")"));
     }
     if (!borrowed.writable) throw ValueError("out: got a read-only array, expected a writable one");
     if (!borrowed.contiguous()) {
@@ -117,10 +118,7 @@ py::tuple preprocess(py::object image, std::array<int64_t, 2> size, std::array<f
         }
     }
     ops::Placement placement;
-    {
-        py::gil_scoped_release release;
-        placement = ops::preprocess(arguments, out_dtype, data);
-    }
+    without_gil([&] { placement = ops::preprocess(arguments, out_dtype, data); });
     return py::make_tuple(out, py::make_tuple(frame.height, frame.width),
                           py::make_tuple(placement.content.height, placement.content.width),
                           py::make_tuple(placement.top, placement.left));
@@ -133,7 +131,8 @@ py::tuple letterbox(std::array<int64_t, 2> frame, std::array<int64_t, 2> input) 
         return Size{static_cast<int32_t>(sides[0]), static_cast<int32_t>(sides[1])};
     };
     const ops::Placement at = ops::place(size_of(frame), size_of(input), true);
-    return py::make_tuple(py::make_tuple(at.content.height, at.content.width), py::make_tuple(at.top, at.left));
+    return py::make_tuple(py::make_tuple(at.content.height, at.content.width),
+                          py::make_tuple(at.top, at.left));
 }
 
 }  // namespace

@@ -14,17 +14,18 @@ inline constexpr int kPadding = 16;
 
 // ---- postprocess
 
-// One axis of a mask's resampling. The `nodes` mask values span `nodes` cells; cell j lies between nodes j and
-// j + 1 (the last one between the last node and itself, by the clamped edge). Every output pixel lies in a cell.
+// One axis of a mask's resampling. The `nodes` mask values span `nodes` cells; cell j lies between nodes j
+// and j + 1 (the last one between the last node and itself, by the clamped edge). Every output pixel lies in
+// a cell.
 struct PixelAxis {
     int32_t nodes;
     int32_t pixels;
-    const int32_t* cell;       // (pixels + padding) cell of a pixel
-    const float* fraction;     // (pixels + padding) how far the pixel lies from node j to node j + 1
-    const int32_t* first;      // (nodes + 1) first pixel of a cell; first[nodes] = pixels
-    const double* prefix;      // (pixels + 1) sum of the fractions before a pixel
-    const float* left_weight;  // (nodes + padding) sum of (1 - fraction) over a cell's pixels
-    const float* right_weight; // (nodes + padding) sum of fraction over a cell's pixels
+    const int32_t* cell;        // (pixels + padding) cell of a pixel
+    const float* fraction;      // (pixels + padding) how far the pixel lies from node j to node j + 1
+    const int32_t* first;       // (nodes + 1) first pixel of a cell; first[nodes] = pixels
+    const double* prefix;       // (pixels + 1) sum of the fractions before a pixel
+    const float* left_weight;   // (nodes + padding) sum of (1 - fraction) over a cell's pixels
+    const float* right_weight;  // (nodes + padding) sum of fraction over a cell's pixels
 };
 
 // One query's logits. Rows are contiguous; strides count values.
@@ -60,11 +61,13 @@ struct InstanceTask {
     int64_t word_stride;  // words a row
     int32_t word_begin;   // frame column of the first bit, divided by 64
     int32_t row_begin;    // frame row of the first row
-    float* scratch;        // instance_scratch(columns) floats
-    uint64_t* node_bits;   // columns / 64 + 2
+    float* scratch;       // instance_scratch(columns) floats
+    uint64_t* node_bits;  // columns / 64 + 2
 };
 
-inline int64_t instance_scratch(int32_t columns) { return 3 * (static_cast<int64_t>(columns) + 2 * kPadding); }
+inline int64_t instance_scratch(int32_t columns) {
+    return 3 * (static_cast<int64_t>(columns) + 2 * kPadding);
+}
 
 // A query that can win pixels in some cells of a block.
 struct Candidate {
@@ -85,14 +88,15 @@ struct SemanticTask {
     void* segments;              // (y.pixels, x.pixels) uint8 or uint16
     bool wide;                   // uint16
     bool want_sum;
-    uint8_t* has_nan;   // (competitors) set to 1 where a NaN is met
-    Region* regions;    // (competitors) of this task alone
-    float* scratch;     // semantic_scratch(competitors) floats
+    uint8_t* has_nan;       // (competitors) set to 1 where a NaN is met
+    Region* regions;        // (competitors) of this task alone
+    float* scratch;         // semantic_scratch(competitors) floats
     Candidate* candidates;  // (competitors)
-    int32_t* held;          // (competitors)
+    int32_t* integers;      // semantic_integers(competitors)
 };
 
-inline int64_t semantic_scratch(int32_t competitors) { return static_cast<int64_t>(competitors) * 4 * 16; }
+inline int64_t semantic_scratch(int32_t competitors) { return static_cast<int64_t>(competitors) * 7 * 16; }
+inline int64_t semantic_integers(int32_t competitors) { return static_cast<int64_t>(competitors) * 6; }
 
 // ---- preprocess
 
@@ -106,16 +110,16 @@ enum class RowFormat : uint8_t {
 // How a source row is sampled: byte offsets of the left and right tap of every output column.
 struct RowPlan {
     RowFormat format;
-    int32_t columns;  // output columns
-    bool two_taps;    // false where every fraction is 0
-    const float* fraction;           // (columns)
-    const int32_t* left;             // (columns) into every plane, or into luma
-    const int32_t* right;            // (columns)
-    const int32_t* chroma_left;      // (columns) yuv
-    const int32_t* chroma_right;     // (columns) yuv
-    int32_t safe_begin, safe_end;    // columns whose taps may load four bytes; the others go byte by byte
-    int32_t shift[3];                // packed: bits below each channel
-    int32_t v_shift;                 // yuv: bits from U to V, 0 where V has a plane of its own
+    int32_t columns;               // output columns
+    bool two_taps;                 // false where every fraction is 0
+    const float* fraction;         // (columns)
+    const int32_t* left;           // (columns) into every plane, or into luma
+    const int32_t* right;          // (columns)
+    const int32_t* chroma_left;    // (columns) yuv
+    const int32_t* chroma_right;   // (columns) yuv
+    int32_t safe_begin, safe_end;  // columns whose taps may load four bytes; the others go byte by byte
+    int32_t shift[3];              // packed: bits below each channel
+    int32_t v_shift;               // yuv: bits from U to V, 0 where V has a plane of its own
     math::YuvCoefficients yuv;
 };
 

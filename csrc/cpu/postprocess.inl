@@ -1,8 +1,8 @@
 // Query-mask postprocessing, written once and compiled per instruction set.
 //
-// Bytes. Instance: the logits of the queries whose class score passes are read once (Q' * h * w * itemsize), the
-// boxes' bits are written. Semantic: logits are read where a query can still win, the segments (H * W bytes)
-// written. Both also run one sigmoid a node they use; pixels cost only where a boundary passes.
+// Bytes. Instance: the logits of the queries whose class score passes are read once (Q' * h * w * itemsize),
+// the boxes' bits are written. Semantic: logits are read where a query can still win, the segments (H * W
+// bytes) written. Both also run one sigmoid a node they use; pixels cost only where a boundary passes.
 
 #include <cmath>
 #include <cstring>
@@ -124,8 +124,8 @@ FAI_HD void fill_bits(uint64_t* words, int32_t begin, int32_t end) {
     words[last] |= tail;
 }
 
-// An output row of a mask is piecewise linear between the nodes, so it is a list of runs whose ends lie in cells
-// with one node inside and one outside: only the pixels of those cells are looked at.
+// An output row of a mask is piecewise linear between the nodes, so it is a list of runs whose ends lie in
+// cells with one node inside and one outside: only the pixels of those cells are looked at.
 template <class T>
 Region draw_instance(const InstanceTask& task) {
     const T* logits = static_cast<const T*>(task.logits.data);
@@ -136,7 +136,8 @@ Region draw_instance(const InstanceTask& task) {
     const int32_t top = larger(task.extent.row_begin - 1, 0);
     const int32_t bottom = smaller(task.extent.row_end, rows - 1);
     const int32_t loaded = right - left + 1;
-    const bool reaches_edge = right == columns - 1;  // then the clamped cell after the last node is ours as well
+    const bool reaches_edge =
+        right == columns - 1;  // then the clamped cell after the last node is ours as well
     const int32_t cells = loaded - 1 + reaches_edge;
     const int32_t blocks = (cells + 1 + kLanes - 1) / kLanes;
     const int32_t word_count = (cells + 1 + 63) / 64;
@@ -199,7 +200,8 @@ Region draw_instance(const InstanceTask& task) {
                 const bool last_of_word = (k & 3) == 3;
                 const uint64_t next = last_of_word && (k >> 2) + 1 < word_count ? node_bits[(k >> 2) + 1] : 0;
                 const uint32_t full =
-                    static_cast<uint32_t>(word & (last_of_word ? (word >> 1) | (next << 15) : word >> 1)) & 0xffffu;
+                    static_cast<uint32_t>(word & (last_of_word ? (word >> 1) | (next << 15) : word >> 1)) &
+                    0xffffu;
                 if (!full) continue;
                 const int32_t cell = left + k * kLanes;
                 const F32 part = load(value + k * kLanes) * load(task.x.left_weight + cell) +
@@ -273,24 +275,85 @@ FAI_HD void grow(Region& region, int32_t x1, int32_t y1, int32_t x2, int32_t y2)
     region.y2 = larger(region.y2, y2);
 }
 
-// Bilinear values lie between their cell's smallest and largest corner, so a query can win in a cell only where
-// its largest corner reaches the largest smallest corner of any. Competitors come in order of falling score: once
-// a score itself is below that in every cell of the block, all that follow are out without being read.
+// Below this logit a probability is less than kLowProbability.
+inline constexpr float kLowLogit = -2.0f;
+inline constexpr float kLowProbability = 0.1193f;
+
+// Gives all pixels of a rectangle to one query.
+template <class L>
+FAI_HD Region& give(const SemanticTask& task, const Candidate& candidate, int32_t x1, int32_t y1, int32_t x2,
+                    int32_t y2) {
+    L* segments = static_cast<L*>(task.segments);
+    for (int32_t y = y1; y < y2; ++y) {
+        fill(segments + static_cast<int64_t>(y) * task.x.pixels + x1, static_cast<L>(candidate.query),
+             x2 - x1);
+    }
+    Region& region = task.regions[candidate.position];
+    grow(region, x1, y1, x2, y2);
+    region.area += static_cast<int64_t>(x2 - x1) * (y2 - y1);
+    return region;
+}
+
+// Decides the pixels of columns [x, x + n), n <= 16, of one cell row's pixel rows [y1, y2), each for one of
+// the `count` contestants (indices of candidates, in order of their queries). `corners` holds four vectors a
+// contestant: its nodes above left, above right, below left and below right of each column.
+template <class L>
+FAI_HD void contest(const SemanticTask& task, const int32_t* contestants, int32_t count, const float* corners,
+                    int32_t x, int n, int32_t y1, int32_t y2) {
+    const F32 across = load(task.x.fraction + x);
+    for (int32_t y = y1; y < y2; ++y) {
+        const F32 down = broadcast(task.y.fraction[y]);
+        F32 best = broadcast(-1.0f), best_m = broadcast(0.0f);
+        I32 winner = broadcast_int(-1);
+        for (int32_t c = 0; c < count; ++c) {
+            const float* corner = corners + static_cast<int64_t>(c) * 4 * kLanes;
+            const F32 left = math::lerp(load(corner), load(corner + 2 * kLanes), down);
+            const F32 right = math::lerp(load(corner + kLanes), load(corner + 3 * kLanes), down);
+            const F32 m = math::lerp(left, right, across);
+            const F32 worth = m * broadcast(task.score[task.candidates[contestants[c]].position]);
+            const Mask wins = math::takes(worth, best);
+            best = select(wins, worth, best);
+            best_m = select(wins, m, best_m);
+            winner = select(wins, broadcast_int(c), winner);
+        }
+        I32 label = broadcast_int(-1);
+        uint32_t open = low_bits(n);
+        for (int32_t c = 0; c < count && open; ++c) {
+            const Mask mine = equal(winner, broadcast_int(c));
+            const uint32_t won = bits(mine) & open;
+            if (!won) continue;
+            open &= ~won;
+            const Candidate& candidate = task.candidates[contestants[c]];
+            label = select(mine, broadcast_int(candidate.query), label);
+            Region& region = task.regions[candidate.position];
+            grow(region, x + __builtin_ctz(won), y, x + 32 - __builtin_clz(won), y + 1);
+            region.area += __builtin_popcount(won);
+            if (task.want_sum) region.sum += sum(select(mask_of(won), best_m, broadcast(0.0f)));
+        }
+        store_narrow(static_cast<L*>(task.segments) + static_cast<int64_t>(y) * task.x.pixels + x, label, n);
+    }
+}
+
+// Bilinear values lie between their cell's smallest and largest corner, so a query can win in a cell only
+// where its largest corner reaches the largest smallest corner of any, which `guaranteed` holds. Competitors
+// come in order of falling score: once a score itself is below that in every cell of the block, all that
+// follow are out without being read. The winners of the cell row above are looked at first, since they mostly
+// win again.
 template <class T, class L>
 void draw_segments_of(const SemanticTask& task) {
     const T* logits = static_cast<const T*>(task.logits);
-    L* segments = static_cast<L*>(task.segments);
-    const int32_t width = task.x.pixels;
     const int32_t competitors = task.competitors;
-    constexpr L kNobody = static_cast<L>(-1);
     // The interpolation may round past a corner by a unit in the last place.
     const F32 slack = broadcast(1.000001f);
 
     const int64_t share = static_cast<int64_t>(competitors) * kLanes;
-    float* node[2] = {task.scratch, task.scratch + share};
+    float* node[2] = {task.scratch, task.scratch + share};  // of even rows, of odd rows
     float* upper = task.scratch + 2 * share;
-    float* row_value = task.scratch + 3 * share;
-    int32_t* held = task.held;
+    float* corners = task.scratch + 3 * share;
+    int32_t* have[2] = {task.integers, task.integers + competitors};  // the row whose nodes are there
+    int32_t* level[2] = {task.integers + 2 * competitors, task.integers + 3 * competitors};  // 2 * row + low
+    int32_t* examined = task.integers + 4 * competitors;  // the cell row it was last examined for
+    int32_t* list = task.integers + 5 * competitors;      // those not ruled out, then contestants
     Candidate* candidates = task.candidates;
 
     for (int32_t block = 0; block < task.columns; block += kBlockCells) {
@@ -298,10 +361,26 @@ void draw_segments_of(const SemanticTask& task) {
         const int32_t x1 = task.x.first[block], x2 = task.x.first[block + cells];
         if (x1 == x2) continue;
         const int32_t loaded = smaller(task.columns - block, kLanes);
-        const uint32_t valid = low_bits(cells);
-        const auto load_nodes = [&](int32_t position, int32_t row) {
-            const T* source = logits + task.query[position] * task.query_stride + row * task.row_stride + block;
-            F32 v = load_first(source, loaded);
+        const uint32_t valid = low_bits(cells), beyond = ~low_bits(loaded) & 0xffffu;
+        const auto logits_of = [&](int32_t position, int32_t row) {
+            const T* source =
+                logits + task.query[position] * task.query_stride + row * task.row_stride + block;
+            __builtin_prefetch(source + task.row_stride);
+            return load_first(source, loaded);
+        };
+        const auto is_low = [&](int32_t position, int32_t row) {
+            int32_t& known = level[row & 1][position];
+            if (known >> 1 != row) {
+                const F32 v = logits_of(position, row);
+                known = 2 * row + ((bits(v < broadcast(kLowLogit)) | beyond) == 0xffffu);
+            }
+            return (known & 1) != 0;
+        };
+        const auto nodes_of = [&](int32_t position, int32_t row) {
+            float* nodes = node[row & 1] + static_cast<int64_t>(position) * kLanes;
+            if (have[row & 1][position] == row) return load(nodes);
+            have[row & 1][position] = row;
+            F32 v = logits_of(position, row);
             if (any(is_nan(v))) task.has_nan[position] = 1;
             v = math::sigmoid(v);
             if (loaded < kLanes) {
@@ -310,33 +389,42 @@ void draw_segments_of(const SemanticTask& task) {
                 for (int i = loaded; i < kLanes; ++i) lane[i] = lane[loaded - 1];
                 v = load(lane);
             }
-            store(node[row & 1] + static_cast<int64_t>(position) * kLanes, v);
+            store(nodes, v);
             return v;
         };
-        for (int32_t position = 0; position < competitors; ++position) held[position] = -1;
+        for (int32_t k = 0; k < 5 * competitors; ++k) task.integers[k] = -1;
+        int32_t count = 0;
 
         for (int32_t i = task.row_begin; i < task.row_end; ++i) {
             const int32_t y1 = task.y.first[i], y2 = task.y.first[i + 1];
             if (y1 == y2) continue;
-            const int32_t above = i, below = smaller(i + 1, task.rows - 1);
+            const int32_t below = smaller(i + 1, task.rows - 1);
             // Lanes without a cell never keep a competitor in.
             F32 guaranteed = select(mask_of(valid), broadcast(-1.0f), broadcast(2.0f));
-            int32_t read = 0;
-            for (; read < competitors; ++read) {
-                const F32 score = broadcast(task.score[read]);
-                if (all(guaranteed > score * slack)) break;
-                const F32 a = held[read] == above
-                                  ? load(node[above & 1] + static_cast<int64_t>(read) * kLanes)
-                                  : load_nodes(read, above);
-                const F32 b = below == above ? a : load_nodes(read, below);
-                held[read] = below;
-                const F32 low = minimum(a, b), high = maximum(a, b);
-                guaranteed = maximum(minimum(low, next_lane(low)) * score, guaranteed);
-                store(upper + static_cast<int64_t>(read) * kLanes,
-                      maximum(high, next_lane(high)) * score * slack);
+            int32_t survivors = 0;
+            const auto examine = [&](int32_t position) {
+                examined[position] = i;
+                const F32 score = broadcast(task.score[position]);
+                if (is_low(position, below) && is_low(position, i) &&
+                    all(guaranteed > score * broadcast(kLowProbability))) {
+                    return;
+                }
+                const F32 a = nodes_of(position, i), b = nodes_of(position, below);
+                const F32 least = minimum(a, b), most = maximum(a, b);
+                guaranteed = maximum(minimum(least, next_lane(least)) * score, guaranteed);
+                store(upper + static_cast<int64_t>(position) * kLanes,
+                      maximum(most, next_lane(most)) * score * slack);
+                list[survivors++] = position;
+            };
+            for (int32_t c = 0; c < count; ++c) examine(candidates[c].position);
+            for (int32_t position = 0; position < competitors; ++position) {
+                if (all(guaranteed > broadcast(task.score[position]) * slack)) break;
+                if (examined[position] != i) examine(position);
             }
-            int32_t count = 0;
-            for (int32_t position = 0; position < read; ++position) {
+
+            count = 0;
+            for (int32_t k = 0; k < survivors; ++k) {
+                const int32_t position = list[k];
                 const uint32_t can_win =
                     bits(load(upper + static_cast<int64_t>(position) * kLanes) >= guaranteed) & valid;
                 if (!can_win) continue;
@@ -347,71 +435,48 @@ void draw_segments_of(const SemanticTask& task) {
                 }
                 candidates[at] = candidate;
             }
-            if (count <= 1) {
-                const L label = count ? static_cast<L>(candidates[0].query) : kNobody;
+            if (count == 0) {
+                constexpr L kNobody = static_cast<L>(-1);
                 for (int32_t y = y1; y < y2; ++y) {
-                    fill(segments + static_cast<int64_t>(y) * width + x1, label, x2 - x1);
+                    fill(static_cast<L*>(task.segments) + static_cast<int64_t>(y) * task.x.pixels + x1,
+                         kNobody, x2 - x1);
                 }
-                if (!count) continue;
-                Region& region = task.regions[candidates[0].position];
-                grow(region, x1, y1, x2, y2);
-                region.area += static_cast<int64_t>(x2 - x1) * (y2 - y1);
-                if (task.want_sum) {
-                    const int64_t at = static_cast<int64_t>(candidates[0].position) * kLanes;
-                    const F32 a = load(node[above & 1] + at), b = load(node[below & 1] + at);
-                    const F32 rows = broadcast(static_cast<float>(y2 - y1));
-                    const F32 lower = broadcast(static_cast<float>(task.y.prefix[y2] - task.y.prefix[y1]));
-                    const F32 column = a * rows + (b - a) * lower;
-                    const F32 part = column * load(task.x.left_weight + block) +
-                                     next_lane(column) * load(task.x.right_weight + block);
-                    region.sum += sum(select(mask_of(valid), part, broadcast(0.0f)));
-                }
-                continue;
-            }
-            for (int32_t y = y1; y < y2; ++y) {
-                const F32 fraction = broadcast(task.y.fraction[y]);
-                for (int32_t c = 0; c < count; ++c) {
-                    const int64_t at = static_cast<int64_t>(candidates[c].position) * kLanes;
-                    store(row_value + static_cast<int64_t>(c) * kLanes,
-                          math::lerp(load(node[above & 1] + at), load(node[below & 1] + at), fraction));
-                }
-                L* out = segments + static_cast<int64_t>(y) * width;
+            } else if (count == 1) {
+                Region& region = give<L>(task, candidates[0], x1, y1, x2, y2);
+                if (!task.want_sum) continue;
+                const F32 a = nodes_of(candidates[0].position, i),
+                          b = nodes_of(candidates[0].position, below);
+                const F32 rows = broadcast(static_cast<float>(y2 - y1));
+                const F32 lower = broadcast(static_cast<float>(task.y.prefix[y2] - task.y.prefix[y1]));
+                const F32 column = a * rows + (b - a) * lower;
+                const F32 part = column * load(task.x.left_weight + block) +
+                                 next_lane(column) * load(task.x.right_weight + block);
+                region.sum += sum(select(mask_of(valid), part, broadcast(0.0f)));
+            } else {
                 for (int32_t x = x1; x < x2; x += kLanes) {
                     const int n = smaller(x2 - x, kLanes);
-                    const I32 index = load(task.x.cell + x) - broadcast_int(block);
-                    const F32 across = load(task.x.fraction + x);
-                    // The cells that these pixels lie in.
+                    // The cells that these pixels lie in, and who can win in one of them.
                     const int32_t from = task.x.cell[x] - block, to = task.x.cell[x + n - 1] - block;
                     const uint32_t here = low_bits(to + 1) & ~low_bits(from);
-                    F32 best = broadcast(-1.0f), best_m = broadcast(0.0f);
-                    I32 winner = broadcast_int(-1);
-                    uint32_t lanes = low_bits(n);
+                    int32_t contestants = 0;
                     for (int32_t c = 0; c < count; ++c) {
-                        if (!(candidates[c].cells & here)) continue;
-                        const F32 v = load(row_value + static_cast<int64_t>(c) * kLanes);
-                        const F32 m = math::lerp(permute(v, index), permute(next_lane(v), index), across);
-                        const F32 worth = m * broadcast(task.score[candidates[c].position]);
-                        const Mask wins = math::takes(worth, best);
-                        best = select(wins, worth, best);
-                        best_m = select(wins, m, best_m);
-                        winner = select(wins, broadcast_int(c), winner);
+                        if (candidates[c].cells & here) list[contestants++] = c;
                     }
-                    I32 label = broadcast_int(-1);
-                    for (int32_t c = 0; c < count && lanes; ++c) {
-                        if (!(candidates[c].cells & here)) continue;
-                        const Mask mine = equal(winner, broadcast_int(c));
-                        const uint32_t won = bits(mine) & lanes;
-                        if (!won) continue;
-                        lanes &= ~won;
-                        label = select(mine, broadcast_int(candidates[c].query), label);
-                        Region& region = task.regions[candidates[c].position];
-                        grow(region, x + __builtin_ctz(won), y, x + 32 - __builtin_clz(won), y + 1);
-                        region.area += __builtin_popcount(won);
-                        if (task.want_sum) {
-                            region.sum += sum(select(mask_of(won), best_m, broadcast(0.0f)));
-                        }
+                    if (contestants == 1 && !task.want_sum) {
+                        give<L>(task, candidates[list[0]], x, y1, x + n, y2);
+                        continue;
                     }
-                    store_narrow(out + x, label, n);
+                    const I32 index = load(task.x.cell + x) - broadcast_int(block);
+                    for (int32_t c = 0; c < contestants; ++c) {
+                        const int32_t position = candidates[list[c]].position;
+                        const F32 a = nodes_of(position, i), b = nodes_of(position, below);
+                        float* corner = corners + static_cast<int64_t>(c) * 4 * kLanes;
+                        store(corner, permute(a, index));
+                        store(corner + kLanes, permute(next_lane(a), index));
+                        store(corner + 2 * kLanes, permute(b, index));
+                        store(corner + 3 * kLanes, permute(next_lane(b), index));
+                    }
+                    contest<L>(task, list, contestants, corners, x, n, y1, y2);
                 }
             }
         }

@@ -1,8 +1,8 @@
-// Preprocessing, written once and compiled per instruction set: a source row is resampled horizontally into float
-// planes, two such rows are blended and normalised into an output row.
+// Preprocessing, written once and compiled per instruction set: a source row is resampled horizontally into
+// float planes, two such rows are blended and normalised into an output row.
 //
-// Bytes: the source rows that an output row touches are read once (each row's planes stay in L1 between the output
-// rows that share it), the output is written once: H_src_used * W * C + 3 * h * w * itemsize.
+// Bytes: the source rows that an output row touches are read once (each row's planes stay in L1 between the
+// output rows that share it), the output is written once: H_src_used * W * C + 3 * h * w * itemsize.
 
 #include <cstring>
 
@@ -21,7 +21,8 @@ struct OneColumn {
     static FAI_HD float channel(const uint8_t* plane, const int32_t* offset, int shift) {
         return static_cast<float>(plane[*offset + shift / 8]);
     }
-    static FAI_HD void read(const uint8_t* plane, const int32_t* offset, const int* shift, int n, float* out) {
+    static FAI_HD void read(const uint8_t* plane, const int32_t* offset, const int* shift, int n,
+                            float* out) {
         for (int c = 0; c < n; ++c) out[c] = channel(plane, offset, shift[c]);
     }
     static FAI_HD float load_fraction(const float* p) { return *p; }
@@ -80,7 +81,8 @@ FAI_HD void load_columns(const RowPlan& plan, const SourceRow& row, int32_t x, f
         read_tap<format, Columns>(plan, row, plan.right + x, plan.chroma_right + x, right);
         for (int c = 0; c < kChannels; ++c) left[c] = math::lerp(left[c], right[c], fraction);
     }
-    for (int c = 0; c < kChannels; ++c) Columns::put(out + static_cast<int64_t>(c) * plan.columns + x, left[c]);
+    for (int c = 0; c < kChannels; ++c)
+        Columns::put(out + static_cast<int64_t>(c) * plan.columns + x, left[c]);
 }
 
 template <RowFormat format, bool two_taps>
@@ -104,10 +106,14 @@ void load_row_taps(const RowPlan& plan, const SourceRow& row, float* out) {
 
 void load_row(const RowPlan& plan, const SourceRow& row, float* out) {
     switch (plan.format) {
-        case RowFormat::packed: return load_row_taps<RowFormat::packed>(plan, row, out);
-        case RowFormat::planar: return load_row_taps<RowFormat::planar>(plan, row, out);
-        case RowFormat::grey: return load_row_taps<RowFormat::grey>(plan, row, out);
-        case RowFormat::yuv: return load_row_taps<RowFormat::yuv>(plan, row, out);
+        case RowFormat::packed:
+            return load_row_taps<RowFormat::packed>(plan, row, out);
+        case RowFormat::planar:
+            return load_row_taps<RowFormat::planar>(plan, row, out);
+        case RowFormat::grey:
+            return load_row_taps<RowFormat::grey>(plan, row, out);
+        case RowFormat::yuv:
+            return load_row_taps<RowFormat::yuv>(plan, row, out);
     }
 }
 

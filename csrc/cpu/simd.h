@@ -1,5 +1,5 @@
-// Sixteen lanes, whatever the machine: one zmm, two ymm, four xmm or four NEON registers. Because every ISA works
-// on the same sixteen lanes in the same order, and nothing is fused, all give the same bits.
+// Sixteen lanes, whatever the machine: one zmm, two ymm, four xmm or four NEON registers. Because every ISA
+// works on the same sixteen lanes in the same order, and nothing is fused, all give the same bits.
 //
 // Include only from csrc/cpu/*.inl. FAI_ISA names the namespace; everything in it is inlined.
 #pragma once
@@ -27,8 +27,8 @@ inline constexpr int kRegisterBytes = 32;
 #else
 inline constexpr int kRegisterBytes = 16;
 #endif
-inline constexpr int kPart = kRegisterBytes / 4;   // lanes a register
-inline constexpr int kParts = kLanes / kPart;      // registers a vector
+inline constexpr int kPart = kRegisterBytes / 4;  // lanes a register
+inline constexpr int kParts = kLanes / kPart;     // registers a vector
 
 typedef float NativeF __attribute__((vector_size(kRegisterBytes), may_alias));
 typedef int32_t NativeI __attribute__((vector_size(kRegisterBytes), may_alias));
@@ -79,12 +79,8 @@ FAI_HD I32 load(const int32_t* p) {
     FAI_EACH v.r[k] = reinterpret_cast<const MemoryI*>(p)[k];
     return v;
 }
-FAI_HD void store(float* p, const F32& v) {
-    FAI_EACH reinterpret_cast<MemoryF*>(p)[k] = v.r[k];
-}
-FAI_HD void store(int32_t* p, const I32& v) {
-    FAI_EACH reinterpret_cast<MemoryI*>(p)[k] = v.r[k];
-}
+FAI_HD void store(float* p, const F32& v) { FAI_EACH reinterpret_cast<MemoryF*>(p)[k] = v.r[k]; }
+FAI_HD void store(int32_t* p, const I32& v) { FAI_EACH reinterpret_cast<MemoryI*>(p)[k] = v.r[k]; }
 
 // ---- arithmetic
 
@@ -415,8 +411,9 @@ FAI_HD I32 from_quarters(const __m128i (&quarter)[4]) {
 }
 #endif
 
-// Four bytes from each of base + offset[0..15], little endian in the lane. Scalar loads: the gather instructions
-// are slower than this on most CPUs, and several times so with the microcode against data sampling.
+// Four bytes from each of base + offset[0..15], little endian in the lane. Scalar loads: the gather
+// instructions are slower than this on most CPUs, and several times so with the microcode against data
+// sampling.
 FAI_HD I32 gather_bytes(const uint8_t* base, const int32_t* offset) {
 #if defined(__AVX2__)
     // Inserted one by one: going through memory would stall on stores narrower than the load that follows.

@@ -1,5 +1,5 @@
-// FAI_HD marks the functions that decide a pixel: both compilers inline them, so that no copy compiled for one
-// instruction set can be linked in place of another's.
+// FAI_HD marks the functions that decide a pixel: both compilers inline them, so that no copy compiled for
+// one instruction set can be linked in place of another's.
 #pragma once
 
 #if defined(__CUDACC__)

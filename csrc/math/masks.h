@@ -7,9 +7,9 @@
 
 namespace fai::math {
 
-// e**x for x in [-87, 87], to 2 units in the last place: x = n ln 2 + r, |r| <= ln 2 / 2, and a polynomial in r
-// (Taylor, degree 7: its remainder is below 1e-8 of the value). Plain multiplications and additions, because a
-// fused one would round otherwise on machines without it.
+// e**x for x in [-87, 87], to 2 units in the last place: x = n ln 2 + r, |r| <= ln 2 / 2, and a polynomial in
+// r (Taylor, degree 7: its remainder is below 1e-8 of the value). Plain multiplications and additions,
+// because a fused one would round otherwise on machines without it.
 template <class F>
 FAI_HD F exponential(F x) {
     const F shift = broadcast(x, 12582912.0f);  // 1.5 * 2**23: adding it rounds to a whole number

@@ -41,8 +41,8 @@ FAI_HD Tap tap(const Axis& axis, int32_t output) {
     return tap_at((output + 0.5) * axis.scale + axis.offset - 0.5, axis.inputs);
 }
 
-// Rounded where torch rounds on CPUs with fused multiply-add (scale and centre to float), because networks were
-// trained on frames resized so. At 2000 samples that moves a centre by up to 1e-4 of a sample.
+// Rounded where torch rounds on CPUs with fused multiply-add (scale and centre to float), because networks
+// were trained on frames resized so. At 2000 samples that moves a centre by up to 1e-4 of a sample.
 FAI_HD Tap tap_as_torch(const Axis& axis, int32_t output) {
     const double scale = static_cast<float>(axis.scale);
     return tap_at(static_cast<float>(scale * (output + 0.5) - 0.5), axis.inputs);

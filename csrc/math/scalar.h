@@ -1,5 +1,5 @@
-// The operations that the per-pixel maths asks of its number type, for float. The vector types of csrc/cpu/simd.h
-// offer the same names.
+// The operations that the per-pixel maths asks of its number type, for float. The vector types of
+// csrc/cpu/simd.h offer the same names.
 #pragma once
 
 #include <cstdint>

@@ -21,8 +21,8 @@ inline std::string shape_of(const View& view) {
 // Throws unless 1 <= sides <= kMaxSide and height * width <= kMaxPixels.
 inline void check_sides(const char* argument, int64_t height, int64_t width) {
     if (height < 1 || width < 1 || height > kMaxSide || width > kMaxSide || height * width > kMaxPixels) {
-        throw ValueError(message(argument, ": got ", height, " x ", width, ", expected sides of 1 to ", kMaxSide,
-                                 " and at most ", kMaxPixels, " pixels"));
+        throw ValueError(message(argument, ": got ", height, " x ", width, ", expected sides of 1 to ",
+                                 kMaxSide, " and at most ", kMaxPixels, " pixels"));
     }
 }
 

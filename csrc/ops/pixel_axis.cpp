@@ -8,7 +8,8 @@ cpu::PixelAxis PixelAxisTable::build(const math::Axis& axis, int32_t pixels) {
     const int32_t nodes = axis.inputs;
     int32_t* cell = integers_.get(static_cast<size_t>(pixels) + cpu::kPadding + nodes + 1);
     int32_t* first = cell + pixels + cpu::kPadding;
-    float* fraction = floats_.get(static_cast<size_t>(pixels) + 2 * static_cast<size_t>(nodes) + 3 * cpu::kPadding);
+    float* fraction =
+        floats_.get(static_cast<size_t>(pixels) + 2 * static_cast<size_t>(nodes) + 3 * cpu::kPadding);
     float* left_weight = fraction + pixels + cpu::kPadding;
     float* right_weight = left_weight + nodes + cpu::kPadding;
     double* prefix = doubles_.get(static_cast<size_t>(pixels) + 1);

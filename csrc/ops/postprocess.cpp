@@ -19,8 +19,11 @@ namespace {
 
 using cpu::Region;
 
-// A semantic task: few enough cell rows to share the work evenly, enough to reuse the row between two of them.
+// A semantic task: few enough cell rows to share the work evenly, enough to reuse the row between two of
+// them.
 constexpr int32_t kCellRowsPerTask = 8;
+// And not so few that the tasks' own regions take up much memory.
+constexpr int64_t kMaxTaskRegions = int64_t{1} << 20;
 // The CPU's sigmoid is within 2e-7 of the true one, so this much below the threshold is surely outside.
 constexpr double kSigmoidSlack = 1e-6;
 
@@ -49,67 +52,32 @@ void check_logits(const char* name, const View& view, int ndim, const char* expe
     if (view.ndim != ndim) {
         throw ValueError(message(name, ": got shape ", shape_of(view), ", expected ", expected));
     }
-    const auto item = static_cast<int64_t>(item_size(view.dtype));
-    if (view.shape[ndim - 1] > 1 && view.strides[ndim - 1] != item) {
-        throw ValueError(message(name, ": got a last dimension with stride ", view.strides[ndim - 1],
-                                 " bytes, expected ", item));
-    }
-    for (int i = 0; i + 1 < ndim; ++i) {
-        if (view.strides[i] % item) {
-            throw ValueError(message(name, ": got a stride of ", view.strides[i],
-                                     " bytes, expected a multiple of ", item));
-        }
+}
+
+void check_values(const char* name, const View& view, int64_t values) {
+    constexpr int64_t kMaxValues = int64_t{1} << 30;
+    if (values > kMaxValues) {
+        throw ValueError(message(name, ": got ", values, " values in shape ", shape_of(view),
+                                 ", expected at most ", kMaxValues));
     }
 }
 
-Network checked(const PostprocessArguments& arguments) {
-    const View& masks = arguments.mask_logits;
-    const View& classes = arguments.class_logits;
-    check_logits("mask_logits", masks, 3, "(Q, h, w) or (1, Q, h, w)");
-    check_logits("class_logits", classes, 2, "(Q, K) or (1, Q, K)");
-    check_sides("size", arguments.size.height, arguments.size.width);
-    check_sides("mask_logits", masks.shape[1], masks.shape[2]);
-    constexpr int64_t kMaxQueries = 65534;
-    if (masks.shape[0] < 1 || masks.shape[0] > kMaxQueries) {
-        throw ValueError(message("mask_logits: got ", masks.shape[0], " queries in shape ", shape_of(masks),
-                                 ", expected 1 to ", kMaxQueries));
-    }
-    if (classes.shape[0] != masks.shape[0]) {
-        throw ValueError(message("class_logits: got ", classes.shape[0], " queries in shape ", shape_of(classes),
-                                 ", expected ", masks.shape[0], " as in mask_logits ", shape_of(masks)));
-    }
-    const int64_t least = arguments.softmax ? 2 : 1;
-    if (classes.shape[1] < least || classes.shape[1] > (1 << 24)) {
-        throw ValueError(message("class_logits: got ", classes.shape[1], " columns in shape ", shape_of(classes),
-                                 ", expected at least ", least,
-                                 arguments.softmax ? " (classes and 'no object')" : " (classes)"));
-    }
-    if (!std::isfinite(arguments.threshold)) {
-        throw ValueError(message("threshold: got ", arguments.threshold, ", expected a finite number"));
-    }
-    if (!std::isfinite(arguments.mask_threshold)) {
-        throw ValueError(message("mask_threshold: got ", arguments.mask_threshold, ", expected a finite number"));
-    }
-    if (arguments.letterboxed) {
-        const Placement& at = arguments.placement;
-        const bool inside = at.top >= 0 && at.left >= 0 && at.content.height >= 1 && at.content.width >= 1 &&
-                            static_cast<int64_t>(at.top) + at.content.height <= arguments.tensor.height &&
-                            static_cast<int64_t>(at.left) + at.content.width <= arguments.tensor.width;
-        if (!inside) {
-            throw ValueError(message("letterbox: got a content of ", at.content.height, " x ", at.content.width,
-                                     " at (", at.top, ", ", at.left, "), expected it inside the input of ",
-                                     arguments.tensor.height, " x ", arguments.tensor.width));
-        }
-    }
+// The kernels' own need, which callers meet with a copy.
+void check_rows(const char* name, const View& view) {
+    const auto item = static_cast<int64_t>(item_size(view.dtype));
+    const int last = view.ndim - 1;
+    bool usable = view.shape[last] == 1 || view.strides[last] == item;
+    for (int i = 0; i < last; ++i) usable = usable && view.strides[i] % item == 0;
+    if (!usable)
+        throw ValueError(message(name, ": got rows that are not contiguous, expected contiguous ones"));
+}
+
+Network network_of(const View& masks) {
     const size_t item = item_size(masks.dtype);
-    return {static_cast<int32_t>(masks.shape[0]),
-            static_cast<int32_t>(masks.shape[1]),
-            static_cast<int32_t>(masks.shape[2]),
-            masks.strides[0] / static_cast<int64_t>(item),
-            masks.strides[1] / static_cast<int64_t>(item),
-            masks.dtype == DType::f16,
-            static_cast<const char*>(masks.data),
-            item};
+    return {static_cast<int32_t>(masks.shape[0]),          static_cast<int32_t>(masks.shape[1]),
+            static_cast<int32_t>(masks.shape[2]),          masks.strides[0] / static_cast<int64_t>(item),
+            masks.strides[1] / static_cast<int64_t>(item), masks.dtype == DType::f16,
+            static_cast<const char*>(masks.data),          item};
 }
 
 // Step 1. A score that is NaN takes its query out.
@@ -172,9 +140,11 @@ bool keep(const PostprocessArguments& arguments, Query& query) {
     return query.score > arguments.threshold;
 }
 
-void sort_rows(std::vector<Query>& rows) {
-    std::sort(rows.begin(), rows.end(), [](const Query& a, const Query& b) {
-        return a.score != b.score ? a.score > b.score : a.index < b.index;
+// By the score as it is handed out, so that equal ones are in order of their queries.
+void sort_by_score(std::vector<Query>& queries) {
+    std::sort(queries.begin(), queries.end(), [](const Query& a, const Query& b) {
+        const float x = static_cast<float>(a.score), y = static_cast<float>(b.score);
+        return x != y ? x > y : a.index < b.index;
     });
 }
 
@@ -184,8 +154,7 @@ void write_rows(const std::vector<Query>& rows, Postprocessed& result) {
         result.class_id.push_back(row.class_id);
         result.query.push_back(row.index);
         result.area.push_back(row.region.area);
-        result.boxes.insert(result.boxes.end(),
-                            {row.region.x1, row.region.y1, row.region.x2, row.region.y2});
+        result.boxes.insert(result.boxes.end(), {row.region.x1, row.region.y1, row.region.x2, row.region.y2});
     }
 }
 
@@ -198,12 +167,13 @@ struct Canvas {
 };
 
 Canvas canvas_of(const cpu::Extent& extent, const Axes& axes) {
-    // A node reaches into the cells on both of its sides.
+    // A node reaches into the cells on both of its sides, and the kernel takes one node more than it must:
+    // where that is the last one, the clamped cell behind it as well.
     const auto first_pixel = [](const cpu::PixelAxis& axis, int32_t node) {
         return axis.first[std::max(node - 1, 0)];
     };
     const auto last_pixel = [](const cpu::PixelAxis& axis, int32_t end) {
-        return axis.first[std::min(end + (end == axis.nodes), axis.nodes)];
+        return axis.first[end >= axis.nodes - 1 ? axis.nodes : end];
     };
     const int32_t x1 = first_pixel(axes.x, extent.column_begin), x2 = last_pixel(axes.x, extent.column_end);
     const int32_t y1 = first_pixel(axes.y, extent.row_begin), y2 = last_pixel(axes.y, extent.row_end);
@@ -215,8 +185,9 @@ Canvas canvas_of(const cpu::Extent& extent, const Axes& axes) {
     return canvas;
 }
 
-void draw_instances(const PostprocessArguments& arguments, const Network& network, const cpu::Kernels& kernels,
-                    int threads, std::vector<Query>& queries, Postprocessed& result) {
+void draw_instances(const PostprocessArguments& arguments, const Network& network,
+                    const cpu::Kernels& kernels, int threads, std::vector<Query>& queries,
+                    Postprocessed& result) {
     std::erase_if(queries, [&](const Query& query) { return !(query.score > arguments.threshold); });
     const double wanted = arguments.mask_threshold;
     if (wanted > 1.0 || queries.empty()) {
@@ -263,13 +234,14 @@ void draw_instances(const PostprocessArguments& arguments, const Network& networ
     // A kept row still finds its canvas by its query.
     std::vector<int32_t> canvas_of_query(static_cast<size_t>(network.queries));
     for (size_t i = 0; i < queries.size(); ++i) canvas_of_query[queries[i].index] = static_cast<int32_t>(i);
-    sort_rows(rows);
+    sort_by_score(rows);
 
     result.words = 0;
     for (const Query& row : rows) {
         result.offsets.push_back(result.words);
         const Region& region = row.region;
-        result.words += static_cast<int64_t>((region.x2 + 63) / 64 - region.x1 / 64) * (region.y2 - region.y1);
+        result.words +=
+            static_cast<int64_t>((region.x2 + 63) / 64 - region.x1 / 64) * (region.y2 - region.y1);
     }
     result.bits.reset(new uint64_t[static_cast<size_t>(result.words)]);
     for (size_t i = 0; i < rows.size(); ++i) {
@@ -290,14 +262,14 @@ void draw_semantic(const PostprocessArguments& arguments, const Network& network
                    int threads, std::vector<Query>& queries, void* segments) {
     const Axes axes = build_axes(arguments, network);
     const bool wide = segment_item_size(arguments) == 2;
-    const int64_t tasks = (network.rows + kCellRowsPerTask - 1) / kCellRowsPerTask;
+    const auto rows_per_task = static_cast<int32_t>(
+        std::max<int64_t>(kCellRowsPerTask, int64_t{network.rows} * network.queries / kMaxTaskRegions));
+    const int64_t tasks = (network.rows + rows_per_task - 1) / rows_per_task;
 
-    // A query with NaN in its mask must not compete, but looking for NaN everywhere first would read what nobody
-    // needs. So all compete, and where one that has NaN was met, everything is drawn again without it.
+    // A query with NaN in its mask must not compete, but looking for NaN everywhere first would read what
+    // nobody needs. So all compete, and where one that has NaN was met, everything is drawn again without it.
     for (;;) {
-        std::sort(queries.begin(), queries.end(), [](const Query& a, const Query& b) {
-            return a.score != b.score ? a.score > b.score : a.index < b.index;
-        });
+        sort_by_score(queries);
         const size_t competitors = queries.size();
         std::vector<int32_t> index(competitors);
         std::vector<float> score(competitors);
@@ -310,21 +282,37 @@ void draw_semantic(const PostprocessArguments& arguments, const Network& network
         std::fill_n(regions, competitors * static_cast<size_t>(tasks), Region::empty());
         std::fill_n(has_nan, competitors * static_cast<size_t>(tasks), uint8_t{0});
         parallel_for(tasks, threads, [&](int64_t task) {
-            const auto begin = static_cast<int32_t>(task * kCellRowsPerTask);
+            const auto begin = static_cast<int32_t>(task * rows_per_task);
             const int64_t mine = task * static_cast<int64_t>(competitors);
             kernels.draw_segments[network.half](
-                {network.data, network.rows, network.columns, network.query_stride, network.row_stride,
-                 static_cast<int32_t>(competitors), index.data(), score.data(), axes.x, axes.y, begin,
-                 std::min(begin + kCellRowsPerTask, network.rows), segments, wide, arguments.use_mask_score,
-                 has_nan + mine, regions + mine,
-                 t_worker.floats.get(static_cast<size_t>(
-                     cpu::semantic_scratch(static_cast<int32_t>(competitors)))),
-                 t_worker.candidates.get(competitors + 1), t_worker.integers.get(competitors + 1)});
+                {network.data,
+                 network.rows,
+                 network.columns,
+                 network.query_stride,
+                 network.row_stride,
+                 static_cast<int32_t>(competitors),
+                 index.data(),
+                 score.data(),
+                 axes.x,
+                 axes.y,
+                 begin,
+                 std::min(begin + rows_per_task, network.rows),
+                 segments,
+                 wide,
+                 arguments.use_mask_score,
+                 has_nan + mine,
+                 regions + mine,
+                 t_worker.floats.get(
+                     static_cast<size_t>(cpu::semantic_scratch(static_cast<int32_t>(competitors)))),
+                 t_worker.candidates.get(competitors + 1),
+                 t_worker.integers.get(
+                     static_cast<size_t>(cpu::semantic_integers(static_cast<int32_t>(competitors))))});
         });
         std::vector<uint8_t> out(competitors, 0);
         for (int64_t task = 0; task < tasks; ++task) {
             for (size_t i = 0; i < competitors; ++i) {
-                const Region& part = regions[task * static_cast<int64_t>(competitors) + static_cast<int64_t>(i)];
+                const Region& part =
+                    regions[task * static_cast<int64_t>(competitors) + static_cast<int64_t>(i)];
                 Region& whole = queries[i].region;
                 if (task == 0) whole = Region::empty();
                 whole.x1 = std::min(whole.x1, part.x1);
@@ -348,19 +336,66 @@ void draw_semantic(const PostprocessArguments& arguments, const Network& network
         std::erase_if(queries, [&](const Query&) { return out[i++] != 0; });
     }
     std::erase_if(queries, [&](Query& query) { return !keep(arguments, query); });
-    sort_rows(queries);
+    sort_by_score(queries);
 }
 
 }  // namespace
 
-void check(const PostprocessArguments& arguments) { checked(arguments); }
+void check(const PostprocessArguments& arguments) {
+    const View& masks = arguments.mask_logits;
+    const View& classes = arguments.class_logits;
+    check_logits("mask_logits", masks, 3, "(Q, h, w) or (1, Q, h, w)");
+    check_logits("class_logits", classes, 2, "(Q, K) or (1, Q, K)");
+    check_sides("size", arguments.size.height, arguments.size.width);
+    check_sides("mask_logits", masks.shape[1], masks.shape[2]);
+    constexpr int64_t kMaxQueries = 65534;
+    if (masks.shape[0] < 1 || masks.shape[0] > kMaxQueries) {
+        throw ValueError(message("mask_logits: got ", masks.shape[0], " queries in shape ", shape_of(masks),
+                                 ", expected 1 to ", kMaxQueries));
+    }
+    if (classes.shape[0] != masks.shape[0]) {
+        throw ValueError(message("class_logits: got ", classes.shape[0], " queries in shape ",
+                                 shape_of(classes), ", expected ", masks.shape[0], " as in mask_logits ",
+                                 shape_of(masks)));
+    }
+    const int64_t least = arguments.softmax ? 2 : 1;
+    if (classes.shape[1] < least || classes.shape[1] > (1 << 24)) {
+        throw ValueError(message("class_logits: got ", classes.shape[1], " columns in shape ",
+                                 shape_of(classes), ", expected at least ", least,
+                                 arguments.softmax ? " (classes and 'no object')" : " (classes)"));
+    }
+    check_values("mask_logits", masks, masks.shape[0] * masks.shape[1] * masks.shape[2]);
+    check_values("class_logits", classes, classes.shape[0] * classes.shape[1]);
+    if (!std::isfinite(arguments.threshold)) {
+        throw ValueError(message("threshold: got ", arguments.threshold, ", expected a finite number"));
+    }
+    if (!std::isfinite(arguments.mask_threshold)) {
+        throw ValueError(
+            message("mask_threshold: got ", arguments.mask_threshold, ", expected a finite number"));
+    }
+    if (arguments.letterboxed) {
+        const Placement& at = arguments.placement;
+        const bool inside = at.top >= 0 && at.left >= 0 && at.content.height >= 1 && at.content.width >= 1 &&
+                            static_cast<int64_t>(at.top) + at.content.height <= arguments.tensor.height &&
+                            static_cast<int64_t>(at.left) + at.content.width <= arguments.tensor.width;
+        if (!inside) {
+            throw ValueError(message("letterbox: got a content of ", at.content.height, " x ",
+                                     at.content.width, " at (", at.top, ", ", at.left,
+                                     "), expected it inside the input of ", arguments.tensor.height, " x ",
+                                     arguments.tensor.width));
+        }
+    }
+}
 
 int segment_item_size(const PostprocessArguments& arguments) {
     return arguments.mask_logits.shape[0] <= 255 ? 1 : 2;
 }
 
 void postprocess(const PostprocessArguments& arguments, void* segments, Postprocessed& result) {
-    const Network network = checked(arguments);
+    check(arguments);
+    check_rows("mask_logits", arguments.mask_logits);
+    check_rows("class_logits", arguments.class_logits);
+    const Network network = network_of(arguments.mask_logits);
     const cpu::Kernels& kernels = cpu::kernels();
     const int threads = resolve_threads(arguments.num_threads);
     std::vector<Query> queries = score_queries(arguments, kernels);

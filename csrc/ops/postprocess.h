@@ -11,7 +11,8 @@ namespace fai::ops {
 
 struct PostprocessArguments {
     View mask_logits;   // (Q, h, w) f32 or f16, the last dimension contiguous
-    View class_logits;  // (Q, C + 1) for softmax, (Q, C) for sigmoid; f32 or f16, the last dimension contiguous
+    View class_logits;  // (Q, C + 1) for softmax, (Q, C) for sigmoid; f32 or f16, the last dimension
+                        // contiguous
     Size size;          // of the returned masks: the frame's
     double threshold = 0.5;
     double mask_threshold = 0.5;
@@ -24,7 +25,8 @@ struct PostprocessArguments {
     int num_threads = 0;  // 0: all
 };
 
-// Rows in order of falling score. Masks are packed (see masks.h) for instances, segments for semantic results.
+// Rows in order of falling score. Masks are packed (see masks.h) for instances, segments for semantic
+// results.
 struct Postprocessed {
     std::vector<float> confidence;
     std::vector<int64_t> class_id;

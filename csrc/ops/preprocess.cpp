@@ -30,7 +30,7 @@ struct Source {
     bool folded = false;
     int32_t first_row[3] = {0, 0, 0};
     int64_t half_row = 0;
-    int window = 1;             // bytes that a packed pixel, a luma or a chroma sample takes
+    int window = 1;  // bytes that a packed pixel, a luma or a chroma sample takes
     int chroma_window = 1;
     int shift[3] = {0, 0, 0};
     int v_shift = 0;
@@ -39,12 +39,16 @@ struct Source {
 int channels_of(Colour colour) {
     switch (colour) {
         case Colour::rgb:
-        case Colour::bgr: return 3;
+        case Colour::bgr:
+            return 3;
         case Colour::rgba:
-        case Colour::bgra: return 4;
+        case Colour::bgra:
+            return 4;
         case Colour::yuyv:
-        case Colour::uyvy: return 2;
-        default: return 1;
+        case Colour::uyvy:
+            return 2;
+        default:
+            return 1;
     }
 }
 
@@ -116,8 +120,8 @@ void check_plane(const View& view, const char* name, int64_t rows, int64_t colum
                       (channels == 1 ? view.ndim == 2 || (view.ndim == 3 && view.shape[2] == 1)
                                      : view.ndim == 3 && view.shape[2] == channels);
     if (!fits) {
-        throw ValueError(message("image: got plane ", name, " of shape ", shape_of(view), ", expected (", rows,
-                                 ", ", columns, channels == 1 ? ")" : ", 2)"));
+        throw ValueError(message("image: got plane ", name, " of shape ", shape_of(view), ", expected (",
+                                 rows, ", ", columns, channels == 1 ? ")" : ", 2)"));
     }
 }
 
@@ -133,7 +137,8 @@ Source planar_yuv_source(const PreprocessArguments& arguments) {
     source.pixel_stride = luma.strides[1];
     if (arguments.plane_count == 1) {
         if (luma.ndim != 2 || luma.shape[0] % 3 || luma.shape[1] % 2 || luma.shape[0] < 3) {
-            wrong_shape(luma, "(H * 3 / 2, W) with even H and W for color 'nv12' or 'i420', or a tuple of planes");
+            wrong_shape(luma,
+                        "(H * 3 / 2, W) with even H and W for color 'nv12' or 'i420', or a tuple of planes");
         }
         const int64_t height = luma.shape[0] / 3 * 2, width = luma.shape[1];
         check_sides("image", height, width);
@@ -157,8 +162,9 @@ Source planar_yuv_source(const PreprocessArguments& arguments) {
     }
     const int planes = interleaved ? 2 : 3;
     if (arguments.plane_count != planes) {
-        throw ValueError(message("image: got ", arguments.plane_count, " planes, expected ",
-                                 interleaved ? "2 (Y, UV) for color 'nv12'" : "3 (Y, U, V) for color 'i420'"));
+        throw ValueError(
+            message("image: got ", arguments.plane_count, " planes, expected ",
+                    interleaved ? "2 (Y, UV) for color 'nv12'" : "3 (Y, U, V) for color 'i420'"));
     }
     if (luma.ndim != 2 && !(luma.ndim == 3 && luma.shape[2] == 1)) wrong_shape(luma, "(H, W) for plane Y");
     check_sides("image", luma.shape[0], luma.shape[1]);
@@ -275,7 +281,8 @@ class ColumnTable {
 
         // The last readable byte of a row, and of a chroma row, seen from its first pixel.
         const int64_t end = std::max<int64_t>(0, last * source.pixel_stride) + source.window;
-        const int64_t chroma_end = std::max<int64_t>(0, (last >> 1) * source.chroma_stride) + source.chroma_window;
+        const int64_t chroma_end =
+            std::max<int64_t>(0, (last >> 1) * source.chroma_stride) + source.chroma_window;
         const bool chroma = source.format == RowFormat::yuv;
         const auto safe = [&](int32_t x) {
             return std::max(left[x], right[x]) + 4 <= end &&
@@ -332,7 +339,8 @@ Placement preprocess(const PreprocessArguments& arguments, DType out_dtype, void
             throw ValueError(message("mean: got ", arguments.mean[c], ", expected finite numbers"));
         }
         if (!std::isfinite(arguments.std[c]) || !std::isfinite(1.0f / arguments.std[c])) {
-            throw ValueError(message("std: got ", arguments.std[c], ", expected finite numbers other than 0"));
+            throw ValueError(
+                message("std: got ", arguments.std[c], ", expected finite numbers other than 0"));
         }
     }
     const cpu::Kernels& kernels = cpu::kernels();
@@ -368,8 +376,7 @@ Placement preprocess(const PreprocessArguments& arguments, DType out_dtype, void
         const bool one_row = tap.fraction == 0.0f || next == tap.index;
         const float* top = row_of(tap.index, next);
         const float* bottom = one_row ? top : row_of(next, tap.index);
-        const int64_t at =
-            static_cast<int64_t>(y + placement.top) * arguments.size.width + placement.left;
+        const int64_t at = static_cast<int64_t>(y + placement.top) * arguments.size.width + placement.left;
         for (int c = 0; c < 3; ++c) {
             const int64_t plane = grey ? 0 : static_cast<int64_t>(c) * content.width;
             const float scale = 1.0f / arguments.std[c];

@@ -16,14 +16,15 @@ struct Placement {
 
 struct PreprocessArguments {
     Colour colour = Colour::rgb;
-    // One view (H, W, C), (H, W), or (3H/2, W) for nv12 and i420; or the planes of nv12 (Y, UV) and i420 (Y, U, V).
+    // One view (H, W, C), (H, W), or (3H/2, W) for nv12 and i420; or the planes of nv12 (Y, UV) and i420 (Y,
+    // U, V).
     View planes[3];
     int plane_count = 1;
     YuvMatrix matrix = YuvMatrix::bt601;
     bool limited_range = true;
     float mean[3] = {0, 0, 0};  // of R, G, B on the 0..255 scale
     float std[3] = {1, 1, 1};
-    Size size;            // of the tensor
+    Size size;               // of the tensor
     bool letterbox = false;  // else stretched
 };
 

@@ -10,6 +10,7 @@ from typing import Any, SupportsIndex, cast
 import numpy as np
 
 MAX_SIDE = 32767
+_MAX_ITEMS = 2**20
 
 
 def check_bool(name: str, value: object) -> bool:
@@ -27,6 +28,8 @@ def check_number(name: str, value: object) -> float:
         number = float(value)
     except OverflowError:
         number = float("inf")
+    except Exception:  # whatever a foreign __float__ raises, the argument is at fault
+        raise TypeError(f"{name}: got {_show(value)}, expected a number") from None
     if not np.isfinite(number):
         raise ValueError(f"{name}: got {_show(value)}, expected a finite number")
     return number
@@ -37,14 +40,14 @@ def check_int(name: str, value: object) -> int:
     if not isinstance(value, (bool, np.bool_)):
         try:
             return operator.index(cast(SupportsIndex, value))
-        except TypeError:
+        except Exception:  # whatever a foreign __index__ raises, the argument is at fault
             pass
     raise TypeError(f"{name}: got {_show(value)}, expected an integer")
 
 
 def check_size(name: str, value: object) -> tuple[int, int]:
     """`value` as (height, width), each 1 to 32767; TypeError, ValueError otherwise."""
-    sides = list(_sequence(name, value, "(height, width)"))
+    sides = check_items(name, value, "(height, width)")
     if len(sides) != 2:
         raise ValueError(f"{name}: got {len(sides)} values, expected (height, width)")
     height, width = (check_int(name, side) for side in sides)
@@ -58,7 +61,7 @@ def check_channels(name: str, value: object) -> tuple[float, float, float]:
     if isinstance(value, Real):
         number = check_number(name, value)
         return number, number, number
-    numbers = [check_number(name, item) for item in _sequence(name, value, "a number or (R, G, B)")]
+    numbers = [check_number(name, item) for item in check_items(name, value, "a number or (R, G, B)")]
     if len(numbers) != 3:
         raise ValueError(f"{name}: got {len(numbers)} values, expected a number or (R, G, B)")
     return numbers[0], numbers[1], numbers[2]
@@ -87,28 +90,35 @@ def check_names(name: str, value: object) -> tuple[str, ...] | None:
     """`value`, None or a sequence of str, as a tuple; TypeError otherwise."""
     if value is None:
         return None
-    names = tuple(_sequence(name, value, "a sequence of str"))
+    names = tuple(check_items(name, value, "a sequence of str"))
     for item in names:
         if not isinstance(item, str):
             raise TypeError(f"{name}: got {_show(item)} in it, expected a sequence of str")
     return names
 
 
-def _sequence(name: str, value: object, expected: str) -> Sequence[Any]:
-    if isinstance(value, np.ndarray) and value.ndim == 1:
-        return cast(Sequence[Any], value)
-    if isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray)):
-        return value
+def check_items(name: str, value: object, expected: str) -> list[Any]:
+    """The items of a sequence or one-dimensional array; TypeError for anything else, str and bytes too."""
+    if isinstance(value, np.ndarray) or (
+        isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray, memoryview))
+    ):
+        try:
+            if len(value) <= _MAX_ITEMS:
+                return list(value)
+        except Exception:  # whatever a foreign sequence raises, the argument is at fault
+            pass
+        else:
+            raise ValueError(f"{name}: got {len(value)} items, expected {expected}")
     raise TypeError(f"{name}: got {_show(value)}, expected {expected}")
 
 
 def _show(value: object) -> str:
-    """A short text of any object, its type where its repr is long or fails."""
-    try:
-        text = repr(value)
-    except Exception:
-        text = ""
-    kind = type(value).__name__
-    if not text or len(text) > 60 or "\n" in text:
-        return kind
-    return text if isinstance(value, (int, float, str, type(None))) else f"{text} ({kind})"
+    """A short text of any object: its value where that is a plain scalar, else its type."""
+    if isinstance(value, (bool, int, float, str, type(None))):
+        try:
+            text = repr(value)
+        except Exception:  # an int of thousands of digits
+            text = ""
+        if 0 < len(text) <= 60:
+            return text
+    return type(value).__name__

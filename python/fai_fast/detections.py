@@ -873,7 +873,8 @@ def _numbers(name: str, value: object, shape: tuple[int, ...], kinds: str, expec
         raise TypeError(f"{name}: got dtype {array.dtype}, expected {expected}")
     if array.shape != shape and (array.size or 0 not in shape):
         raise ValueError(f"{name}: got shape {array.shape}, expected {expected} of shape {shape}")
-    return array.reshape(shape)
+    # No values of some other dtype (structured, object) do not convert; none of this one do.
+    return array.reshape(shape) if array.dtype.kind in kinds else np.empty(shape, f"{kinds[0]}8")
 
 
 def _ids(name: str, value: object, n: int, minimum: int | None = None) -> Int64:

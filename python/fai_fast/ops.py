@@ -10,9 +10,11 @@ import numpy.typing as npt
 
 from fai_fast import _core
 from fai_fast.arguments import (
+    MAX_SIDE,
     check_bool,
     check_channels,
     check_choice,
+    check_items,
     check_names,
     check_number,
     check_size,
@@ -215,7 +217,7 @@ def postprocess_batch(
         class_logits,
         batched=True,
         sizes=_sizes(size, images),
-        letterboxes=list(letterbox) if isinstance(letterbox, (list, tuple)) else [letterbox] * images,
+        letterboxes=_letterboxes(letterbox, images),
         threshold=threshold,
         mask_threshold=mask_threshold,
         use_mask_score=use_mask_score,
@@ -235,7 +237,7 @@ def build_info() -> dict[str, Any]:
         ``sanitizers`` compiled in, "" for none.
 
     Raises:
-        RuntimeError: the environment variable FAI_FAST_FORCE_ISA names an instruction set that is not available.
+        RuntimeError: FAI_FAST_FORCE_ISA in the environment names an instruction set that is not available.
     """
     return {"version": __version__, **_core.build_info()}
 
@@ -268,7 +270,7 @@ def _postprocess(
         check_bool("predict_all_pixels", predict_all_pixels),
         softmax,
         len(names) if names is not None else -1,
-        [_letterbox_tuple(item, size) for item, size in zip(letterboxes, sizes, strict=False)],
+        [_letterbox_tuple(item, size) for item, size in zip(letterboxes, sizes, strict=True)],
         check_threads("num_threads", num_threads),
     )
     return [Detections._from_core(rows, size, names) for rows, size in zip(results, sizes, strict=True)]
@@ -287,19 +289,29 @@ def _letterbox_tuple(
 
 
 def _batch_size(mask_logits: object) -> int:
-    shape = getattr(mask_logits, "shape", None)
-    if shape is None:
-        shape = np.asarray(mask_logits).shape
+    shape = _core.shape_of(mask_logits, "mask_logits")
     if len(shape) != 4:
-        raise ValueError(f"mask_logits: got shape {tuple(shape)}, expected (B, Q, h, w)")
-    return int(shape[0])
+        raise ValueError(f"mask_logits: got shape {shape}, expected (B, Q, h, w)")
+    if shape[0] > MAX_SIDE:
+        raise ValueError(f"mask_logits: got {shape[0]} images in shape {shape}, expected at most {MAX_SIDE}")
+    return shape[0]
 
 
 def _sizes(size: Any, images: int) -> list[tuple[int, int]]:
-    several = isinstance(size, (list, tuple, np.ndarray)) and len(size) > 0 and np.ndim(size[0]) == 1
-    if not several:
+    items = check_items("size", size, "(height, width) or a sequence of them")
+    if not any(isinstance(item, (list, tuple, np.ndarray)) for item in items):
         return [check_size("size", size)] * images
-    return [check_size("size", item) for item in size]
+    if len(items) != images:
+        raise ValueError(f"size: got {len(items)} sizes, expected one for each of {images} images")
+    return [check_size("size", item) for item in items]
+
+
+def _letterboxes(letterbox: object, images: int) -> list[object]:
+    if not isinstance(letterbox, (list, tuple)):
+        return [letterbox] * images
+    if len(letterbox) != images:
+        raise ValueError(f"letterbox: got {len(letterbox)}, expected one for each of {images} images")
+    return list(letterbox)
 
 
 def _float_dtype(dtype: npt.DTypeLike, out: Any) -> str:
@@ -309,7 +321,7 @@ def _float_dtype(dtype: npt.DTypeLike, out: Any) -> str:
     if name not in ("float32", "float16"):
         try:
             name = np.dtype(dtype).name
-        except TypeError:
+        except Exception:  # NumPy raises several kinds
             raise TypeError(f"dtype: got {dtype!r:.60}, expected 'float32' or 'float16'") from None
     if name not in ("float32", "float16"):
         raise ValueError(f"dtype: got {name!r}, expected 'float32' or 'float16'")
@@ -318,9 +330,12 @@ def _float_dtype(dtype: npt.DTypeLike, out: Any) -> str:
 
 def _from_pil(image: Any, color: str) -> tuple[npt.NDArray[np.uint8], str]:
     if color != "rgb":
-        raise ValueError(f"color: got {color!r} with a Pillow image, whose mode decides its colour; leave it out")
+        raise ValueError(f"color: got {color!r} with a Pillow image, expected none: its mode decides")
     if image.mode.startswith(("I", "F")):
         raise ValueError(f"image: got a Pillow image of mode {image.mode!r}, expected 8 bits a channel")
     if image.mode not in _PIL_COLORS:
-        image = image.convert("RGB")
+        try:
+            image = image.convert("RGB")
+        except ValueError as error:
+            raise ValueError(f"image: got a Pillow image of mode {image.mode!r}: {error}") from error
     return np.asarray(image), _PIL_COLORS[image.mode]

@@ -1,0 +1,23 @@
+"""What every test run shares. `FAI_FAST_FORCE_ISA=avx2 pytest` runs the suite on another instruction set."""
+
+from __future__ import annotations
+
+import fai_fast
+import hypothesis
+
+# Derandomised, so that a red run can be had again. No deadline: sanitizers and busy machines are slow.
+hypothesis.settings.register_profile(
+    "fai_fast",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.data_too_large],
+)
+hypothesis.settings.load_profile("fai_fast")
+
+
+def pytest_report_header() -> str:
+    info = fai_fast.build_info()
+    return (
+        f"fai_fast {info['version']}: ISA {info['isa']} of {', '.join(info['isas_available'])}; "
+        f"{info['threads']} threads; sanitizers: {info['sanitizers'] or 'none'}"
+    )

@@ -1,0 +1,27 @@
+"""Arrays next to a page that may not be touched: reading one byte too far ends the process."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+
+import numpy as np
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def guarded(array, side):
+    """A C-contiguous copy whose last ("end") or first ("start") byte lies at a forbidden page."""
+    page = mmap.PAGESIZE
+    room = -(-array.nbytes // page) * page
+    area = mmap.mmap(-1, room + page)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(area))
+    if side == "end":
+        forbidden, offset = address + room, room - array.nbytes
+    else:
+        forbidden, offset = address, page
+    if _libc.mprotect(ctypes.c_void_p(forbidden), ctypes.c_size_t(page), 0) != 0:
+        raise OSError(ctypes.get_errno(), "mprotect")
+    copy = np.frombuffer(area, array.dtype, array.size, offset).reshape(array.shape)
+    copy[...] = array
+    return copy

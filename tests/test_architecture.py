@@ -1,0 +1,188 @@
+"""The layers of the code: which folder may include or import what."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# A folder may include itself and these; nothing else of the project.
+MAY_INCLUDE = {
+    "csrc/core": set(),
+    "csrc/math": {"csrc/core"},
+    "csrc/cpu": {"csrc/math", "csrc/core"},
+    "csrc/ops": {"csrc/cpu", "csrc/math", "csrc/core", "cuda/api.h"},
+    "csrc/runtime": {"csrc/ops", "csrc/core"},
+    "csrc/bindings": {"csrc/ops", "csrc/runtime", "csrc/core"},
+    "cuda/api.h": {"csrc/core"},
+    "cuda": {"cuda/api.h", "csrc/math", "csrc/core"},
+}
+# build_info() tells what the lower layers were compiled with, which is no operation on arrays.
+PYTHON_HEADER = re.compile(r"Python\.h$|pybind11/|structmember\.h$|numpy/")
+CUDA_HEADER = re.compile(r"cuda|cub/|thrust/|nv/|cooperative_groups")
+INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.MULTILINE)
+
+# What `import fai_fast` loads must be the standard library, NumPy and itself.
+ALLOWED_AT_IMPORT = {*sys.stdlib_module_names, "numpy", "fai_fast"}
+
+SOURCES = sorted(
+    path.relative_to(ROOT).as_posix()
+    for folder in ("csrc", "cuda")
+    for path in (ROOT / folder).rglob("*")
+    if path.suffix in {".h", ".cpp", ".inl", ".cu", ".cuh"}
+)
+MODULES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "python").rglob("*.py"))
+# Everything that runs or is built; the development machines' shared folder exists nowhere else.
+RUNNING = sorted(
+    path.relative_to(ROOT).as_posix()
+    for path in [
+        *(
+            path
+            for folder in ("csrc", "cuda", "cmake", "python", "tests", "bench", "tools", ".ci")
+            for path in (ROOT / folder).rglob("*")
+            if path.suffix in {"", ".py", ".pyi", ".sh", ".h", ".cpp", ".inl", ".cu", ".cmake"}
+        ),
+        ROOT / "CMakeLists.txt",
+        ROOT / "pyproject.toml",
+    ]
+    if path.is_file() and not any(part.endswith("_cache") for part in path.parts)
+)
+
+
+def layer(path: str) -> str:
+    """The key of MAY_INCLUDE that a project file belongs to."""
+    if path in MAY_INCLUDE:
+        return path
+    parts = path.split("/")
+    return "/".join(parts[:2]) if parts[0] == "csrc" else parts[0]
+
+
+def include_violations(path: str, text: str) -> list[str]:
+    here = layer(path)
+    wrong = []
+    for bracket, header in INCLUDE.findall(text):
+        if bracket == '"':
+            there = layer(header)
+            if there not in {here, *MAY_INCLUDE[here]}:
+                wrong.append(f"{path}: {here} may not include {header}")
+        elif PYTHON_HEADER.search(header) and here != "csrc/bindings":
+            wrong.append(f"{path}: only csrc/bindings may include <{header}>")
+        elif CUDA_HEADER.match(header) and (here != "cuda" or not path.endswith((".cu", ".cuh"))):
+            wrong.append(f"{path}: only cuda/*.cu may include <{header}>")
+    return wrong
+
+
+def loaded_statements(body: list[ast.stmt]) -> list[ast.stmt]:
+    """The statements that run when the module is imported: not those in functions or for type checkers."""
+    found = []
+    for statement in body:
+        if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if isinstance(statement, ast.If) and "TYPE_CHECKING" in ast.dump(statement.test):
+            found += loaded_statements(statement.orelse)
+            continue
+        found.append(statement)
+        for field in ("body", "orelse", "finalbody"):
+            found += loaded_statements(getattr(statement, field, []))
+        for handler in getattr(statement, "handlers", []):
+            found += loaded_statements(handler.body)
+    return found
+
+
+def import_violations(path: str, text: str) -> list[str]:
+    wrong = []
+    for statement in loaded_statements(ast.parse(text).body):
+        names = []
+        if isinstance(statement, ast.Import):
+            names = [alias.name for alias in statement.names]
+        elif isinstance(statement, ast.ImportFrom) and statement.level == 0:
+            names = [statement.module or ""]
+        wrong += [
+            f"{path}:{statement.lineno}: {name} imported with the package"
+            for name in names
+            if name.split(".")[0] not in ALLOWED_AT_IMPORT
+        ]
+    return wrong
+
+
+def mentions_shared(text: str) -> bool:
+    return re.search(r"(\.\.|/work)/" + "shared", text) is not None
+
+
+@pytest.mark.parametrize("path", SOURCES)
+def test_includes_follow_the_layers(path):
+    assert include_violations(path, (ROOT / path).read_text()) == []
+
+
+@pytest.mark.parametrize("path", MODULES)
+def test_importing_the_package_loads_nothing_heavy(path):
+    assert import_violations(path, (ROOT / path).read_text()) == []
+
+
+@pytest.mark.parametrize("path", RUNNING)
+def test_nothing_reads_the_shared_folder(path):
+    assert not mentions_shared((ROOT / path).read_text())
+
+
+def test_the_sources_were_found():
+    assert {layer(path) for path in SOURCES} >= {
+        "csrc/core",
+        "csrc/math",
+        "csrc/cpu",
+        "csrc/ops",
+        "csrc/bindings",
+    }
+    assert "python/fai_fast/__init__.py" in MODULES
+    assert {"CMakeLists.txt", "tests/test_architecture.py"} <= set(RUNNING)
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        ("csrc/core/a.h", '#include "csrc/math/hd.h"'),
+        ("csrc/math/a.h", '#include "csrc/cpu/simd.h"'),
+        ("csrc/cpu/a.inl", '#  include "csrc/ops/masks.h"'),
+        ("csrc/cpu/a.cpp", '#include "cuda/api.h"'),
+        ("csrc/ops/a.cpp", '#include "csrc/bindings/arrays.h"'),
+        ("csrc/ops/a.cpp", '#include "cuda/check.cuh"'),
+        ("csrc/ops/a.cpp", "#include <pybind11/pybind11.h>"),
+        ("csrc/ops/a.cpp", "#include <Python.h>"),
+        ("csrc/ops/a.cpp", "#include <cuda_runtime.h>"),
+        ("csrc/bindings/a.cpp", '#include "csrc/cpu/kernels.h"'),
+        ("csrc/bindings/a.cpp", "#include <cuda_runtime_api.h>"),
+        ("cuda/api.h", '#include "csrc/math/hd.h"'),
+        ("cuda/api.h", "#include <cuda_runtime_api.h>"),
+        ("cuda/stub.cpp", "#include <cuda.h>"),
+        ("cuda/a.cu", '#include "csrc/cpu/kernels.h"'),
+    ],
+)
+def test_a_forbidden_include_is_found(path, line):
+    assert len(include_violations(path, f"// a file\n{line}\n")) == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "wrong"),
+    [
+        ("import torch", 1),
+        ("from cv2 import resize", 1),
+        ("try:\n    import PIL.Image\nexcept ImportError:\n    import supervision", 2),
+        ("class A:\n    import openvino", 1),
+        ("if True:\n    import tensorrt\nelse:\n    import transformers", 2),
+        ("def f():\n    import torch", 0),
+        ("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch", 0),
+        ("import json, numpy.typing\nfrom fai_fast import _core\nfrom . import ops", 0),
+    ],
+)
+def test_heavy_imports_are_found(code, wrong):
+    assert len(import_violations("a.py", code)) == wrong
+
+
+def test_a_mention_of_the_shared_folder_is_found():
+    assert mentions_shared('open("../' + 'shared/golden/x.npz")')
+    assert mentions_shared("/work/" + "shared/spec")
+    assert not mentions_shared("a shared pointer, ../share/x")
