@@ -117,9 +117,11 @@ struct RowPlan {
     const int32_t* right;          // (columns)
     const int32_t* chroma_left;    // (columns) yuv
     const int32_t* chroma_right;   // (columns) yuv
-    int32_t safe_begin, safe_end;  // columns whose taps may load four bytes; the others go byte by byte
+    int32_t safe_begin, safe_end;  // columns whose taps may load four bytes (eight where pair_shift); the
+                                   // others go byte by byte
     int32_t shift[3];              // packed: bits below each channel
-    int32_t v_shift;               // yuv: bits from U to V, 0 where V has a plane of its own
+    int32_t pair_shift;  // packed: bits from the left tap to the right where eight bytes hold both, else 0
+    int32_t v_shift;     // yuv: bits from U to V, 0 where V has a plane of its own
     math::YuvCoefficients yuv;
 };
 

@@ -85,10 +85,29 @@ FAI_HD void load_columns(const RowPlan& plan, const SourceRow& row, int32_t x, f
         Columns::put(out + static_cast<int64_t>(c) * plan.columns + x, left[c]);
 }
 
+// Both taps of packed pixels with one load a column.
+FAI_HD void load_pairs(const RowPlan& plan, const SourceRow& row, int32_t x, float* out) {
+    I32 low, high;
+    gather_pairs(row.plane[0], plan.left + x, low, high);
+    const F32 fraction = load(plan.fraction + x);
+    const I32 byte = broadcast_int(255);
+    for (int c = 0; c < 3; ++c) {
+        const int next = plan.shift[c] + plan.pair_shift;
+        const F32 a = to_float(shift_right(low, plan.shift[c]) & byte);
+        const F32 b = to_float(shift_right(next < 32 ? low : high, next & 31) & byte);
+        store(out + static_cast<int64_t>(c) * plan.columns + x, math::lerp(a, b, fraction));
+    }
+}
+
 template <RowFormat format, bool two_taps>
 void load_row_of(const RowPlan& plan, const SourceRow& row, float* out) {
     int32_t x = 0;
     for (; x < plan.safe_begin; ++x) load_columns<format, two_taps, OneColumn>(plan, row, x, out);
+    if constexpr (format == RowFormat::packed && two_taps) {
+        if (plan.pair_shift) {
+            for (; x + kLanes <= plan.safe_end; x += kLanes) load_pairs(plan, row, x, out);
+        }
+    }
     for (; x + kLanes <= plan.safe_end; x += kLanes) {
         load_columns<format, two_taps, SixteenColumns>(plan, row, x, out);
     }

@@ -431,6 +431,38 @@ FAI_HD I32 gather_bytes(const uint8_t* base, const int32_t* offset) {
 #endif
 }
 
+// Eight bytes from each of base + offset[0..15]: the first four in the lanes of `low`, the others in `high`.
+FAI_HD void gather_pairs(const uint8_t* base, const int32_t* offset, I32& low, I32& high) {
+#if defined(__AVX2__)
+    // Two loads a register, arranged so that one shuffle within 128-bit lanes leaves the columns in order.
+    const auto two = [&](int i) {
+        const __m128 first =
+            _mm_castsi128_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(base + offset[i])));
+        return _mm_castps_si128(_mm_loadh_pi(first, reinterpret_cast<const __m64*>(base + offset[i + 1])));
+    };
+    const __m128i left[4] = {two(0), two(4), two(8), two(12)};
+    const __m128i right[4] = {two(2), two(6), two(10), two(14)};
+    const I32 a = from_quarters(left), b = from_quarters(right);
+#if defined(__AVX512BW__)
+    low.r[0] = (NativeI)_mm512_shuffle_ps((__m512)a.r[0], (__m512)b.r[0], 0x88);
+    high.r[0] = (NativeI)_mm512_shuffle_ps((__m512)a.r[0], (__m512)b.r[0], 0xdd);
+#else
+    for (int k = 0; k < kParts; ++k) {
+        low.r[k] = (NativeI)_mm256_shuffle_ps((__m256)a.r[k], (__m256)b.r[k], 0x88);
+        high.r[k] = (NativeI)_mm256_shuffle_ps((__m256)a.r[k], (__m256)b.r[k], 0xdd);
+    }
+#endif
+#else
+    alignas(64) int32_t word[2][kLanes];
+    for (int i = 0; i < kLanes; ++i) {
+        std::memcpy(&word[0][i], base + offset[i], 4);
+        std::memcpy(&word[1][i], base + offset[i] + 4, 4);
+    }
+    low = load(word[0]);
+    high = load(word[1]);
+#endif
+}
+
 // The low bytes (or half words) of n <= 16 lanes.
 template <class T>
 FAI_HD void store_narrow(T* p, const I32& v, int n) {

@@ -278,6 +278,11 @@ class ColumnTable {
         plan.chroma_right = chroma_right;
         std::copy(std::begin(source.shift), std::end(source.shift), plan.shift);
         plan.v_shift = source.v_shift;
+        if (source.format == RowFormat::packed && two_taps &&
+            (source.pixel_stride == 3 || source.pixel_stride == 4)) {
+            plan.pair_shift = static_cast<int32_t>(8 * source.pixel_stride);
+        }
+        const int32_t reach = plan.pair_shift ? 8 : 4;
 
         // The last readable byte of a row, and of a chroma row, seen from its first pixel.
         const int64_t end = std::max<int64_t>(0, last * source.pixel_stride) + source.window;
@@ -285,7 +290,7 @@ class ColumnTable {
             std::max<int64_t>(0, (last >> 1) * source.chroma_stride) + source.chroma_window;
         const bool chroma = source.format == RowFormat::yuv;
         const auto safe = [&](int32_t x) {
-            return std::max(left[x], right[x]) + 4 <= end &&
+            return (plan.pair_shift ? left[x] : std::max(left[x], right[x])) + reach <= end &&
                    (!chroma || std::max(chroma_left[x], chroma_right[x]) + 4 <= chroma_end);
         };
         // Offsets rise or fall along the row, so the unsafe columns are at one end of it.
