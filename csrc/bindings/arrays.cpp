@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "csrc/bindings/dlpack.h"
+#include "csrc/bindings/gil.h"
 #include "csrc/core/error.h"
 #include "csrc/ops/checks.h"
 
@@ -93,14 +94,36 @@ ManagedTensor* take(const py::capsule& capsule, const char* name, const char* us
     return managed;
 }
 
+// Calls that may run Python code of the object's, each as one call of the C API (see survive_exit).
+py::object checked(PyObject* result) {
+    if (!result) throw py::error_already_set();
+    return py::reinterpret_steal<py::object>(result);
+}
+
+bool has_attribute(py::handle object, const char* name) {
+    return survive_exit([&] { return PyObject_HasAttrString(object.ptr(), name); }) == 1;
+}
+
+py::object attribute(py::handle object, const char* name) {
+    return checked(survive_exit([&] { return PyObject_GetAttrString(object.ptr(), name); }));
+}
+
+py::object call(const py::object& function, const py::tuple& arguments, const py::dict& keywords = {}) {
+    return checked(
+        survive_exit([&] { return PyObject_Call(function.ptr(), arguments.ptr(), keywords.ptr()); }));
+}
+
 py::object call_dlpack(py::handle object) {
+    const py::object method = attribute(object, "__dlpack__");
     try {
-        return object.attr("__dlpack__")(py::arg("max_version") = py::make_tuple(1, 0));
+        py::dict keywords;
+        keywords["max_version"] = py::make_tuple(1, 0);
+        return call(method, py::tuple(), keywords);
     } catch (py::error_already_set& error) {
         // Producers from before version 1 do not know the keyword.
         if (!error.matches(PyExc_TypeError)) throw;
     }
-    return object.attr("__dlpack__")();
+    return call(method, py::tuple());
 }
 
 }  // namespace
@@ -190,12 +213,13 @@ Borrowed::Span Borrowed::span() const {
 
 Borrowed borrow(py::handle object, const char* argument, const char* expected) {
     Borrowed borrowed;
-    if (!py::isinstance<py::array>(object) && py::hasattr(object, "__dlpack__") &&
-        py::hasattr(object, "__dlpack_device__")) {
+    if (!py::isinstance<py::array>(object) && has_attribute(object, "__dlpack__") &&
+        has_attribute(object, "__dlpack_device__")) {
         py::object capsule;
         int32_t device = 0;
         try {
-            device = py::cast<int32_t>(py::object(object.attr("__dlpack_device__")())[py::int_(0)]);
+            device =
+                py::cast<int32_t>(call(attribute(object, "__dlpack_device__"), py::tuple())[py::int_(0)]);
             if (device == dlpack::kCpu || device == dlpack::kCudaHost) capsule = call_dlpack(object);
         } catch (py::error_already_set& error) {
             throw TypeError(message(argument, ": got a ", type_name(object), " whose DLPack export fails (",
@@ -240,11 +264,11 @@ Borrowed borrow(py::handle object, const char* argument, const char* expected) {
     }
     py::object array = py::reinterpret_borrow<py::object>(object);
     if (!py::isinstance<py::array>(object)) {
-        if (!PyObject_CheckBuffer(object.ptr()) && !py::hasattr(object, "__array_interface__")) {
+        if (!PyObject_CheckBuffer(object.ptr()) && !has_attribute(object, "__array_interface__")) {
             throw TypeError(message(argument, ": got ", type_name(object), ", expected ", expected));
         }
         try {
-            array = py::module_::import("numpy").attr("asarray")(object);
+            array = call(attribute(py::module_::import("numpy"), "asarray"), py::make_tuple(object));
         } catch (py::error_already_set& error) {
             throw TypeError(message(argument, ": got a ", type_name(object), " that NumPy cannot view (",
                                     quote(error), "), expected ", expected));

@@ -2,21 +2,35 @@
 #pragma once
 
 #include <pybind11/pybind11.h>
+#include <unistd.h>
 
 #include <exception>
 #include <utility>
 
 #if defined(__GLIBCXX__)
 #include <cxxabi.h>
-#include <unistd.h>
 #endif
 
 namespace fai {
 
-// Runs body() without the GIL. Where the interpreter ends meanwhile (a daemon thread at exit), Python
-// before 3.14 ends this thread inside PyEval_RestoreThread by unwinding it, through destructors that would
-// touch freed Python objects: the thread sleeps instead until the process is gone, as Python 3.14 does
-// itself.
+// Where the interpreter ends while a daemon thread still runs, Python before 3.14 ends that thread by
+// unwinding it from within any call that takes the GIL, through destructors that would then touch freed
+// Python objects. This makes the call and, where that happens, sleeps until the process is gone, as
+// Python 3.14 does itself. `call` must own nothing.
+template <class Call>
+auto survive_exit(Call&& call) {
+#if defined(__GLIBCXX__)
+    try {
+        return call();
+    } catch (abi::__forced_unwind&) {
+        for (;;) pause();
+    }
+#else
+    return call();
+#endif
+}
+
+// Runs body() without the GIL.
 template <class Body>
 void without_gil(Body&& body) {
     std::exception_ptr error;
@@ -26,15 +40,9 @@ void without_gil(Body&& body) {
     } catch (...) {
         error = std::current_exception();
     }
-#if defined(__GLIBCXX__)
-    try {
-        PyEval_RestoreThread(state);
-    } catch (abi::__forced_unwind&) {
-        for (;;) pause();
-    }
-#else
-    PyEval_RestoreThread(state);
-#endif
+    // Once the interpreter has ended, `state` is freed memory.
+    while (!Py_IsInitialized()) pause();
+    survive_exit([state] { PyEval_RestoreThread(state); });
     if (error) std::rethrow_exception(error);
 }
 

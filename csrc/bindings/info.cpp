@@ -28,6 +28,9 @@ py::dict build_info() {
 
 }  // namespace
 
-void register_info(py::module_& m) { m.def("build_info", build_info); }
+void register_info(py::module_& m) {
+    m.attr("__version__") = FAI_FAST_VERSION;  // from pyproject.toml through CMakeLists.txt
+    m.def("build_info", build_info);
+}
 
 }  // namespace fai

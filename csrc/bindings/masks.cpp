@@ -5,8 +5,11 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <new>
 #include <optional>
 #include <utility>
 
@@ -107,6 +110,16 @@ py::tuple to_python(PackedMasks masks) {
                           own<Box, int32_t>(std::move(masks.boxes), {count, 4}));
 }
 
+// Zeroed pages of the system cost nothing until they are touched, and most of a stack's never are.
+py::array zeros(const std::vector<py::ssize_t>& shape) {
+    size_t bytes = 1;
+    for (const py::ssize_t side : shape) bytes *= static_cast<size_t>(side);
+    void* data = std::calloc(std::max<size_t>(bytes, 1), 1);
+    if (!data) throw std::bad_alloc();
+    const py::capsule owner(data, [](void* p) { std::free(p); });
+    return py::array(py::dtype::of<bool>(), shape, data, owner);
+}
+
 void check(const py::handle& bits, const py::handle& offsets, const py::handle& boxes, const PySize& size) {
     const MaskView masks = masks_arg(bits, offsets, boxes, size);
     without_gil([&] { masks.check_form(); });
@@ -126,8 +139,7 @@ py::array decode(const py::handle& bits, const py::handle& offsets, const py::ha
         }
         if (!stack.writeable()) throw ValueError("out: got a read-only array, expected a writable one");
     } else {
-        // Zeroed pages of the system cost nothing until they are touched, and most of them never are.
-        stack = py::module_::import("numpy").attr("zeros")(shape, "bool");
+        stack = zeros({masks.count(), masks.size().height, masks.size().width});
     }
     auto* data = static_cast<uint8_t*>(stack.mutable_data());
     without_gil([&] { ops::masks_decode(masks, data, !out, threads); });

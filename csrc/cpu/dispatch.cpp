@@ -15,12 +15,13 @@ struct Isa {
     bool (*available)();
 };
 
+// FMA stands for F16C, which came before it and which Clang 14 cannot ask for.
 const Isa kIsas[] = {
 #if defined(__x86_64__)
     {"baseline", baseline::table, [] { return true; }},
     {"avx2", avx2::table,
      [] {
-         return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c") &&
+         return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                 __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") &&
                 __builtin_cpu_supports("popcnt");
      }},
@@ -28,7 +29,7 @@ const Isa kIsas[] = {
      [] {
          return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                 __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-                __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("f16c") &&
+                __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("fma") &&
                 __builtin_cpu_supports("bmi2");
      }},
 #elif defined(__ARM_NEON)

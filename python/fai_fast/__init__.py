@@ -6,10 +6,10 @@ BiSeNetFormer): :func:`preprocess` makes the network's input, :func:`postprocess
 
 from __future__ import annotations
 
+from fai_fast._core import __version__
 from fai_fast.detections import Detections, PackedMasks
 from fai_fast.letterbox import Letterbox
 from fai_fast.ops import build_info, postprocess, postprocess_batch, preprocess
-from fai_fast.version import __version__
 
 __all__ = [
     "Detections",

@@ -22,7 +22,6 @@ from fai_fast.arguments import (
 )
 from fai_fast.detections import Detections
 from fai_fast.letterbox import Letterbox
-from fai_fast.version import __version__
 
 _COLORS = ("rgb", "bgr", "rgba", "bgra", "gray", "nv12", "i420", "yuyv", "uyvy")
 _ACTIVATIONS = ("softmax", "sigmoid")
@@ -239,7 +238,7 @@ def build_info() -> dict[str, Any]:
     Raises:
         RuntimeError: FAI_FAST_FORCE_ISA in the environment names an instruction set that is not available.
     """
-    return {"version": __version__, **_core.build_info()}
+    return {"version": _core.__version__, **_core.build_info()}
 
 
 def _postprocess(
