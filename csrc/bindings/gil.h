@@ -7,27 +7,19 @@
 #include <exception>
 #include <utility>
 
-#if defined(__GLIBCXX__)
-#include <cxxabi.h>
-#endif
-
 namespace fai {
 
 // Where the interpreter ends while a daemon thread still runs, Python before 3.14 ends that thread by
 // unwinding it from within any call that takes the GIL, through destructors that would then touch freed
 // Python objects. This makes the call and, where that happens, sleeps until the process is gone, as
-// Python 3.14 does itself. `call` must own nothing.
+// Python 3.14 does itself. `call` is one call of Python's C API, which throws nothing else, and owns nothing.
 template <class Call>
 auto survive_exit(Call&& call) {
-#if defined(__GLIBCXX__)
     try {
         return call();
-    } catch (abi::__forced_unwind&) {
+    } catch (...) {
         for (;;) pause();
     }
-#else
-    return call();
-#endif
 }
 
 // Runs body() without the GIL.
