@@ -258,6 +258,8 @@ Region draw_instance(const InstanceTask& task) {
 
 // Cells are taken 15 at a time: their 16 nodes are one vector.
 inline constexpr int kBlockCells = kLanes - 1;
+// Queries between a prefetch and its use.
+inline constexpr int32_t kAhead = 6;
 
 template <class L>
 FAI_HD void fill(L* out, L value, int32_t n) {
@@ -275,9 +277,10 @@ FAI_HD void grow(Region& region, int32_t x1, int32_t y1, int32_t x2, int32_t y2)
     region.y2 = larger(region.y2, y2);
 }
 
-// Below this logit a probability is less than kLowProbability.
-inline constexpr float kLowLogit = -2.0f;
-inline constexpr float kLowProbability = 0.1193f;
+// Levels of logits that are told apart without a sigmoid: below kLowLogit[level] a probability is less than
+// kLowProbability[level].
+inline constexpr float kLowLogit[] = {0.0f, -2.0f, -5.0f};
+inline constexpr float kLowProbability[] = {1.0f, 0.1193f, 0.0067f};
 
 // Gives all pixels of a rectangle to one query.
 template <class L>
@@ -295,40 +298,43 @@ FAI_HD Region& give(const SemanticTask& task, const Candidate& candidate, int32_
 }
 
 // Decides the pixels of columns [x, x + n), n <= 16, of one cell row's pixel rows [y1, y2), each for one of
-// the `count` contestants (indices of candidates, in order of their queries). `corners` holds four vectors a
-// contestant: its nodes above left, above right, below left and below right of each column.
-template <class L>
-FAI_HD void contest(const SemanticTask& task, const int32_t* contestants, int32_t count, const float* corners,
-                    int32_t x, int n, int32_t y1, int32_t y2) {
+// the `count` contestants (indices of candidates, in order of their queries) with these scores. `corners`
+// holds four vectors a contestant: its nodes above left, above right, below left and below right of each
+// column.
+template <class L, bool want_sum>
+FAI_HD void contest(const SemanticTask& task, const int32_t* contestants, const float* scores, int32_t count,
+                    const float* corners, int32_t x, int n, int32_t y1, int32_t y2) {
     const F32 across = load(task.x.fraction + x);
     for (int32_t y = y1; y < y2; ++y) {
         const F32 down = broadcast(task.y.fraction[y]);
         F32 best = broadcast(-1.0f), best_m = broadcast(0.0f);
-        I32 winner = broadcast_int(-1);
+        I32 winner = broadcast_int(0);
         for (int32_t c = 0; c < count; ++c) {
             const float* corner = corners + static_cast<int64_t>(c) * 4 * kLanes;
             const F32 left = math::lerp(load(corner), load(corner + 2 * kLanes), down);
             const F32 right = math::lerp(load(corner + kLanes), load(corner + 3 * kLanes), down);
             const F32 m = math::lerp(left, right, across);
-            const F32 worth = m * broadcast(task.score[task.candidates[contestants[c]].position]);
+            const F32 worth = m * broadcast(scores[c]);
             const Mask wins = math::takes(worth, best);
             best = select(wins, worth, best);
-            best_m = select(wins, m, best_m);
+            if constexpr (want_sum) best_m = select(wins, m, best_m);
             winner = select(wins, broadcast_int(c), winner);
         }
         I32 label = broadcast_int(-1);
-        uint32_t open = low_bits(n);
-        for (int32_t c = 0; c < count && open; ++c) {
+        alignas(64) int32_t winners[kLanes];
+        store(winners, winner);
+        // Once for each contestant that won anything here, found at its first pixel.
+        for (uint32_t open = low_bits(n); open;) {
+            const int32_t c = winners[__builtin_ctz(open)];
             const Mask mine = equal(winner, broadcast_int(c));
             const uint32_t won = bits(mine) & open;
-            if (!won) continue;
             open &= ~won;
             const Candidate& candidate = task.candidates[contestants[c]];
             label = select(mine, broadcast_int(candidate.query), label);
             Region& region = task.regions[candidate.position];
             grow(region, x + __builtin_ctz(won), y, x + 32 - __builtin_clz(won), y + 1);
             region.area += __builtin_popcount(won);
-            if (task.want_sum) region.sum += sum(select(mask_of(won), best_m, broadcast(0.0f)));
+            if constexpr (want_sum) region.sum += sum(select(mask_of(won), best_m, broadcast(0.0f)));
         }
         store_narrow(static_cast<L*>(task.segments) + static_cast<int64_t>(y) * task.x.pixels + x, label, n);
     }
@@ -351,9 +357,10 @@ void draw_segments_of(const SemanticTask& task) {
     float* upper = task.scratch + 2 * share;
     float* corners = task.scratch + 3 * share;
     int32_t* have[2] = {task.integers, task.integers + competitors};  // the row whose nodes are there
-    int32_t* level[2] = {task.integers + 2 * competitors, task.integers + 3 * competitors};  // 2 * row + low
-    int32_t* examined = task.integers + 4 * competitors;  // the cell row it was last examined for
-    int32_t* list = task.integers + 5 * competitors;      // those not ruled out, then contestants
+    int32_t* level[2] = {task.integers + 2 * competitors,
+                         task.integers + 3 * competitors};  // 4 * row + level
+    int32_t* examined = task.integers + 4 * competitors;    // the cell row it was last examined for
+    int32_t* list = task.integers + 5 * competitors;        // those not ruled out, then contestants
     Candidate* candidates = task.candidates;
 
     for (int32_t block = 0; block < task.columns; block += kBlockCells) {
@@ -362,19 +369,23 @@ void draw_segments_of(const SemanticTask& task) {
         if (x1 == x2) continue;
         const int32_t loaded = smaller(task.columns - block, kLanes);
         const uint32_t valid = low_bits(cells), beyond = ~low_bits(loaded) & 0xffffu;
-        const auto logits_of = [&](int32_t position, int32_t row) {
-            const T* source =
-                logits + task.query[position] * task.query_stride + row * task.row_stride + block;
-            __builtin_prefetch(source + task.row_stride);
-            return load_first(source, loaded);
+        const auto source_of = [&](int32_t position, int32_t row) {
+            return logits + task.query[position] * task.query_stride + row * task.row_stride + block;
         };
-        const auto is_low = [&](int32_t position, int32_t row) {
+        const auto logits_of = [&](int32_t position, int32_t row) {
+            return load_first(source_of(position, row), loaded);
+        };
+        const auto level_of = [&](int32_t position, int32_t row) {
             int32_t& known = level[row & 1][position];
-            if (known >> 1 != row) {
+            if (known >> 2 != row) {
                 const F32 v = logits_of(position, row);
-                known = 2 * row + ((bits(v < broadcast(kLowLogit)) | beyond) == 0xffffu);
+                const auto all_below = [&](float logit) {
+                    return (bits(v < broadcast(logit)) | beyond) == 0xffffu;
+                };
+                known = 4 * row;
+                if (all_below(kLowLogit[1])) known += all_below(kLowLogit[2]) ? 2 : 1;
             }
-            return (known & 1) != 0;
+            return known & 3;
         };
         const auto nodes_of = [&](int32_t position, int32_t row) {
             float* nodes = node[row & 1] + static_cast<int64_t>(position) * kLanes;
@@ -405,10 +416,8 @@ void draw_segments_of(const SemanticTask& task) {
             const auto examine = [&](int32_t position) {
                 examined[position] = i;
                 const F32 score = broadcast(task.score[position]);
-                if (is_low(position, below) && is_low(position, i) &&
-                    all(guaranteed > score * broadcast(kLowProbability))) {
-                    return;
-                }
+                const int low = smaller(level_of(position, below), level_of(position, i));
+                if (low && all(guaranteed > score * broadcast(kLowProbability[low]))) return;
                 const F32 a = nodes_of(position, i), b = nodes_of(position, below);
                 const F32 least = minimum(a, b), most = maximum(a, b);
                 guaranteed = maximum(minimum(least, next_lane(least)) * score, guaranteed);
@@ -419,6 +428,12 @@ void draw_segments_of(const SemanticTask& task) {
             for (int32_t c = 0; c < count; ++c) examine(candidates[c].position);
             for (int32_t position = 0; position < competitors; ++position) {
                 if (all(guaranteed > broadcast(task.score[position]) * slack)) break;
+                // Each query's rows lie in pages of their own, which no hardware prefetcher follows.
+                if (position + kAhead < competitors) {
+                    const T* source = source_of(position + kAhead, below);
+                    __builtin_prefetch(source);
+                    __builtin_prefetch(source + loaded - 1);
+                }
                 if (examined[position] != i) examine(position);
             }
 
@@ -467,8 +482,10 @@ void draw_segments_of(const SemanticTask& task) {
                         continue;
                     }
                     const I32 index = load(task.x.cell + x) - broadcast_int(block);
+                    float* scores = upper;  // which has served its purpose
                     for (int32_t c = 0; c < contestants; ++c) {
                         const int32_t position = candidates[list[c]].position;
+                        scores[c] = task.score[position];
                         const F32 a = nodes_of(position, i), b = nodes_of(position, below);
                         float* corner = corners + static_cast<int64_t>(c) * 4 * kLanes;
                         store(corner, permute(a, index));
@@ -476,7 +493,11 @@ void draw_segments_of(const SemanticTask& task) {
                         store(corner + 2 * kLanes, permute(b, index));
                         store(corner + 3 * kLanes, permute(next_lane(b), index));
                     }
-                    contest<L>(task, list, contestants, corners, x, n, y1, y2);
+                    if (task.want_sum) {
+                        contest<L, true>(task, list, scores, contestants, corners, x, n, y1, y2);
+                    } else {
+                        contest<L, false>(task, list, scores, contestants, corners, x, n, y1, y2);
+                    }
                 }
             }
         }
