@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import numpy as np
 
@@ -25,3 +29,15 @@ def guarded(array, side):
     copy = np.frombuffer(area, array.dtype, array.size, offset).reshape(array.shape)
     copy[...] = array
     return copy
+
+
+def run_to_done(script: str) -> None:
+    """Runs a script in a process of its own, where a touched page kills only that; it must end by printing "done"."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
-
 import fai_fast
 import hypothesis.strategies as st
 import numpy as np
@@ -14,6 +9,7 @@ import pytest
 import reference
 import scenes
 import torch
+from guard import run_to_done
 from hypothesis import given, settings
 
 INSTANCE = {"predict_all_pixels": False}
@@ -591,11 +587,4 @@ def test_reads_nothing_outside_the_logits():
                         assert results[0] == results[1] == results[2]
         print("done")
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+    run_to_done(script)

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import textwrap
 import tracemalloc
-from pathlib import Path
 
 import fai_fast
 import hypothesis.strategies as st
@@ -15,6 +11,7 @@ import pytest
 import reference
 import scenes
 import torch
+from guard import run_to_done
 from hypothesis import given, settings
 from PIL import Image
 
@@ -369,14 +366,7 @@ def test_reads_nothing_outside_the_frame():
                         assert len({result.tobytes() for result in results}) == 1
         print("done")
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+    run_to_done(script)
 
 
 # ------------------------------------------------------------------------------------------------- out=

@@ -327,8 +327,8 @@ void draw_semantic(const PostprocessArguments& arguments, const Network& network
         // Winners may have NaN where they were not read.
         parallel_for(static_cast<int64_t>(competitors), threads, [&](int64_t i) {
             if (queries[i].region.area == 0 || out[i]) return;
-            constexpr float kEverything = std::numeric_limits<float>::infinity();
-            out[i] = kernels.find_extent[network.half](network.plane(queries[i].index), kEverything).has_nan;
+            constexpr float kAboveAll = std::numeric_limits<float>::infinity();
+            out[i] = kernels.find_extent[network.half](network.plane(queries[i].index), kAboveAll).has_nan;
         });
         const bool clean = std::find(out.begin(), out.end(), 1) == out.end();
         if (clean) break;
