@@ -1,23 +1,75 @@
 """Query-mask segmentation with the least latency from a camera frame to Detections.
 
-The functional API works on the outputs of any query-mask network (Mask2Former, MaskFormer, OneFormer,
-BiSeNetFormer): :func:`preprocess` makes the network's input, :func:`postprocess` makes :class:`Detections`.
+:func:`load` makes a :class:`Model` of a name in the registry, or of your own checkpoint; ``model.infer(image)`` gives
+:class:`Detections`. The functional API works on the outputs of any query-mask network (Mask2Former, MaskFormer,
+OneFormer, BiSeNetFormer): :func:`preprocess` makes the network's input, :func:`postprocess` makes Detections.
 """
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from fai_fast._core import __version__
-from fai_fast.detections import Detections, PackedMasks
+from fai_fast.detections import Detections, Latency, PackedMasks
+from fai_fast.errors import EngineError, ExportError, FaiFastError, WeightsError
 from fai_fast.letterbox import Letterbox
 from fai_fast.ops import build_info, postprocess, postprocess_batch, preprocess
 
+if TYPE_CHECKING:
+    from fai_fast import losses, reference
+    from fai_fast.exporter import export
+    from fai_fast.model import Model, load
+    from fai_fast.registry import ModelConfig, ModelSpec, models, spec
+
 __all__ = [
     "Detections",
+    "EngineError",
+    "ExportError",
+    "FaiFastError",
+    "Latency",
     "Letterbox",
+    "Model",
+    "ModelConfig",
+    "ModelSpec",
     "PackedMasks",
+    "WeightsError",
     "__version__",
     "build_info",
+    "export",
+    "load",
+    "losses",
+    "models",
     "postprocess",
     "postprocess_batch",
     "preprocess",
+    "reference",
+    "spec",
 ]
+
+# Loaded when they are first asked for: importing the package takes what NumPy takes.
+_LAZY = {
+    "Model": "fai_fast.model",
+    "load": "fai_fast.model",
+    "ModelConfig": "fai_fast.registry",
+    "ModelSpec": "fai_fast.registry",
+    "models": "fai_fast.registry",
+    "spec": "fai_fast.registry",
+    "export": "fai_fast.exporter",
+    "losses": "",
+    "reference": "",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'fai_fast' has no attribute {name!r}")
+    if not _LAZY[name]:
+        return importlib.import_module(f"fai_fast.{name}")
+    value = getattr(importlib.import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

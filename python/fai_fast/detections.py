@@ -7,7 +7,7 @@ import importlib
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from fai_fast import _core
 from fai_fast.arguments import check_int, check_names, check_size, check_threads
 
-__all__ = ["Detections", "PackedMasks"]
+__all__ = ["Detections", "Latency", "PackedMasks"]
 
 Bool = npt.NDArray[np.bool_]
 Int16 = npt.NDArray[np.int16]
@@ -34,6 +34,27 @@ _SV_SEGMENTS = "fai_fast_segments"
 _SV_CLASS_NAME = "class_name"  # supervision's own
 
 _MAX_INT16 = 32767
+
+
+class Latency(NamedTuple):
+    """What each stage of a frame took, milliseconds.
+
+    Attributes:
+        decode: opening and decoding a picture's file; 0 for frames in memory.
+        preprocess: from the frame to the network's input.
+        engine: the network.
+        postprocess: from the network's outputs to :class:`Detections`.
+    """
+
+    decode: float
+    preprocess: float
+    engine: float
+    postprocess: float
+
+    @property
+    def total(self) -> float:
+        """The sum of the stages."""
+        return sum(self)
 
 
 class _Immutable:
@@ -241,6 +262,7 @@ class Detections(_Immutable):
         class_names: the names of classes 0, 1, ..., or None.
         size: (H, W) of the frame, pixels.
         tracker_id: int64 (N,) or None.
+        latency: what finding them took, where a :class:`fai_fast.Model` did it, else None. No part of equality.
 
     Args:
         xyxy: numbers (N, 4), finite, x1 <= x2 and y1 <= y2.
@@ -279,6 +301,7 @@ class Detections(_Immutable):
         "class_id",
         "class_names",
         "confidence",
+        "latency",
         "query",
         "size",
         "tracker_id",
@@ -291,6 +314,7 @@ class Detections(_Immutable):
     class_names: tuple[str, ...] | None
     size: tuple[int, int]
     tracker_id: Int64 | None
+    latency: Latency | None
     _packed: PackedMasks | None
     _source: _SegmentSource | None
     _source_rows: Int64 | None
@@ -338,6 +362,7 @@ class Detections(_Immutable):
             _source=source,
             _source_rows=None if source is None else np.arange(n),
             _area=None,
+            latency=None,
         )
 
     @classmethod
@@ -370,6 +395,7 @@ class Detections(_Immutable):
             _source=source,
             _source_rows=None if source is None else np.arange(len(boxes)),
             _area=rows["area"],
+            latency=None,
         )
 
     @classmethod
@@ -423,6 +449,7 @@ class Detections(_Immutable):
             _source=None,
             _source_rows=None,
             _area=None,
+            latency=None,
         )
 
     # ------------------------------------------------------------------------------------------------ rows
@@ -460,6 +487,7 @@ class Detections(_Immutable):
             _source=self._source,
             _source_rows=None if self._source_rows is None else self._source_rows[rows],
             _area=None if self._area is None else self._area[rows],
+            latency=self.latency,
         )
 
     def with_tracker_id(self, tracker_id: npt.ArrayLike | None) -> Detections:
@@ -467,6 +495,11 @@ class Detections(_Immutable):
         ids = None if tracker_id is None else _ids("tracker_id", tracker_id, len(self))
         fields = {name: getattr(self, name) for name in self.__slots__}
         return self._make(**{**fields, "tracker_id": ids})
+
+    def _with_latency(self, latency: Latency) -> Detections:
+        """This result, which nobody else has seen yet, with what it took."""
+        self._set(latency=latency)
+        return self
 
     @property
     def class_name(self) -> npt.NDArray[np.str_]:
@@ -562,7 +595,7 @@ class Detections(_Immutable):
             fields["packed"] = self._packed
         else:
             fields["label_source"] = self._source.segments
-        return _rebuild, (fields,)
+        return _rebuild, (fields, self.latency)
 
     def _counts(self) -> list[tuple[str, int, float]]:
         """(class, rows, best score), most rows first, then the best score."""
@@ -839,8 +872,9 @@ def _equal_or_none(a: Int64 | None, b: Int64 | None) -> bool:
     return a is b if a is None or b is None else np.array_equal(a, b)
 
 
-def _rebuild(fields: dict[str, Any]) -> Detections:
-    return Detections(**fields)
+def _rebuild(fields: dict[str, Any], latency: Latency | None = None) -> Detections:
+    self = Detections(**fields)
+    return self if latency is None else self._with_latency(latency)
 
 
 def _rows(index: Any, n: int) -> Int64:

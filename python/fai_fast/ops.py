@@ -40,7 +40,7 @@ def preprocess(
     std: float | Sequence[float],
     color: str = ...,
     resize: Literal["stretch"] = ...,
-    dtype: npt.DTypeLike = ...,
+    dtype: npt.DTypeLike | None = ...,
     out: Any = ...,
     yuv_matrix: str = ...,
     yuv_range: str = ...,
@@ -54,7 +54,7 @@ def preprocess(
     std: float | Sequence[float],
     color: str = ...,
     resize: Literal["letterbox"],
-    dtype: npt.DTypeLike = ...,
+    dtype: npt.DTypeLike | None = ...,
     out: Any = ...,
     yuv_matrix: str = ...,
     yuv_range: str = ...,
@@ -67,7 +67,7 @@ def preprocess(
     std: float | Sequence[float],
     color: str = "rgb",
     resize: str = "stretch",
-    dtype: npt.DTypeLike = "float32",
+    dtype: npt.DTypeLike | None = "float32",
     out: Any = None,
     yuv_matrix: str = "bt601",
     yuv_range: str = "limited",
@@ -107,6 +107,35 @@ def preprocess(
         >>> preprocess(frame, (640, 640), mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375)).shape
         (1, 3, 640, 640)
     """
+    tensor, geometry = preprocess_frame(
+        image,
+        size,
+        mean=mean,
+        std=std,
+        color=color,
+        resize=resize,
+        dtype=dtype,
+        out=out,
+        yuv_matrix=yuv_matrix,
+        yuv_range=yuv_range,
+    )
+    return tensor if resize == "stretch" else (tensor, geometry)
+
+
+def preprocess_frame(
+    image: object,
+    size: Sequence[int],
+    *,
+    mean: float | Sequence[float],
+    std: float | Sequence[float],
+    color: str = "rgb",
+    resize: str = "stretch",
+    dtype: npt.DTypeLike | None = "float32",
+    out: Any = None,
+    yuv_matrix: str = "bt601",
+    yuv_range: str = "limited",
+) -> tuple[Tensor, Letterbox]:
+    """:func:`preprocess`, with the frame's size and where it lies in the input for every way to resize."""
     size = check_size("size", size)
     means, stds = check_channels("mean", mean), check_channels("std", std)
     color = check_choice("color", color, _COLORS)
@@ -125,8 +154,6 @@ def preprocess(
         check_choice("yuv_matrix", yuv_matrix, ("bt601", "bt709")),
         check_choice("yuv_range", yuv_range, ("limited", "full")),
     )
-    if resize == "stretch":
-        return tensor
     return tensor, Letterbox(frame, size, content, offset)
 
 
@@ -313,7 +340,7 @@ def _letterboxes(letterbox: object, images: int) -> list[object]:
     return list(letterbox)
 
 
-def _float_dtype(dtype: npt.DTypeLike, out: Any) -> str:
+def _float_dtype(dtype: npt.DTypeLike | None, out: Any) -> str:
     if dtype is None:
         dtype = "float32" if out is None else getattr(out, "dtype", "float32")
     name = str(dtype).removeprefix("torch.")

@@ -1,0 +1,417 @@
+"""What is made once and kept: where it is, what it depends on, and whether it is still whole.
+
+Beside every file lies a small JSON, its record, with what the file was made of, its size and its SHA-256. A file whose
+record says something else than what is wanted is made again, with one log line that gives the reason.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from fai_fast._core import __version__
+from fai_fast.errors import FaiFastError
+
+__all__ = [
+    "Artefact",
+    "Kept",
+    "Record",
+    "artefact",
+    "cache_folder",
+    "list_artefacts",
+    "lock",
+    "record_path",
+    "remove",
+    "sha256_of",
+]
+
+PARTIAL_SUFFIX = ".part"
+_CHUNK = 1 << 20
+
+_log = logging.getLogger("fai_fast")
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A file that is as it should be.
+
+    Attributes:
+        path: where it is.
+        built: whether this call built it.
+        reason: why it was built; None if it was there.
+        info: what the build said of it, JSON types.
+        sha256: of its content.
+        size: bytes.
+    """
+
+    path: Path
+    built: bool
+    reason: str | None
+    info: dict[str, Any]
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One file in the cache, for whoever wants to look or to tidy up.
+
+    Attributes:
+        path: where it is.
+        size: bytes, with its record.
+        complete: False for a download that was interrupted.
+        created: ISO 8601, UTC; None if no record says.
+        depends: what it was made of.
+        info: what the build said of it.
+    """
+
+    path: Path
+    size: int
+    complete: bool
+    created: str | None
+    depends: dict[str, Any]
+    info: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Record:
+    """What the JSON beside a file says of it."""
+
+    depends: dict[str, Any]
+    size: int
+    sha256: str
+    info: dict[str, Any]
+    created: str
+
+    @classmethod
+    def of(cls, path: Path, depends: Mapping[str, Any], info: Mapping[str, Any] | None = None) -> Record:
+        """The record of a file as it is now."""
+        return cls(
+            depends=dict(depends),
+            size=path.stat().st_size,
+            sha256=sha256_of(path),
+            info=dict(info or {}),
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        )
+
+    @classmethod
+    def read(cls, path: Path) -> Record:
+        """The record at `path`. FileNotFoundError if there is none, ValueError if it is not readable as one."""
+        try:
+            items = json.loads(path.read_text("utf-8"))
+            record = cls(items["depends"], items["size"], items["sha256"], items["info"], items["created"])
+        except (KeyError, TypeError, RecursionError) as error:
+            raise ValueError(f"not a record: {error!r}") from None
+        expected = (dict, int, str, dict, str)
+        values = (record.depends, record.size, record.sha256, record.info, record.created)
+        if any(type(value) is not kind for value, kind in zip(values, expected, strict=True)):
+            raise ValueError("not a record: a field has another type than expected")
+        return record
+
+    def write(self, path: Path) -> None:
+        """Puts the record at `path`, as a whole or not at all."""
+        text = json.dumps({**self.__dict__, "fai_fast": __version__}, indent=1, allow_nan=False)
+        temporary = path.with_name(f".tmp-{secrets.token_hex(8)}.json")
+        try:
+            temporary.write_text(text, "utf-8")
+            _sync(temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
+    """The folder for weights, graphs and compiled engines; it need not exist yet.
+
+    Args:
+        cache_dir: the folder; None for ``FAI_FAST_CACHE`` in the environment, else the platform's usual place.
+
+    Raises:
+        TypeError: `cache_dir` is no path.
+    """
+    if cache_dir is not None:
+        if not isinstance(cache_dir, (str, os.PathLike)) or not os.fspath(cache_dir):
+            raise TypeError(f"cache_dir: got {cache_dir!r}, expected a folder or None")
+        return Path(os.fsdecode(cache_dir)).expanduser().absolute()
+    if folder := os.environ.get("FAI_FAST_CACHE"):
+        return Path(folder).expanduser().absolute()
+    import platformdirs
+
+    return platformdirs.user_cache_path("fai_fast", appauthor=False)
+
+
+def artefact(
+    path: str | os.PathLike[str],
+    depends: Mapping[str, Any],
+    build: Callable[[Path], Mapping[str, Any] | None],
+) -> Artefact:
+    """The file at `path`, built first where it is not there, stale or corrupt. Two processes never build it at once.
+
+    Args:
+        path: of the file. Files that depend on different things and are in use at the same time need different paths.
+        depends: what it is made of, JSON types; other values than those on record make it stale.
+        build: writes the file to the path that it is given, which is in the same folder and has the same suffix; what
+            it returns, JSON types, is kept as the artefact's info. After an error of it all is as it was.
+
+    Raises:
+        TypeError, ValueError: `depends`, or what `build` returned, is not JSON.
+        FaiFastError: the folder cannot be written to, or the disk is full.
+        Exception: whatever `build` raises.
+
+    Example:
+        >>> kept = artefact(folder / "a.txt", {"words": 2}, lambda path: path.write_text("two words") and None)
+        >>> kept.built, kept.reason
+        (True, 'not there yet')
+    """
+    path = Path(path)
+    depends = _as_json("depends", depends)
+    found = _check(path, depends)
+    if isinstance(found, Artefact):
+        return found
+    with _writing(path), lock(path, "builds"):
+        found = _check(path, depends)
+        if isinstance(found, Artefact):
+            return found
+        return _build(path, depends, build, found)
+
+
+def list_artefacts(folder: str | os.PathLike[str] | None = None) -> list[Kept]:
+    """Every file in the cache that has a record, and downloads that were interrupted, in the order of their paths.
+
+    Args:
+        folder: the cache; None for :func:`cache_folder`'s.
+    """
+    root = cache_folder(folder)
+    found = []
+    for path in sorted(item for item in root.rglob("*") if item.is_file()):
+        try:
+            if path.suffix == PARTIAL_SUFFIX:
+                beside = record_path(path).stat().st_size if record_path(path).exists() else 0
+                found.append(Kept(path, path.stat().st_size + beside, False, None, {}, {}))
+                continue
+            record = Record.read(record_path(path))
+            size = path.stat().st_size + record_path(path).stat().st_size
+        except (OSError, ValueError):  # no artefact, or one that another process just removed
+            continue
+        found.append(Kept(path, size, True, record.created, record.depends, record.info))
+    return found
+
+
+def remove(path: str | os.PathLike[str]) -> int:
+    """Removes one file of :func:`list_artefacts` and its record; waits for a process that is building it.
+
+    Returns:
+        The bytes that this freed; 0 if it was not there.
+
+    Raises:
+        FaiFastError: the folder cannot be written to.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        return 0
+    freed = 0
+    target = path.with_suffix("") if path.suffix == PARTIAL_SUFFIX else path
+    # The lock's file stays: a process may be waiting for it.
+    with _writing(path), lock(target, "uses"):
+        for item in (path, record_path(path), *_leftovers(path)):
+            with suppress(FileNotFoundError):
+                freed += item.stat().st_size
+                item.unlink()
+    return freed
+
+
+@contextmanager
+def lock(path: Path, doing: str) -> Iterator[None]:
+    """Keeps other processes from writing `path`; the kernel releases it when the process dies.
+
+    Args:
+        path: what is locked; the lock is a file beside it.
+        doing: what the other process does with it, for the log line while waiting.
+    """
+    import filelock
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    guard = filelock.FileLock(str(lock_path(path)))
+    try:
+        guard.acquire(timeout=0)
+    except filelock.Timeout:
+        _log.warning("waiting for another process that %s %s", doing, path)
+        guard.acquire(poll_interval=0.1)
+    try:
+        yield
+    finally:
+        guard.release()
+
+
+def lock_path(path: Path) -> Path:
+    """The lock file of `path`."""
+    return path.with_name(f".{path.name}.lock")
+
+
+def record_path(path: Path) -> Path:
+    """The record of `path`."""
+    return path.with_name(f"{path.name}.json")
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """The SHA-256 of a file's content, hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _check(path: Path, depends: dict[str, Any]) -> Artefact | str:
+    """The artefact, or why there is none that can be used."""
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        return "not there yet"
+    except OSError as error:
+        return f"file is not accessible: {error.strerror}"
+    try:
+        record = Record.read(record_path(path))
+    except FileNotFoundError:
+        return "record is missing"
+    except (OSError, ValueError) as error:
+        return f"record is unreadable: {error}"
+    if changes := _changes(record.depends, depends):
+        return changes
+    if size != record.size:
+        return f"file is corrupt: {size} bytes, expected {record.size}"
+    try:
+        sha256 = sha256_of(path)
+    except OSError as error:
+        return f"file is corrupt: {error.strerror}"
+    if sha256 != record.sha256:
+        return "file is corrupt: its SHA-256 is not the one on record"
+    return Artefact(path, False, None, record.info, sha256, size)
+
+
+def _changes(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """One line that tells how `now` differs from `before`; empty if it does not."""
+    lines = []
+    for key in [*now, *(key for key in before if key not in now)]:
+        if key not in before:
+            lines.append(f"{key} is new")
+        elif key not in now:
+            lines.append(f"{key} is gone")
+        elif before[key] != now[key] or type(before[key]) is not type(now[key]):
+            texts = [json.dumps(value).strip('"') for value in (before[key], now[key])]
+            lines.append(
+                f"{key} was {texts[0]}, is {texts[1]}" if max(map(len, texts)) <= 80 else f"{key} changed"
+            )
+    return "; ".join(lines)
+
+
+def _build(
+    path: Path, depends: dict[str, Any], build: Callable[[Path], Mapping[str, Any] | None], reason: str
+) -> Artefact:
+    """Under the lock: whatever lies beside `path` half made is of a process that died."""
+    for item in _leftovers(path):
+        item.unlink(missing_ok=True)
+    temporary = path.with_name(f"{_prefix(path)}{secrets.token_hex(4)}{path.suffix}")
+    try:
+        info = _as_json("what build returned", build(temporary) or {})
+        if not temporary.is_file():
+            raise FaiFastError(f"{path}: the build wrote no file; this is a bug of fai_fast")
+        _sync(temporary)
+        record = Record.of(temporary, depends, info)
+        # Without a record a file is not used: none is ever beside a file that it does not describe.
+        record_path(path).unlink(missing_ok=True)
+        os.replace(temporary, path)
+        record.write(record_path(path))
+        _sync(path.parent)
+    finally:
+        for item in _leftovers(path):
+            item.unlink(missing_ok=True)
+    _log.info("built %s: %s", path, reason)
+    return Artefact(path, True, reason, info, record.sha256, record.size)
+
+
+def _prefix(path: Path) -> str:
+    """What the names of temporary files for `path` begin with; short, whatever its own name's length."""
+    return f".tmp-{hashlib.sha256(path.name.encode()).hexdigest()[:12]}-"
+
+
+def _leftovers(path: Path) -> list[Path]:
+    return [item for item in path.parent.glob(f"{_prefix(path)}*") if item.is_file()]
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turns what the file system refuses into a FaiFastError that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _REFUSALS or not _concerns(error, path.parent):
+            raise
+        raise FaiFastError(explain(error, path.parent)) from error
+
+
+def _concerns(error: OSError, folder: Path) -> bool:
+    """Whether it is about `folder`, what is in it or what it is in: a build may well fail at files of its own."""
+    if not isinstance(error.filename, (str, bytes)):
+        return error.filename is None
+    path = Path(os.fsdecode(error.filename))
+    return path.is_relative_to(folder) or folder.is_relative_to(path)
+
+
+_REFUSALS = {
+    errno.EACCES,
+    errno.EDQUOT,
+    errno.EEXIST,
+    errno.EFBIG,
+    errno.ENAMETOOLONG,
+    errno.ENOSPC,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+}
+
+
+def explain(error: OSError, folder: Path) -> str:
+    """A sentence that says why `folder` cannot be written to, and what to do."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return (
+            f"no space left for {folder} ({error.strerror}): free some, see `fai-fast cache`, or set FAI_FAST_CACHE or "
+            "cache_dir= to a folder on another disk"
+        )
+    return (
+        f"cannot write to {folder} ({error.strerror}): make it writable, or set FAI_FAST_CACHE or cache_dir= to "
+        "another folder"
+    )
+
+
+def _as_json(name: str, items: Mapping[str, Any]) -> dict[str, Any]:
+    """`items` as JSON would give them back: lists for tuples, str for keys."""
+    if not isinstance(items, Mapping):
+        raise TypeError(f"{name}: got {type(items).__name__}, expected a mapping of JSON types")
+    try:
+        plain = json.loads(json.dumps(dict(items), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name}: got something that is not JSON: {error}") from None
+    assert isinstance(plain, dict)
+    return plain
+
+
+def _sync(path: Path) -> None:
+    """Waits until the disk has it; without this a power failure leaves a file of zeros behind a valid name."""
+    if os.name == "nt" and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

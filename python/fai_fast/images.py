@@ -1,0 +1,64 @@
+"""Pictures from files: paths, encoded bytes and file objects to frames. Frames in memory pass through."""
+
+from __future__ import annotations
+
+import io
+import os
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["is_encoded", "read_image"]
+
+# Pillow refuses pictures of twice its own limit; between the two it only warns, and so do we.
+_MODES = ("RGB", "L")
+
+
+def is_encoded(image: object) -> bool:
+    """Whether :func:`read_image` must decode it: a path, encoded bytes, or a file object."""
+    return isinstance(image, (str, os.PathLike, bytes, bytearray)) or (
+        hasattr(image, "read") and not hasattr(image, "__array_interface__")
+    )
+
+
+def read_image(image: Any) -> npt.NDArray[np.uint8]:
+    """Decodes a picture, upright as its EXIF orientation says.
+
+    Args:
+        image: a path, the encoded bytes of a JPEG, PNG or another format that Pillow reads, or a binary file object.
+
+    Returns:
+        uint8 RGB (H, W, 3), or gray (H, W); transparency is dropped.
+
+    Raises:
+        FileNotFoundError, OSError: the file cannot be opened.
+        TypeError: ``image`` is none of these.
+        ValueError: it is no picture, a damaged one, too large, or an address on the network.
+    """
+    if isinstance(image, str) and "://" in image:
+        raise ValueError(
+            f"image: got the address {image!r:.80}, expected a path; fetch it first and pass its bytes"
+        )
+    if not is_encoded(image):
+        raise TypeError(f"image: got {type(image).__name__}, expected a path, encoded bytes or a file object")
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    name = os.fspath(image) if isinstance(image, (str, os.PathLike)) else type(image).__name__
+    if isinstance(image, (str, os.PathLike)) and not os.path.exists(image):
+        raise FileNotFoundError(f"image: no such file: {name}")
+    source = io.BytesIO(image) if isinstance(image, (bytes, bytearray)) else image
+    try:
+        with Image.open(source) as picture:
+            upright = ImageOps.exif_transpose(picture)
+            if upright.mode.startswith(("I", "F")):
+                raise ValueError(f"image: {name} has mode {upright.mode!r}, expected 8 bits a channel")
+            return np.asarray(upright if upright.mode in _MODES else upright.convert("RGB"))
+    except UnidentifiedImageError:
+        raise ValueError(f"image: {name} is no picture that Pillow can read") from None
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"image: {name} is too large: {error}") from None
+    except (OSError, SyntaxError, EOFError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise ValueError(f"image: {name} is damaged: {error}") from error

@@ -1,0 +1,69 @@
+"""STDC: a backbone whose blocks concatenate what each of their convolutions saw.
+
+Fan et al., Rethinking BiSeNet For Real-time Semantic Segmentation, 2021.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fai_fast.reference.blocks import ConvBN
+from fai_fast.registry import BackboneConfig
+
+
+class CatBlock(nn.Module):
+    """Four convolutions one after the other, to 1/2, 1/4, 1/8, 1/8 of the width; their outputs side by side."""
+
+    def __init__(self, in_dim: int, out_dim: int, stride: int) -> None:
+        super().__init__()
+        widths = [out_dim // 2, out_dim // 4, out_dim // 8, out_dim // 8]
+        self.conv_list = nn.ModuleList(
+            ConvBN(dim, width, 1 if index == 0 else 3)
+            for index, (dim, width) in enumerate(zip([in_dim, *widths[:-1]], widths, strict=True))
+        )
+        self.halve = stride == 2
+        if self.halve:
+            self.avd_layer = nn.Sequential(
+                nn.Conv2d(widths[0], widths[0], 3, 2, 1, groups=widths[0], bias=False),
+                nn.BatchNorm2d(widths[0]),
+            )
+            self.skip = nn.AvgPool2d(3, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_list[0](x)
+        parts = [self.skip(x) if self.halve else x]
+        if self.halve:
+            x = self.avd_layer(x)
+        for conv in self.conv_list[1:]:
+            x = conv(x)
+            parts.append(x)
+        return torch.cat(parts, 1)
+
+
+class STDC(nn.Module):
+    """(B, 3, H, W) -> res2..res5 at 1/4, 1/8, 1/16, 1/32 of the size."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        if config.base is None or config.layers is None:
+            raise ValueError("backbone_config: got an STDC backbone without base or layers, expected both")
+        base = config.base
+        blocks: list[nn.Module] = [ConvBN(config.in_chans, base // 2, 3, 2), ConvBN(base // 2, base, 3, 2)]
+        self.taps = [1]
+        self.out_dims = [base, 4 * base, 8 * base, 16 * base]
+        dim = base
+        for out_dim, count in zip(self.out_dims[1:], config.layers, strict=True):
+            for index in range(count):
+                blocks.append(CatBlock(dim, out_dim, stride=2 if index == 0 else 1))
+                dim = out_dim
+            self.taps.append(len(blocks) - 1)
+        self.features = nn.Sequential(*blocks)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        features = []
+        for index, block in enumerate(self.features):
+            x = block(x)
+            if index in self.taps:
+                features.append(x)
+        return features

@@ -1,0 +1,237 @@
+"""FocoosAI's ``model_info.json``, which its library writes beside the weights of every model that it trains.
+
+Its fields are those of ``focoos.ports.ModelInfo``: name, model_family, classes, im_size, task, config, and optionally
+weights_uri, val_dataset, val_metrics, latency, description.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from fai_fast.registry.spec import BackboneConfig, ModelConfig, ModelSpec, PublishedLatency
+
+__all__ = ["FILE_NAME", "read", "read_record"]
+
+FILE_NAME = "model_info.json"
+WEIGHTS_NAMES = ("model_final.pth", "model_final.safetensors")
+WEIGHTS_SUFFIXES = (".pth", ".safetensors")
+_LARGEST_FILE = 1 << 24
+_TASKS = {"instseg": "instance", "semseg": "semantic", "instance": "instance", "semantic": "semantic"}
+_REQUIRED = ("name", "model_family", "classes", "im_size", "task", "config")
+# Training and export write these; the network does not depend on them.
+_KNOWN_EXTRAS = {
+    "resolution",
+    "size_divisibility",
+    "pixel_decoder_transformer_dropout",
+    "filter_empty_masks",
+    "use_pretrained",
+    "backbone_url",
+    "out_features",
+    "use_conv_last",
+    "freeze_at",
+    "freeze_norm",
+    "num_stages",
+    "pretrained",
+}
+
+_log = logging.getLogger("fai_fast")
+
+
+def read(path: Path) -> ModelSpec:
+    """The record in a folder's ``model_info.json``, or in the JSON file itself.
+
+    Raises:
+        ValueError: there is none, it is no JSON object, or a field is not as it must be; the text names file and field.
+    """
+    if path.is_dir():
+        if not (path / FILE_NAME).is_file():
+            raise ValueError(f"model: folder {path} has no {FILE_NAME}")
+        path = path / FILE_NAME
+    try:
+        if (size := path.stat().st_size) > _LARGEST_FILE:
+            raise ValueError(
+                f"{size} bytes are no {FILE_NAME}; weights are passed as weights=, with the model's name here"
+            )
+        record = json.loads(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        raise ValueError(f"model: {path} cannot be read as JSON: {error}") from None
+    if not isinstance(record, dict):
+        raise ValueError(
+            f"model: {path} holds a JSON {type(record).__name__}, expected an object as in {FILE_NAME}"
+        )
+    return read_record(record, str(path), path.parent)
+
+
+def read_record(record: Mapping[str, Any], source: str, folder: Path | None) -> ModelSpec:
+    """The record in the object of a ``model_info.json``, or of ``ModelSpec.to_dict``.
+
+    Args:
+        record: the object.
+        source: what errors call it.
+        folder: where it was; its weights are looked for there.
+    """
+    try:
+        if "model_family" not in record:
+            if "family" not in record:
+                raise ValueError(f"model_family missing; expected the fields {', '.join(_REQUIRED)}")
+            spec = ModelSpec.from_dict(record)
+            uri = None
+        else:
+            uri = record.get("weights_uri")
+            spec = _from_model_info(record, source)
+        weights = None if folder is None else _weights_beside(folder, uri, source)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{source}: {error}") from None
+    return dataclasses.replace(spec, weights_path=None if weights is None else str(weights))
+
+
+def _from_model_info(record: Mapping[str, Any], source: str) -> ModelSpec:
+    if missing := [key for key in _REQUIRED if record.get(key) is None]:
+        raise ValueError(f"{', '.join(missing)} missing; expected the fields {', '.join(_REQUIRED)}")
+    ignored: set[str] = set()
+    config = _known(record["config"], "config", ModelConfig, ignored)
+    if missing := [key for key in ("num_classes", "backbone_config") if key not in config]:
+        raise ValueError(f"config.{', config.'.join(missing)} missing")
+    config["backbone_config"] = _known(
+        config["backbone_config"], "config.backbone_config", BackboneConfig, ignored
+    )
+    if unexpected := sorted(ignored - _KNOWN_EXTRAS):
+        _log.warning("%s: ignored unknown fields of config: %s", source, ", ".join(unexpected))
+    task = _TASKS.get(str(record["task"]))
+    if task is None:
+        raise ValueError(
+            f"task: got {record['task']!r}, expected instseg or semseg: other tasks are not supported"
+        )
+    if config.setdefault("postprocessing_type", task) != task:
+        _log.warning(
+            "%s: task is %s, config.postprocessing_type %s: taken as %s",
+            source,
+            record["task"],
+            config["postprocessing_type"],
+            config["postprocessing_type"],
+        )
+        task = config["postprocessing_type"]
+    config["pixel_decoder_transformer_layers"] = (
+        config.get("pixel_decoder_transformer_layers", 0) if record["model_family"] != "bisenetformer" else 0
+    )
+    uri = record.get("weights_uri")
+    metrics, per_class = _metrics(record.get("val_metrics"), record["classes"])
+    return ModelSpec.from_dict(
+        {
+            "name": record["name"],
+            "family": record["model_family"],
+            "task": task,
+            "classes": record["classes"],
+            "config": config,
+            "im_size": _im_size(record["im_size"], source),
+            "dataset": record.get("val_dataset") or None,
+            "weights_url": uri if _is_url(uri) else None,
+            "metrics": metrics,
+            "per_class": per_class,
+            "published_latency": _latencies(record.get("latency")),
+            "note": record.get("description") or None,
+        }
+    )
+
+
+def _known(items: object, name: str, record_type: type, ignored: set[str]) -> dict[str, Any]:
+    """The fields of `items` that `record_type` has and that are given; the names of the others go to `ignored`."""
+    if not isinstance(items, Mapping):
+        raise ValueError(f"{name}: got {type(items).__name__}, expected an object")
+    names = {item.name for item in dataclasses.fields(record_type)}
+    ignored.update(str(key) for key in items if key not in names)
+    return {key: value for key, value in items.items() if key in names and value is not None}
+
+
+def _im_size(value: object, source: str) -> object:
+    """FocoosAI pads where a size is no multiple of 32, and later versions write (height, width)."""
+    side = (
+        max(value)
+        if isinstance(value, list) and value and all(type(item) is int for item in value)
+        else value
+    )
+    if type(side) is not int or side < 1:
+        return side
+    multiple = -(-side // 32) * 32
+    if multiple != value:
+        _log.warning(
+            "%s: im_size is %s, the network's input will be %d x %d", source, value, multiple, multiple
+        )
+    return multiple
+
+
+def _metrics(values: object, classes: object) -> tuple[dict[str, float], dict[str, float]]:
+    """Overall and per-class figures among everything that a training run logs; absent classes are NaN there."""
+    if not isinstance(values, Mapping) or not isinstance(classes, list):
+        return {}, {}
+    numbers = {
+        str(key): float(value)
+        for key, value in values.items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    }
+    names = {name for name in classes if isinstance(name, str)}
+    overall: dict[str, float] = {}
+    per_class: dict[str, float] = {}
+    for key, number in numbers.items():
+        group, _, figure = key.partition("/")
+        kind, dash, name = figure.partition("-")
+        if group in ("segm", "sem_seg") and not dash:
+            overall[key] = number
+        elif group in ("segm", "sem_seg") and kind in ("AP", "IoU") and name in names:
+            per_class[name] = number
+    return overall, per_class
+
+
+def _latencies(values: object) -> list[PublishedLatency]:
+    found = []
+    for item in values if isinstance(values, list) else []:
+        try:
+            found.append(
+                PublishedLatency(item["engine"], item["device"], item["im_size"], item["mean"], item["fps"])
+            )
+        except (TypeError, ValueError, KeyError):  # a figure that nobody needs to run the model
+            continue
+    return found
+
+
+def _weights_beside(folder: Path, uri: object, source: str) -> Path | None:
+    """The weights file in `folder`: what `uri` names, else the usual name, else the only one there is."""
+    if isinstance(uri, str) and uri and "://" not in uri:
+        named = _inside(folder, uri, source)
+        if named is not None and named.is_file():
+            return named
+    for name in WEIGHTS_NAMES:
+        if (folder / name).is_file():
+            return folder / name
+    found = sorted(path for path in folder.iterdir() if path.suffix in WEIGHTS_SUFFIXES and path.is_file())
+    if len(found) > 1:
+        _log.warning(
+            "%s: several weights beside it (%s): pass one as weights=",
+            source,
+            ", ".join(path.name for path in found[:5]),
+        )
+    return found[0] if len(found) == 1 else None
+
+
+def _inside(folder: Path, uri: str, source: str) -> Path | None:
+    """`uri` under `folder`. One that climbs out is an error; the absolute path of the training machine says nothing."""
+    for kind in (PurePosixPath, PureWindowsPath):
+        path = kind(uri)
+        if ".." in path.parts or "\0" in uri:
+            raise ValueError(
+                f"weights_uri: got {uri!r}, which leaves the folder; move the weights beside {FILE_NAME}"
+            )
+        if path.is_absolute() or path.drive:
+            _log.info("%s: weights_uri %s is an absolute path and is not used", source, uri)
+            return None
+    return folder / uri
+
+
+def _is_url(uri: object) -> bool:
+    return isinstance(uri, str) and uri.startswith(("http://", "https://"))

@@ -1,0 +1,453 @@
+"""What a model is: its configuration, classes and published figures, as typed records that check themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from fai_fast.arguments import check_bool, check_choice, check_int, check_items, check_names, check_number
+
+__all__ = ["BackboneConfig", "ModelConfig", "ModelSpec", "PublishedLatency"]
+
+FAMILIES = ("fai_mf", "bisenetformer")
+TASKS = ("instance", "semantic")
+RESNET_DEPTHS = (50, 101)
+# The decoder's heads are not in any configuration: every published network has 8.
+DECODER_HEADS = 8
+_LARGEST = 1 << 20
+
+_Record = TypeVar("_Record")
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """The backbone: a ResNet (``depth`` 50 or 101, variant d) or an STDC (``base``, ``layers``).
+
+    Attributes:
+        model_type: "resnet" or "stdc".
+        in_chans: channels of the images, 3.
+        depth, variant, act: of a ResNet: 50 or 101, "d", "relu".
+        base, layers, block_num, block_type: of an STDC: its stem's width (a multiple of 8), blocks in each of its
+            three stages, convolutions in a block (4), and "cat".
+
+    Raises:
+        TypeError, ValueError: a field is not as said here; the text names it.
+    """
+
+    model_type: str
+    in_chans: int = 3
+    depth: int | None = None
+    variant: str | None = None
+    act: str | None = None
+    base: int | None = None
+    layers: tuple[int, ...] | None = None
+    block_num: int | None = None
+    block_type: str | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("backbone_config.model_type", self.model_type, ("resnet", "stdc"))
+        _check_fixed("backbone_config.in_chans", self.in_chans, 3)
+        if self.model_type == "resnet":
+            if self.depth not in RESNET_DEPTHS:
+                raise ValueError(f"backbone_config.depth: got {self.depth!r}, expected 50 or 101")
+            _check_fixed("backbone_config.variant", self.variant, "d", None)
+            _check_fixed("backbone_config.act", self.act, "relu", None)
+            others = {"base", "layers", "block_num", "block_type"}
+        else:
+            _check_count("backbone_config.base", self.base, multiple=8)
+            if self.layers is None:
+                raise ValueError(
+                    "backbone_config.layers: got None, expected the blocks of three stages, such as (4, 5, 3)"
+                )
+            layers = tuple(check_items("backbone_config.layers", self.layers, "the blocks of three stages"))
+            if len(layers) != 3:
+                raise ValueError(
+                    f"backbone_config.layers: got {len(layers)} values, expected the blocks of three stages"
+                )
+            for count in layers:
+                _check_count("backbone_config.layers", count, largest=100)
+            object.__setattr__(self, "layers", layers)
+            _check_fixed("backbone_config.block_num", self.block_num, 4, None)
+            _check_fixed("backbone_config.block_type", self.block_type, "cat", None)
+            others = {"depth", "variant", "act"}
+        for name in sorted(others):
+            _check_fixed(f"backbone_config.{name}", getattr(self, name), None)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network, its postprocessing and its losses; field names and defaults are those of FocoosAI's configurations.
+
+    Attributes:
+        num_classes: C, without 'no object'.
+        backbone_config: the backbone.
+        num_queries: Q.
+        pixel_mean, pixel_std: of R, G, B on 0..255, subtracted and divided by.
+        pixel_decoder_feat_dim, pixel_decoder_out_dim: channels inside the pixel decoder and of its mask features.
+        pixel_decoder_transformer_layers, _nheads, _dim_feedforward: the encoder on the coarsest level (fai_mf only).
+        transformer_predictor_hidden_dim, _dec_layers, _dim_feedforward: of the masked transformer decoder.
+        transformer_predictor_out_dim: channels of the mask embeddings, equal to pixel_decoder_out_dim.
+        head_out_dim: kept for FocoosAI's files; nothing of the network depends on it.
+        cls_sigmoid: False; classes come from a softmax.
+        postprocessing_type: "instance" or "semantic".
+        mask_threshold, threshold, top_k, predict_all_pixels, use_mask_score: defaults of postprocessing.
+        criterion_*, weight_dict_loss_*, matcher_cost_*: of the losses.
+
+    Raises:
+        TypeError, ValueError: a field is not as said here; the text names it.
+    """
+
+    num_classes: int
+    backbone_config: BackboneConfig
+    num_queries: int = 100
+    pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    pixel_decoder_out_dim: int = 256
+    pixel_decoder_feat_dim: int = 256
+    pixel_decoder_transformer_layers: int = 0
+    pixel_decoder_transformer_nheads: int = 8
+    pixel_decoder_transformer_dim_feedforward: int = 1024
+    transformer_predictor_out_dim: int = 256
+    transformer_predictor_hidden_dim: int = 256
+    transformer_predictor_dec_layers: int = 6
+    transformer_predictor_dim_feedforward: int = 1024
+    head_out_dim: int = 256
+    cls_sigmoid: bool = False
+    postprocessing_type: str = "semantic"
+    mask_threshold: float = 0.5
+    predict_all_pixels: bool = False
+    use_mask_score: bool = False
+    threshold: float = 0.5
+    top_k: int = 300
+    criterion_deep_supervision: bool = True
+    criterion_eos_coef: float = 0.1
+    criterion_num_points: int = 12544
+    weight_dict_loss_dice: float = 5
+    weight_dict_loss_mask: float = 5
+    weight_dict_loss_ce: float = 2
+    matcher_cost_class: float = 2
+    matcher_cost_mask: float = 5
+    matcher_cost_dice: float = 5
+
+    def __post_init__(self) -> None:
+        if isinstance(self.backbone_config, Mapping):
+            object.__setattr__(
+                self, "backbone_config", _record(BackboneConfig, "backbone_config", self.backbone_config)
+            )
+        if not isinstance(self.backbone_config, BackboneConfig):
+            raise TypeError(
+                f"config.backbone_config: got {type(self.backbone_config).__name__}, expected a BackboneConfig"
+            )
+        for name in ("pixel_mean", "pixel_std"):
+            values = check_items(f"config.{name}", getattr(self, name), "(R, G, B)")
+            if len(values) != 3:
+                raise ValueError(f"config.{name}: got {len(values)} values, expected (R, G, B)")
+            object.__setattr__(self, name, tuple(check_number(f"config.{name}", value) for value in values))
+        if min(self.pixel_std) <= 0:
+            raise ValueError(f"config.pixel_std: got {self.pixel_std}, expected positive numbers")
+        for name in ("num_classes", "num_queries", "top_k", "criterion_num_points", "head_out_dim"):
+            _check_count(f"config.{name}", getattr(self, name))
+        for name in ("pixel_decoder_transformer_dim_feedforward", "transformer_predictor_dim_feedforward"):
+            _check_count(f"config.{name}", getattr(self, name))
+        _check_count("config.pixel_decoder_transformer_layers", self.pixel_decoder_transformer_layers, 0, 100)
+        _check_count("config.transformer_predictor_dec_layers", self.transformer_predictor_dec_layers, 1, 100)
+        _check_count("config.pixel_decoder_transformer_nheads", self.pixel_decoder_transformer_nheads)
+        # A sine embedding has a sine and a cosine of each of two coordinates, and the fusion a quarter of the width.
+        heads = self.pixel_decoder_transformer_nheads if self.pixel_decoder_transformer_layers else 1
+        _check_count(
+            "config.pixel_decoder_feat_dim", self.pixel_decoder_feat_dim, multiple=math.lcm(4, heads)
+        )
+        _check_count(
+            "config.transformer_predictor_hidden_dim",
+            self.transformer_predictor_hidden_dim,
+            multiple=DECODER_HEADS,
+        )
+        _check_count("config.pixel_decoder_out_dim", self.pixel_decoder_out_dim)
+        if self.transformer_predictor_out_dim != self.pixel_decoder_out_dim:
+            raise ValueError(
+                f"config.transformer_predictor_out_dim: got {self.transformer_predictor_out_dim!r}, expected "
+                f"pixel_decoder_out_dim = {self.pixel_decoder_out_dim}, as masks are products of the two"
+            )
+        for name in ("cls_sigmoid", "predict_all_pixels", "use_mask_score", "criterion_deep_supervision"):
+            check_bool(f"config.{name}", getattr(self, name))
+        if self.cls_sigmoid:
+            raise ValueError(
+                "config.cls_sigmoid: got True, expected False: only classes from a softmax are supported"
+            )
+        check_choice("config.postprocessing_type", self.postprocessing_type, TASKS)
+        for name in ("mask_threshold", "threshold"):
+            if not 0 <= check_number(f"config.{name}", getattr(self, name)) <= 1:
+                raise ValueError(f"config.{name}: got {getattr(self, name)}, expected 0 to 1")
+        for loss in ("dice", "mask", "ce"):
+            _check_weight(f"config.weight_dict_loss_{loss}", getattr(self, f"weight_dict_loss_{loss}"))
+        for cost in ("class", "mask", "dice"):
+            _check_weight(f"config.matcher_cost_{cost}", getattr(self, f"matcher_cost_{cost}"))
+        _check_weight("config.criterion_eos_coef", self.criterion_eos_coef)
+
+
+@dataclass(frozen=True)
+class PublishedLatency:
+    """FocoosAI's own measurement of the engine alone: mean milliseconds, and frames per second cut to an integer."""
+
+    engine: str
+    device: str
+    im_size: int
+    mean_ms: float
+    fps: int
+
+    def __post_init__(self) -> None:
+        for name in ("engine", "device"):
+            _check_text(f"published_latency.{name}", getattr(self, name))
+        _check_count("published_latency.im_size", self.im_size)
+        if check_number("published_latency.mean_ms", self.mean_ms) <= 0:
+            raise ValueError(f"published_latency.mean_ms: got {self.mean_ms}, expected a positive number")
+        _check_count("published_latency.fps", self.fps, 0)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One model: everything that is known of it but its weights. Equal by value, picklable, checked when made.
+
+    Attributes:
+        name: how it is called.
+        family: "fai_mf" or "bisenetformer".
+        task: "instance" or "semantic".
+        classes: C names, in the order of the network's class logits.
+        config: the network.
+        im_size: the side of the square that it was trained and evaluated at, pixels, a multiple of 32.
+        dataset: what it was trained on.
+        weights_url: where its published checkpoint is, http or https.
+        metrics: published, percent.
+        metrics_im_size: the size they were measured at, where it is published.
+        per_class: AP (instance) or IoU (semantic) of each class, percent, published.
+        published_latency: FocoosAI's own measurements.
+        documentation_fps_t4_tensorrt_640: an older figure that FocoosAI's documentation still shows.
+        note: what else to know.
+        bundled_weights: a file in the package that holds its weights.
+        weights_path: a file of the user's that holds them, for models from a folder; neither compared nor saved.
+
+    Raises:
+        TypeError, ValueError: a field is not as said here; the text names it.
+
+    Example:
+        >>> base = fai_fast.spec("fai-mf-s-coco-ins")
+        >>> config = dataclasses.replace(base.config, num_classes=2)
+        >>> dataclasses.replace(base, name="pears", classes=("ripe", "unripe"), config=config, per_class={}).name
+        'pears'
+    """
+
+    name: str
+    family: str
+    task: str
+    classes: tuple[str, ...]
+    config: ModelConfig
+    im_size: int
+    dataset: str | None = None
+    weights_url: str | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    metrics_im_size: int | None = None
+    per_class: Mapping[str, float] = field(default_factory=dict)
+    published_latency: tuple[PublishedLatency, ...] = ()
+    documentation_fps_t4_tensorrt_640: int | None = None
+    note: str | None = None
+    bundled_weights: str | None = None
+    weights_path: str | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        _check_text("name", self.name)
+        check_choice("family", self.family, FAMILIES)
+        check_choice("task", self.task, TASKS)
+        if isinstance(self.config, Mapping):
+            object.__setattr__(self, "config", _record(ModelConfig, "config", self.config))
+        if not isinstance(self.config, ModelConfig):
+            raise TypeError(f"config: got {type(self.config).__name__}, expected a ModelConfig")
+        self._check_classes()
+        self._check_against_config()
+        if _check_count("im_size", self.im_size, largest=32736) % 32:
+            raise ValueError(f"im_size: got {self.im_size}, expected a multiple of 32")
+        for name in ("dataset", "note", "weights_path"):
+            if getattr(self, name) is not None:
+                _check_text(name, getattr(self, name))
+        if self.weights_url is not None:
+            check_url("weights_url", self.weights_url)
+        for name in ("metrics_im_size", "documentation_fps_t4_tensorrt_640"):
+            if getattr(self, name) is not None:
+                _check_count(name, getattr(self, name))
+        object.__setattr__(self, "metrics", _numbers("metrics", self.metrics))
+        object.__setattr__(self, "per_class", _numbers("per_class", self.per_class))
+        if unknown := [name for name in self.per_class if name not in self.classes]:
+            raise ValueError(
+                f"per_class: got {unknown[0]!r}, which is not in classes; leave out or rename it"
+            )
+        latencies = tuple(
+            _record(PublishedLatency, "published_latency", item) if isinstance(item, Mapping) else item
+            for item in check_items(
+                "published_latency", self.published_latency, "a sequence of PublishedLatency"
+            )
+        )
+        for item in latencies:
+            if not isinstance(item, PublishedLatency):
+                raise TypeError(
+                    f"published_latency: got {type(item).__name__} in it, expected PublishedLatency"
+                )
+        object.__setattr__(self, "published_latency", latencies)
+        if self.bundled_weights is not None:
+            _check_text("bundled_weights", self.bundled_weights)
+            if PurePath(self.bundled_weights).name != self.bundled_weights or "\\" in self.bundled_weights:
+                raise ValueError(
+                    f"bundled_weights: got {self.bundled_weights!r}, expected a file name without folders"
+                )
+
+    def _check_classes(self) -> None:
+        classes = check_names("classes", self.classes)
+        if not classes:
+            raise ValueError("classes: got none, expected at least one name")
+        object.__setattr__(self, "classes", classes)
+        if len(classes) != self.config.num_classes:
+            raise ValueError(
+                f"classes: got {len(classes)} names, expected config.num_classes = {self.config.num_classes}"
+            )
+
+    def _check_against_config(self) -> None:
+        if self.config.postprocessing_type != self.task:
+            raise ValueError(
+                f"config.postprocessing_type: got {self.config.postprocessing_type!r}, expected {self.task!r}, the task"
+            )
+        if self.family == "bisenetformer" and self.config.pixel_decoder_transformer_layers:
+            raise ValueError(
+                f"config.pixel_decoder_transformer_layers: got {self.config.pixel_decoder_transformer_layers}, "
+                "expected 0: bisenetformer has no encoder"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record as plain JSON types; fields that say nothing (None, or empty) are left out."""
+        plain = _plain(self)
+        assert isinstance(plain, dict)
+        plain.pop("weights_path", None)
+        if self.family == "bisenetformer":
+            for item in dataclasses.fields(ModelConfig):
+                if (
+                    item.name.startswith("pixel_decoder_transformer")
+                    and plain["config"][item.name] == item.default
+                ):
+                    del plain["config"][item.name]
+        return plain
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> ModelSpec:
+        """The record of :meth:`to_dict`; fields that are None are as good as left out.
+
+        Raises:
+            TypeError, ValueError: a field is missing, unknown, or not as it must be; the text names it.
+        """
+        return _record(cls, "spec", record)
+
+    def card(self) -> str:
+        """The model card as plain text: architecture, input and output, classes, published figures and their source."""
+        from fai_fast.registry.card import model_card
+
+        return model_card(self)
+
+
+class ReadOnly(Mapping[str, float]):
+    """A mapping that cannot be changed, and unlike types.MappingProxyType can be copied and pickled."""
+
+    __slots__ = ("_items",)
+
+    def __init__(self, items: Mapping[str, float]) -> None:
+        self._items = dict(items)
+
+    def __getitem__(self, key: str) -> float:
+        return self._items[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __repr__(self) -> str:
+        return repr(self._items)
+
+
+def check_url(name: str, value: object) -> str:
+    """`value` as an http or https address; TypeError, ValueError otherwise."""
+    text = _check_text(name, value)
+    try:
+        parts = urlsplit(text)
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+        valid = valid and parts.username is None  # it would end up in logs
+    except ValueError:
+        valid = False
+    if not valid or any(character.isspace() for character in text) or not text.isprintable():
+        raise ValueError(f"{name}: got {text!r}, expected an address that starts with http:// or https://")
+    return text
+
+
+def _record(record_type: type[_Record], name: str, items: Mapping[str, Any]) -> _Record:
+    if not isinstance(items, Mapping):
+        raise TypeError(f"{name}: got {type(items).__name__}, expected a mapping")
+    fields = {item.name: item for item in dataclasses.fields(record_type)}  # type: ignore[arg-type]
+    if unknown := [key for key in items if key not in fields]:
+        raise ValueError(
+            f"{name}: got unknown fields {', '.join(map(repr, unknown[:5]))}, expected {', '.join(fields)}"
+        )
+    given = {key: value for key, value in items.items() if value is not None}
+    required = [
+        key
+        for key, item in fields.items()
+        if item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+    ]
+    if missing := [key for key in required if key not in given]:
+        raise ValueError(f"{name}: {', '.join(missing)} missing")
+    return record_type(**given)
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        items = {item.name: _plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
+        return {key: item for key, item in items.items() if item is not None and item != {} and item != []}
+    if isinstance(value, Mapping):
+        return dict(value)
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _numbers(name: str, items: object) -> ReadOnly:
+    if not isinstance(items, Mapping):
+        raise TypeError(f"{name}: got {type(items).__name__}, expected a mapping of names to numbers")
+    for key, value in items.items():
+        _check_text(name, key)
+        check_number(f"{name}[{key!r}]", value)
+    return ReadOnly(items)
+
+
+def _check_text(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: got {type(value).__name__}, expected a str")
+    if not value.strip() or "\0" in value:
+        raise ValueError(f"{name}: got {value!r}, expected text")
+    return value
+
+
+def _check_count(name: str, value: object, least: int = 1, largest: int = _LARGEST, multiple: int = 1) -> int:
+    count = check_int(name, value)
+    if not least <= count <= largest:
+        raise ValueError(f"{name}: got {count}, expected {least} to {largest}")
+    if count % multiple:
+        raise ValueError(f"{name}: got {count}, expected a multiple of {multiple}")
+    return count
+
+
+def _check_weight(name: str, value: object) -> None:
+    if check_number(name, value) < 0:
+        raise ValueError(f"{name}: got {value}, expected 0 or more")
+
+
+def _check_fixed(name: str, value: object, *expected: object) -> None:
+    if value not in expected:
+        raise ValueError(f"{name}: got {value!r}, expected {expected[0]!r}: no other kind is supported")

@@ -1,0 +1,547 @@
+"""Weights: found, fetched, read, and held against the network that they are for."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import re
+import struct
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fai_fast import cache, download
+from fai_fast.errors import WeightsError
+from fai_fast.registry import ModelSpec, bundled_path, load_spec, models, spec
+from fai_fast.registry.shapes import is_optional, state_shapes
+from fai_fast.registry.spec import check_url
+
+__all__ = ["Located", "Weights", "check_state", "load_weights", "locate", "read_file", "state_shapes"]
+
+State = dict[str, npt.NDArray[np.float32]]
+
+RANDOM_SEED = 0
+_ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
+# The format itself allows no longer header.
+_MAX_HEADER = 100_000_000
+_MAX_LAYERS = 100
+_DECODER_LAYER = re.compile(
+    r"head\.predictor\.transformer_(?:self_attention|cross_attention|ffn)_layers\.(\d+)\."
+)
+_ENCODER_LAYER = re.compile(r"pixel_decoder\.transformer\.encoder\.layers\.(\d+)\.")
+_SAFETENSORS_TYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+
+_log = logging.getLogger("fai_fast")
+
+
+class _Unreadable(WeightsError):
+    """A file whose content is at fault."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The parameters of one network, checked against it.
+
+    Attributes:
+        state: every name of ``state_shapes(spec)`` in its order, float32; ``num_batches_tracked`` too.
+        spec: of the network, its depth as in the checkpoint.
+        source: where they are from, to read.
+        sha256: of the file, or of the values where there is none; hexadecimal.
+    """
+
+    state: State
+    spec: ModelSpec
+    source: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Located:
+    """Weights that are there, but not read yet.
+
+    Attributes:
+        spec: of the network that they are for.
+        source: where they are from, to read.
+        sha256: what ``read().sha256`` will be.
+        path: the file; None for random weights and those that came as a state dict.
+    """
+
+    spec: ModelSpec
+    source: str
+    sha256: str
+    path: Path | None
+    _read: Callable[[], Weights] = dataclasses.field(repr=False, compare=False)
+
+    def read(self) -> Weights:
+        """Reads and checks them.
+
+        Raises:
+            WeightsError: they cannot be read, or do not fit the network.
+        """
+        return self._read()
+
+
+def load_weights(
+    spec: ModelSpec | str,
+    weights: Any = None,
+    *,
+    cache_dir: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> Weights:
+    """The weights of a model, checked against its network.
+
+    Args:
+        spec: the model, or its name.
+        weights: a path (.pth, .pt and .bin are read with torch's ``weights_only``; .safetensors); an http(s) address; a
+            state dict; "random" for PyTorch's default initialisation, always the same; or None for those that belong to
+            the model: in the package, beside its model_info.json, or behind its ``weights_url``.
+        cache_dir: where downloads are kept; see :func:`fai_fast.cache.cache_folder`.
+        progress: whether downloads draw a bar where standard error is a terminal.
+
+    Raises:
+        TypeError, ValueError: an argument is not as said here.
+        WeightsError: they cannot be found, fetched or read, or do not fit the network.
+    """
+    return locate(spec, weights, cache_dir=cache_dir, progress=progress).read()
+
+
+def locate(
+    spec: ModelSpec | str,
+    weights: Any = None,
+    *,
+    cache_dir: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> Located:
+    """As :func:`load_weights`, but reads nothing yet; downloads where there is no file. Raises the same."""
+    spec = load_spec(spec)
+    if weights is None:
+        weights = _own(spec)
+    if isinstance(weights, Mapping):
+        return _located_state(spec, weights)
+    if not isinstance(weights, (str, os.PathLike)):
+        raise TypeError(
+            f"weights: got {type(weights).__name__}, expected a path, an address, a state dict, 'random' or None"
+        )
+    text = os.fsdecode(weights)
+    if isinstance(weights, str) and text == "random":
+        return _located_random(spec)
+    if isinstance(weights, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
+        return _located_url(spec, check_url("weights", text), cache.cache_folder(cache_dir), progress)
+    return _located_file(spec, Path(text).expanduser())
+
+
+def check_state(
+    spec: ModelSpec, state: Mapping[str, Any], source: str = "state dict"
+) -> tuple[State, ModelSpec]:
+    """A checkpoint's state as float32 in the network's order, and the spec with the checkpoint's depth.
+
+    Args:
+        spec: the network's. Where `state` shows another number of decoder or encoder layers, that number is taken, and
+            one log line says so.
+        state: names to arrays (NumPy or torch), all of which may be prefixed by ``module.``. ``num_batches_tracked``
+            and ``empty_weight`` may be missing, or be there where the network has none.
+        source: what errors and the log call it.
+
+    Raises:
+        WeightsError: a name or shape is not the network's, or a value is not finite; the text names the first ones.
+    """
+    state = _without_module(state, source)
+    found = _with_depth_of(spec, state, source)
+    expected = state_shapes(found)
+    if problem := _mismatch(expected, state):
+        raise WeightsError(f"{source} does not fit {spec.name}: {problem}.{_guess(spec, state)}")
+    checked: State = {}
+    for key, shape in expected.items():
+        if is_optional(key) and (key not in state or _shape(state[key]) != shape):
+            checked[key] = _default(key, shape, found)
+        else:
+            checked[key] = _float32(key, state[key], source)
+    for kind, field in (
+        ("decoder", "transformer_predictor_dec_layers"),
+        ("encoder", "pixel_decoder_transformer_layers"),
+    ):
+        before, now = getattr(spec.config, field), getattr(found.config, field)
+        if before != now:
+            _log.warning(
+                "%s: %s has %d %s layers, not %d: taking %d", spec.name, source, now, kind, before, now
+            )
+    return checked, found
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """The state dict in a checkpoint file, whatever its suffix: names to NumPy arrays or torch tensors.
+
+    Raises:
+        WeightsError: it is no checkpoint, is damaged, or would have to run code to be read; or PyTorch is missing.
+    """
+    if problem := file_problem(path):
+        raise _Unreadable(f"weights: {path} {problem}")
+    return _read_safetensors(path) if _is_safetensors(path) else _read_torch(path)
+
+
+def file_problem(path: Path) -> str:
+    """What is wrong with a checkpoint file, as far as can be told without unpickling it; empty if nothing is."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(1024)
+        if not head:
+            return "is empty"
+        if _is_safetensors(path):
+            from safetensors import SafetensorError, safe_open
+
+            try:
+                with safe_open(path, "numpy"):
+                    return ""
+            except SafetensorError as error:
+                return f"is damaged or incomplete: {_first_line(error)}"
+        if head.startswith(_PICKLE):
+            return ""
+        if head.startswith(_ZIP):
+            # torch.load does not look at the archive's checksums.
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+            return f"is damaged: the checksum of {damaged} in it is wrong" if damaged else ""
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError) as error:
+        return f"is damaged or incomplete: {error}"
+    return f"is {_kind(head)}, expected a .pth or .safetensors checkpoint"
+
+
+def _own(spec: ModelSpec) -> str | Path:
+    """Where the weights are that belong to the model."""
+    if spec.weights_path is not None:
+        return Path(spec.weights_path)
+    if spec.bundled_weights is not None:
+        return bundled_path(spec.bundled_weights)
+    if spec.weights_url is not None:
+        return spec.weights_url
+    raise WeightsError(
+        f"weights: {spec.name} has none of its own; pass a path, an address, a state dict, or 'random' as weights="
+    )
+
+
+def _located_state(spec: ModelSpec, state: Mapping[str, Any]) -> Located:
+    source = "the given state dict"
+    checked, found = check_state(spec, state, source)
+    digest = hashlib.sha256()
+    for key, value in checked.items():
+        digest.update(f"{key}{value.shape}".encode())
+        digest.update(value.data)
+    weights = Weights(checked, found, source, digest.hexdigest())
+    return Located(spec, source, weights.sha256, None, lambda: weights)
+
+
+def _located_random(spec: ModelSpec) -> Located:
+    import importlib.metadata
+
+    source = f"random, seed {RANDOM_SEED}"
+    try:
+        version = importlib.metadata.version("torch")  # importing it only to name it takes seconds
+    except importlib.metadata.PackageNotFoundError as error:
+        raise _without_torch('weights="random"', error) from None
+    said = json.dumps([source, version, spec.to_dict()], sort_keys=True)
+    sha256 = hashlib.sha256(said.encode()).hexdigest()
+
+    def read() -> Weights:
+        torch = _torch('weights="random"')
+        from fai_fast import reference
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(RANDOM_SEED)
+            state = reference.build(spec).state_dict()
+        checked, found = check_state(spec, state, source)
+        return Weights(checked, found, source, sha256)
+
+    return Located(spec, source, sha256, None, read)
+
+
+def _located_file(spec: ModelSpec, path: Path) -> Located:
+    if not path.is_file():
+        problem = "is a folder, expected a file" if path.is_dir() else "does not exist"
+        raise WeightsError(f"weights: {path} {problem}")
+    try:
+        sha256 = cache.sha256_of(path)
+    except OSError as error:
+        raise WeightsError(f"weights: {path} cannot be read: {error.strerror}") from None
+    return Located(spec, str(path), sha256, path, lambda: _checked_file(spec, path, str(path), sha256))
+
+
+def _checked_file(spec: ModelSpec, path: Path, source: str, sha256: str) -> Weights:
+    state, found = check_state(spec, read_file(path), source)
+    return Weights(state, found, source, sha256)
+
+
+def _located_url(spec: ModelSpec, url: str, folder: Path, progress: bool) -> Located:
+    path = download.cached_path(url, folder)
+    source = f"{download.shown(url)} (in {path})"
+    record = _fetched(url, path, progress)
+    sha256 = cache.sha256_of(path) if record is None else record.sha256
+
+    def read() -> Weights:
+        try:
+            weights = _checked_file(spec, path, source, sha256)
+        except _Unreadable as error:
+            if record is None:
+                raise WeightsError(f"{error}; replace it, or delete it to have it downloaded") from None
+            if cache.sha256_of(path) == sha256:
+                raise WeightsError(f"{error}; delete it to have it downloaded again, it came so") from None
+            _log.warning("%s is corrupt (%s): downloading it again", path, error)
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as refused:
+                raise WeightsError(cache.explain(refused, path.parent)) from refused
+            return _located_url(spec, url, folder, progress).read()
+        if record is None:
+            _keep_record(path, url)
+        return weights
+
+    return Located(spec, source, sha256, path, read)
+
+
+def _fetched(url: str, path: Path, progress: bool) -> cache.Record | None:
+    """The record of the whole file at `path`, downloaded where needed; None for a file that somebody put there."""
+    record, problem = _kept(path)
+    if problem is None:
+        return record
+    try:
+        with cache.lock(path, "downloads"):
+            record, problem = _kept(path)
+            if problem is None:
+                return record
+            if problem:
+                _log.warning("%s is corrupt (%s): downloading it again", path, problem)
+            return download.download(url, path, progress=progress, problem=file_problem)
+    except OSError as error:
+        raise WeightsError(cache.explain(error, path.parent)) from error
+
+
+def _kept(path: Path) -> tuple[cache.Record | None, str | None]:
+    """The record of a file that can be trusted; with why not: None if it can be, '' if there is no file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None, ""
+    try:
+        record = cache.Record.read(cache.record_path(path))
+    except FileNotFoundError:
+        return None, None
+    except (OSError, ValueError) as error:
+        return None, f"its record is unreadable: {error}"
+    if status.st_size != record.size:
+        return None, f"{status.st_size} bytes, expected {record.size}"
+    # Hashing hundreds of megabytes at every start would take longer than the rest of it.
+    if status.st_mtime_ns != record.info.get("mtime_ns") and cache.sha256_of(path) != record.sha256:
+        return None, "its SHA-256 is not the one on record"
+    return record, None
+
+
+def _keep_record(path: Path, url: str) -> None:
+    """A file that was put there by hand and fits is from now on checked like a downloaded one."""
+    info = {"url": download.shown(url), "by_hand": True, "mtime_ns": path.stat().st_mtime_ns}
+    try:
+        with cache.lock(path, "records"):
+            cache.Record.of(path, {"url": download.shown(url)}, info).write(cache.record_path(path))
+    except OSError as error:
+        _log.info("no record of %s is kept: %s", path, error.strerror)
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether it begins with the length of a JSON header. That may look like a pickle's first byte: ask this first."""
+    with path.open("rb") as file:
+        head = file.read(9)
+    return len(head) == 9 and head[8:] == b"{" and struct.unpack("<Q", head[:8])[0] < _MAX_HEADER
+
+
+def _read_torch(path: Path) -> dict[str, Any]:
+    torch = _torch(f"{path.name}, a PyTorch checkpoint,")
+    try:
+        # Opened here, as torch makes much of a path's suffix.
+        with path.open("rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it warns of pickle protocols, which says nothing to the user
+            found = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises whatever a damaged archive leads it into
+        raise _Unreadable(f"weights: {path} {_why_not(str(error) or type(error).__name__)}") from None
+    if isinstance(found, Mapping) and isinstance(found.get("model"), Mapping):
+        found = found["model"]
+    if not isinstance(found, Mapping) or not found or not all(isinstance(key, str) for key in found):
+        kind = type(found).__name__
+        raise _Unreadable(
+            f"weights: {path} holds a {kind}, expected a state dict, or one under the key 'model'"
+        )
+    return dict(found)
+
+
+def _why_not(reason: str) -> str:
+    """What torch.load's error means to whoever has the file."""
+    if "TorchScript" in reason:
+        return "is a TorchScript archive, which holds code; save the state dict: torch.save(model.state_dict(), path)"
+    detail = re.search(r"GLOBAL ([\w.]+)|(Unsupported (?:class|operand|instruction) ?[\w.]*)", reason)
+    if detail:
+        return (
+            f"holds more than tensors ({detail[1] or detail[2]}): reading it would run code from it and is refused; if "
+            "you trust it, save its tensors: torch.save(torch.load(path, weights_only=False)['model'], new_path)"
+        )
+    return f"is damaged or incomplete: {_first_line(reason)}"
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError, deserialize
+
+    try:
+        tensors = deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
+    except SafetensorError as error:
+        raise _Unreadable(f"weights: {path} is damaged or incomplete: {_first_line(error)}") from None
+    except OSError as error:
+        raise _Unreadable(f"weights: {path} cannot be read: {error.strerror}") from None
+    state: dict[str, Any] = {}
+    for key, tensor in tensors:
+        kind, data = tensor["dtype"], tensor["data"]
+        if kind == "BF16":  # the upper half of a float32
+            values: npt.NDArray[Any] = (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
+        elif kind in _SAFETENSORS_TYPES:
+            values = np.frombuffer(data, _SAFETENSORS_TYPES[kind])
+        else:
+            raise WeightsError(f"weights: {path}: {key} is {kind}, expected F64, F32, F16 or BF16")
+        state[key] = values.reshape(tensor["shape"])
+    return state
+
+
+def _torch(what: str) -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise _without_torch(what, error) from None
+    return torch
+
+
+def _without_torch(what: str, error: ImportError) -> WeightsError:
+    return WeightsError(f"weights: {what} needs PyTorch ({error}): pip install 'fai-fast[torch]'")
+
+
+def _kind(head: bytes) -> str:
+    """What a file that is no checkpoint looks like."""
+    start = head.lstrip()[:64].lower()
+    if start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
+        return "a web page"
+    if start.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer, not the file itself (git lfs pull)"
+    if start.startswith((b"{", b"[")):
+        return "a JSON file"
+    return "of no known format, or damaged"
+
+
+def _without_module(state: Mapping[str, Any], source: str) -> Mapping[str, Any]:
+    if not state:
+        raise WeightsError(f"{source} is empty")
+    if not all(isinstance(key, str) for key in state):
+        raise WeightsError(f"{source} has a key that is no str, expected names of parameters")
+    if all(key.startswith("module.") for key in state):
+        return {key.removeprefix("module."): value for key, value in state.items()}
+    return state
+
+
+def _with_depth_of(spec: ModelSpec, state: Mapping[str, Any], source: str) -> ModelSpec:
+    decoder = _layers(_DECODER_LAYER, state)
+    encoder = _layers(_ENCODER_LAYER, state) if spec.family == "fai_mf" else 0
+    if max(decoder, encoder) > _MAX_LAYERS:
+        raise WeightsError(
+            f"{source} has a layer with the number {max(decoder, encoder) - 1}, expected at most {_MAX_LAYERS}"
+        )
+    if not decoder:  # no checkpoint of such a network: its depth would say nothing
+        return spec
+    try:
+        config = dataclasses.replace(
+            spec.config, transformer_predictor_dec_layers=decoder, pixel_decoder_transformer_layers=encoder
+        )
+        return dataclasses.replace(spec, config=config)
+    except ValueError as error:  # a width that the encoder of the checkpoint could not have
+        raise WeightsError(f"{source} does not fit {spec.name}: {error}") from None
+
+
+def _layers(pattern: re.Pattern[str], state: Mapping[str, Any]) -> int:
+    return max((int(match[1]) + 1 for key in state if (match := pattern.match(key))), default=0)
+
+
+def _mismatch(expected: Mapping[str, tuple[int, ...]], state: Mapping[str, Any]) -> str:
+    """What of `state` is not as expected, the first few of each kind; empty if all is."""
+    missing = [key for key in expected if key not in state and not is_optional(key)]
+    unknown = [key for key in state if key not in expected and not is_optional(key)]
+    shapes = [
+        f"{key} is {_shape(state[key])}, expected {shape}"
+        for key, shape in expected.items()
+        if key in state and not is_optional(key) and _shape(state[key]) != shape
+    ]
+    parts = []
+    for what, items in (("missing", missing), ("not of the network", unknown), ("of another shape", shapes)):
+        if items:
+            more = f" and {len(items) - 3} more" if len(items) > 3 else ""
+            parts.append(f"{what}: {', '.join(items[:3])}{more}")
+    return "; ".join(parts)
+
+
+def _guess(given: ModelSpec, state: Mapping[str, Any]) -> str:
+    """Which model's weights they are, if they are those of another one."""
+    for name in models():
+        other = spec(name)
+        if name != given.name and not _mismatch(state_shapes(_with_depth_of(other, state, name)), state):
+            return f" They fit {name}."
+    return ""
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    return tuple(getattr(value, "shape", np.shape(value)))
+
+
+def _default(key: str, shape: tuple[int, ...], spec: ModelSpec) -> npt.NDArray[np.float32]:
+    value = np.zeros(shape, np.float32)
+    if key.endswith("empty_weight"):
+        value[:] = 1
+        value[-1] = spec.config.criterion_eos_coef
+    return value
+
+
+def _float32(key: str, value: Any, source: str) -> npt.NDArray[np.float32]:
+    if type(value).__module__.partition(".")[0] == "torch":
+        value = value.detach().cpu()
+        # NumPy has no bfloat16.
+        value = (value.float() if value.is_floating_point() else value).numpy()
+    array = np.asarray(value)
+    if array.dtype.kind != "f" and not (is_optional(key) and array.dtype.kind in "iu"):
+        raise WeightsError(
+            f"{source}: {key} is {array.dtype}, expected floating point (quantised ones are not supported)"
+        )
+    with np.errstate(over="ignore"):
+        array = np.ascontiguousarray(array, np.float32).reshape(array.shape)
+    if not np.isfinite(array).all():
+        raise WeightsError(f"{source}: {key} has values that are NaN or infinite; the checkpoint is damaged")
+    if key.endswith("running_var") and array.size and array.min() < 0:
+        raise WeightsError(
+            f"{source}: {key} has negative values, which no variance has; the checkpoint is damaged"
+        )
+    return array
+
+
+def _first_line(error: object) -> str:
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:200].rstrip(". ")

@@ -1,0 +1,108 @@
+"""Decoding of pictures: what Pillow reads, upright, and a clear error for the rest."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fai_fast.images import is_encoded, read_image
+from PIL import Image
+
+
+@pytest.fixture
+def picture():
+    return np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+
+
+def encoded(array, form="PNG", **options):
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, form, **options)
+    return file.getvalue()
+
+
+def test_paths_bytes_and_file_objects_give_the_same_picture(picture, tmp_path):
+    data = encoded(picture)
+    path = tmp_path / "a.png"
+    path.write_bytes(data)
+    with path.open("rb") as file:
+        for source in (path, str(path), data, bytearray(data), io.BytesIO(data), file):
+            assert is_encoded(source)
+            assert np.array_equal(read_image(source), picture)
+
+
+@pytest.mark.parametrize("form", ["PNG", "BMP", "TIFF", "WEBP"])
+def test_formats(picture, form):
+    options = {"lossless": True} if form == "WEBP" else {}
+    assert np.array_equal(read_image(encoded(picture, form, **options)), picture)
+
+
+def test_jpeg_is_close(picture):
+    smooth = np.broadcast_to(np.arange(0, 240, 8, np.uint8)[None, :, None], (20, 30, 3)).copy()
+    assert np.abs(read_image(encoded(smooth, "JPEG", quality=95)).astype(int) - smooth).max() < 12
+
+
+def test_pictures_are_turned_upright(picture):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # taken with the camera turned by 90 degrees
+    turned = encoded(picture, "PNG", exif=exif)
+    assert np.array_equal(read_image(turned), np.rot90(picture, -1))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "LA", "1", "CMYK"])
+def test_other_modes_become_rgb_or_gray(picture, mode):
+    image = Image.fromarray(picture).convert(mode)
+    file = io.BytesIO()
+    image.save(file, "TIFF")
+    got = read_image(file.getvalue())
+    assert got.dtype == np.uint8
+    assert got.shape == ((20, 30) if mode == "L" else (20, 30, 3))
+    assert np.array_equal(got, np.asarray(image if mode == "L" else image.convert("RGB")))
+
+
+def test_sixteen_bits_are_refused(picture):
+    file = io.BytesIO()
+    Image.fromarray(picture[..., 0].astype(np.uint16) * 256).save(file, "PNG")
+    with pytest.raises(ValueError, match=r"image: .* mode 'I;16', expected 8 bits"):
+        read_image(file.getvalue())
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG"])
+@pytest.mark.parametrize("share", [0.3, 0.7, 0.95])
+def test_truncated_pictures_are_refused(form, share):
+    noise = np.random.default_rng(0).integers(0, 256, (90, 90, 3), np.uint8)
+    data = encoded(noise, form)
+    with pytest.raises(ValueError, match=r"image: bytes is (damaged|no picture)"):
+        read_image(data[: int(share * len(data))])
+
+
+@pytest.mark.parametrize("data", [b"", b"not a picture", b"<html>404</html>" * 50])
+def test_what_is_no_picture_is_refused(data):
+    with pytest.raises(ValueError, match="image: bytes is no picture"):
+        read_image(data)
+
+
+def test_missing_files_and_folders_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"image: no such file: .*gone\.jpg"):
+        read_image(tmp_path / "gone.jpg")
+    with pytest.raises(OSError, match=str(tmp_path)):
+        read_image(tmp_path)
+
+
+def test_addresses_are_refused():
+    with pytest.raises(ValueError, match="expected a path; fetch it first"):
+        read_image("https://example.com/a.jpg")
+
+
+@pytest.mark.parametrize("thing", [3, None, np.zeros((4, 4, 3), np.uint8), Path])
+def test_frames_in_memory_are_not_decoded(thing):
+    assert not is_encoded(thing)
+    with pytest.raises(TypeError, match="image: got"):
+        read_image(thing)
+
+
+def test_a_picture_of_absurd_size_is_refused(monkeypatch, picture):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)
+    with pytest.raises(ValueError, match="image: bytes is too large"):
+        read_image(encoded(picture))
