@@ -25,7 +25,7 @@ OURS = "fai_fast"
 _BLOCK_S = 0.02  # a contender's turn in a round: one call if it takes longer, else as many as fit
 _PAUSE_S = 0.003  # between turns, so that the workers of the last contender's thread pool have gone to sleep
 _SLOW_S = 0.05  # from here on a call fills the caches itself and gets no untimed call before it
-_PACKAGES = ("numpy", "opencv-python-headless", "torch", "transformers", "supervision", "pycocotools")
+_PACKAGES = ("numpy", "openvino", "onnxruntime", "onnx", "opencv-python-headless", "torch", "transformers", "supervision", "pycocotools")
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,8 @@ class Result:
     times: dict[str, Times]
     rounds: int
     agreement: dict[str, float] = field(default_factory=dict)
+    stages: dict[str, float] = field(default_factory=dict)
+    """Of ours, median ms."""
 
     def as_dict(self) -> dict[str, Any]:
         ours = self.times[OURS].median
@@ -71,6 +73,7 @@ class Result:
                 "ours_over_floor": ours / floor,
             },
             "agreement": self.agreement,
+            "stages_ms": self.stages,
         }
 
 
@@ -170,6 +173,9 @@ def table(results: Sequence[Result], absent: dict[str, str]) -> list[str]:
         speed = f"{rate.read / 1e9:.1f} GB/s read, {rate.write / 1e9:.1f} GB/s written"
         lines.append(f"memory, {threads} thread(s): {speed}")
     for result in results:
+        if result.stages:
+            parts = ", ".join(f"{name} {time:.3g}" for name, time in result.stages.items())
+            lines.append(f"stages of {result.kernel}, {result.case}, {result.threads} thread(s), ms: {parts}")
         for name, share in result.agreement.items():
             lines.append(f"agreement with {name}, {result.kernel}, {result.case}: {share:.3f}")
     lines += [f"absent: {name} ({reason})" for name, reason in absent.items()]

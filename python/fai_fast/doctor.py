@@ -1,0 +1,187 @@
+"""What is installed, what is used, and why not the rest: for a bug report, or for whoever wonders what is missing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+__all__ = ["report", "text"]
+
+# Package: what needs it, and what installs it.
+_PACKAGES = {
+    "numpy": ("everything", "numpy"),
+    "onnx": ("exporting deployed graphs", "onnx"),
+    "openvino": ("the engine on CPUs", "openvino"),
+    "safetensors": ("weights in .safetensors files", "safetensors"),
+    "pillow": ("reading and drawing pictures", "pillow"),
+    "filelock": ("the cache", "filelock"),
+    "platformdirs": ("the cache", "platformdirs"),
+    "tqdm": ("progress bars", "tqdm"),
+    "torch": (
+        'weights in .pth files, weights="random", fai_fast.reference, losses, checking an export',
+        "fai-fast[torch]",
+    ),
+    "onnxruntime": ("the alternative engine on CPUs", "fai-fast[onnxruntime]"),
+    "supervision": ("Detections.to_supervision() and drawing with it", "fai-fast[plot]"),
+    "opencv-python-headless": ("Detections.polygons()", "fai-fast[polygons]"),
+}
+# Distributions that bring the same module as the one above under another name.
+_ALSO = {
+    "opencv-python-headless": ("opencv-python", "opencv-contrib-python", "opencv-contrib-python-headless"),
+    "onnxruntime": ("onnxruntime-gpu", "onnxruntime-openvino"),
+    "pillow": ("pillow-simd",),
+}
+
+
+def report() -> dict[str, Any]:
+    """Everything that decides how fai_fast runs here, as JSON values; never raises.
+
+    Returns:
+        ``system``, ``fai_fast``, ``packages``, ``engine``, ``precision``, ``cache``, ``gpu`` and ``environment``. A
+        section that could not be found out is ``{"error": why}``.
+    """
+    sections: dict[str, Callable[[], Any]] = {
+        "system": _system,
+        "fai_fast": _fai_fast,
+        "packages": _packages,
+        "engine": _engine,
+        "precision": _precision,
+        "cache": _cache,
+        "gpu": _gpu,
+        "environment": _environment,
+    }
+    return {name: _guarded(section) for name, section in sections.items()}
+
+
+def text() -> str:
+    """The report for people: a heading for each section, one fact on a line; never raises."""
+    lines: list[str] = []
+    for title, section in report().items():
+        lines += ["", title] if lines else [title]
+        lines += _lines(section) if section else ["  none"]
+    return "\n".join(lines)
+
+
+def _guarded(section: Callable[[], Any]) -> Any:
+    try:
+        return section()
+    except Exception as error:  # the report must come whatever is broken here
+        return {"error": f"{type(error).__name__}: {error}"}
+
+
+def _lines(section: Mapping[str, Any]) -> Iterable[str]:
+    width = max(len(name) for name in section)
+    for name, value in section.items():
+        yield f"  {name:{width}}  {_plain(value)}"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return "; ".join(f"{name}: {_plain(item)}" for name, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_plain, value)) or "none"
+    return "none" if value in (None, "") else str(value)
+
+
+def _system() -> dict[str, Any]:
+    from fai_fast.engines import cpu
+
+    return {
+        "python": f"{platform.python_version()} ({sys.executable})",
+        "platform": platform.platform(),
+        "cpu": cpu.name(),
+        "features": list(cpu.features()),
+        "cores": cpu.usable_cores(),
+        "logical_cpus": os.cpu_count(),
+    }
+
+
+def _fai_fast() -> dict[str, Any]:
+    import fai_fast
+
+    return {"folder": str(Path(fai_fast.__file__).parent), **fai_fast.build_info()}
+
+
+def _packages() -> dict[str, str]:
+    return {name: _version(name) or _lacking(name) for name in _PACKAGES}
+
+
+def _version(name: str) -> str | None:
+    for distribution in (name, *_ALSO.get(name, ())):
+        try:
+            found = importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        return found if distribution == name else f"{found} ({distribution})"
+    return None
+
+
+def _lacking(name: str) -> str:
+    purpose, install = _PACKAGES[name]
+    return f"not installed: needed for {purpose}; pip install '{install}'"
+
+
+def _engine() -> dict[str, Any]:
+    from fai_fast.engines import select
+
+    choice = select.choose()
+    return {"auto": f"{choice.name} on {choice.device}", **dict(choice.reasons)}
+
+
+def _precision() -> dict[str, Any]:
+    from fai_fast.engines import precision, select
+
+    name = select.choose().name
+    tried = precision.candidates(name)
+    return {
+        "native": list(tried),
+        "auto": f"tries {', '.join(tried[:-1])} and keeps it where the masks agree with fp32"
+        if len(tried) > 1
+        else f"fp32, the only one that {name} has on this CPU",
+    }
+
+
+def _cache() -> dict[str, Any]:
+    from fai_fast import cache
+
+    folder = Path(cache.cache_folder())
+    files = [path.stat().st_size for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    return {
+        "folder": str(folder),
+        "files": len(files),
+        "size_mb": round(sum(files) / 1e6, 1),
+        "writable": existing.is_dir() and os.access(existing, os.W_OK | os.X_OK),
+    }
+
+
+def _gpu() -> dict[str, Any]:
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return {
+            "nvidia": "no NVIDIA driver"
+            if not Path("/proc/driver/nvidia").exists()
+            else "driver, no nvidia-smi"
+        }
+    query = [tool, "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+    done = subprocess.run(query, capture_output=True, text=True, timeout=10, check=False)
+    if done.returncode != 0:
+        return {"nvidia": f"nvidia-smi failed: {(done.stdout + done.stderr).strip()[:200]}"}
+    return {f"card {i}": line.strip() for i, line in enumerate(done.stdout.splitlines()) if line.strip()}
+
+
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in sorted(os.environ.items()) if name.startswith("FAI_FAST_")}
+
+
+if __name__ == "__main__":
+    print(text())

@@ -1,0 +1,63 @@
+"""The CPU that this process runs on: its name, its instructions, and how much of it there is to use."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+from pathlib import Path
+
+__all__ = ["features", "name", "quota", "usable_cores"]
+
+_VECTORS = ("sse4", "avx", "fma", "f16c", "amx", "neon", "asimd", "sve", "bf16", "i8mm")
+
+
+def name() -> str:
+    """The CPU's name as it gives it itself, or the architecture's where it gives none."""
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def features() -> tuple[str, ...]:
+    """The CPU's vector and matrix instructions, as Linux names them; empty elsewhere."""
+    flags = (_cpuinfo("flags") or _cpuinfo("Features")).split()
+    return tuple(sorted({flag for flag in flags if flag.startswith(_VECTORS)}))
+
+
+def usable_cores() -> int:
+    """Physical cores that this process may use: its affinity, and at most the quota of its control group."""
+    cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    # Two threads of one core share its arithmetic units, so that a second one gains nothing.
+    cores = len({_siblings(cpu) for cpu in cpus})
+    return min(cores, quota() or cores)
+
+
+def quota(root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """The control group's quota in whole cores, rounded up; None where there is none."""
+    try:
+        if (root / "cpu.max").exists():
+            time, period = (root / "cpu.max").read_text().split()
+        else:
+            time = (root / "cpu/cpu.cfs_quota_us").read_text()
+            period = (root / "cpu/cpu.cfs_period_us").read_text()
+        share = int(time) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):  # no such file, or "max"
+        return None
+    return math.ceil(share) if share > 0 else None
+
+
+def _siblings(cpu: int) -> str:
+    try:
+        return Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text()
+    except OSError:
+        return str(cpu)
+
+
+def _cpuinfo(key: str) -> str:
+    """The first value of `key` in /proc/cpuinfo, or ""."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == key), ""
+    )

@@ -1,0 +1,916 @@
+"""CPU engines: what they compute, where they write it, how they share, end and fail."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import tracemalloc
+import weakref
+from pathlib import Path
+
+import fai_fast
+import numpy as np
+import pytest
+from fai_fast.engines import cpu, precision, select
+from fai_fast.engines import onnxruntime as ort_engine
+from fai_fast.engines import openvino as ov_engine
+from fai_fast.engines.base import Port
+from fai_fast.errors import EngineError
+
+onnx = pytest.importorskip("onnx")
+
+QUERIES, COLUMNS = 6, 5
+NAMES = ("images", "mask_logits", "class_logits")
+INSTALLED = [name for name in select.ENGINES[1:] if importlib.util.find_spec(name)]
+LONG = 60  # seconds that nothing here comes near: only a hang does
+
+
+def graph(dtype="float32", side=32, batch=1, seed=0, depth=0, names=NAMES, shape=None, opset=17):
+    """A small network: convolutions, an average pool and a 1x1 convolution, with its weights."""
+    rng = np.random.default_rng(seed)
+    kind = {"float32": onnx.TensorProto.FLOAT, "float16": onnx.TensorProto.FLOAT16}[dtype]
+    channels = 3
+    nodes, weights, at = [], {}, names[0]
+    for i in range(depth):
+        weights[f"body{i}"] = rng.normal(size=(32, channels, 3, 3)) / np.sqrt(9 * channels)
+        nodes.append(onnx.helper.make_node("Conv", [at, f"body{i}"], [f"conv{i}"], pads=[1] * 4))
+        nodes.append(onnx.helper.make_node("Relu", [f"conv{i}"], [f"relu{i}"]))
+        at, channels = f"relu{i}", 32
+    weights["heads"] = rng.normal(size=(QUERIES, channels, 1, 1))
+    weights["classes"] = rng.normal(size=(1, COLUMNS))
+    nodes += [
+        onnx.helper.make_node("AveragePool", [at], ["pooled"], kernel_shape=[4, 4], strides=[4, 4]),
+        onnx.helper.make_node("Conv", ["pooled", "heads"], [names[1]]),
+        onnx.helper.make_node("GlobalAveragePool", [names[1]], ["means"]),
+        onnx.helper.make_node("Reshape", ["means", "column"], ["scores"]),
+        onnx.helper.make_node("MatMul", ["scores", "classes"], [names[2]]),
+    ]
+    tensors = [onnx.numpy_helper.from_array(array.astype(dtype), name) for name, array in weights.items()]
+    tensors.append(onnx.numpy_helper.from_array(np.array([batch, QUERIES, 1]), "column"))
+    shapes = [
+        shape or [batch, 3, side, side],
+        [batch, QUERIES, side // 4, side // 4] if shape is None else None,
+        [batch, QUERIES, COLUMNS] if shape is None else None,
+    ]
+    values = [
+        onnx.helper.make_tensor_value_info(*item) for item in zip(names, [kind] * 3, shapes, strict=True)
+    ]
+    made = onnx.helper.make_graph(nodes, "graph", values[:1], values[1:], tensors)
+    model = onnx.helper.make_model(made, opset_imports=[onnx.helper.make_opsetid("", opset)], ir_version=9)
+    return model, weights
+
+
+def truth(images, weights):
+    """The network without convolutions in front, in float64."""
+    images = images.astype(np.float64)
+    b, c, h, w = images.shape
+    pooled = images.reshape(b, c, h // 4, 4, w // 4, 4).mean((3, 5))
+    masks = np.einsum("qc,bchw->bqhw", weights["heads"][:, :, 0, 0], pooled)
+    return masks, masks.mean((2, 3))[..., None] * weights["classes"]
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("engines")
+
+
+@pytest.fixture(scope="session")
+def file(folder):
+    """Writes graph(...) once for all tests."""
+
+    def write(**options):
+        path = folder / ("-".join(f"{k}_{v}" for k, v in options.items()) + "graph.onnx")
+        if not path.exists():
+            onnx.save(graph(**options)[0], path)
+        return path
+
+    return write
+
+
+@pytest.fixture(params=select.ENGINES[1:])
+def engine_module(request):
+    if request.param not in INSTALLED:
+        pytest.skip(f"{request.param} is not installed")
+    return select.module(request.param)
+
+
+def image(port, seed=0):
+    return np.random.default_rng(seed).normal(size=port.shape).astype(port.dtype)
+
+
+def arrays(engine):
+    return {port.name: np.full(port.shape, np.nan, port.dtype) for port in (*engine.inputs, *engine.outputs)}
+
+
+def run_script(script, **environment):
+    """The output of a Python process that must end well and print no errors."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(script)],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        timeout=LONG,
+        check=False,
+        env={**os.environ, **environment},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+# What it computes, and where
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float16", 5e-3)])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_outputs_are_right_and_in_the_given_arrays(engine_module, file, dtype, tolerance, batch):
+    engine = engine_module.load(file(dtype=dtype, batch=batch))
+    assert engine.inputs == (Port("images", dtype, (batch, 3, 32, 32)),)
+    assert engine.outputs == (
+        Port("mask_logits", dtype, (batch, QUERIES, 8, 8)),
+        Port("class_logits", dtype, (batch, QUERIES, COLUMNS)),
+    )
+    given = arrays(engine)
+    context = engine.context(**given)
+    assert all(getattr(context, name) is given[name] for name in NAMES)
+    weights = {name: array.astype(dtype) for name, array in graph(batch=batch)[1].items()}
+    for seed in range(3):
+        given["images"][...] = image(engine.inputs[0], seed)
+        given["mask_logits"][...] = given["class_logits"][...] = np.nan
+        context.run()
+        masks, classes = truth(given["images"], weights)
+        np.testing.assert_allclose(given["mask_logits"], masks, atol=tolerance, rtol=tolerance)
+        np.testing.assert_allclose(given["class_logits"], classes, atol=tolerance, rtol=tolerance)
+    engine.close()
+
+
+def test_arrays_that_are_not_given_are_made(engine_module, file):
+    engine = engine_module.load(file())
+    mask_logits = np.full(engine.outputs[0].shape, np.nan, np.float32)
+    context = engine.context(mask_logits=mask_logits)
+    assert context.mask_logits is mask_logits
+    for port in (engine.inputs[0], engine.outputs[1]):
+        array = getattr(context, port.name)
+        assert (array.shape, array.dtype) == (port.shape, port.dtype)
+        assert array.flags.c_contiguous
+        assert array.ctypes.data % 64 == 0
+        assert not array.any()
+    context.images[...] = image(engine.inputs[0])
+    context.run()
+    np.testing.assert_allclose(mask_logits, truth(context.images, graph()[1])[0], atol=1e-5)
+
+
+def test_a_run_allocates_nothing(engine_module, file):
+    engine = engine_module.load(file(side=256))
+    context = engine.context()
+    for _ in range(3):
+        context.run()
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for _ in range(20):
+            context.run()
+        now, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # A copy of the smaller tensor that is worth copying is 98 kB.
+    assert peak - before < 8_000
+    assert now - before < 4_000
+
+
+def test_other_threads_run_meanwhile(engine_module, file):
+    context = engine_module.load(file(side=256, depth=3), num_threads=1).context()
+    progress, running = 0, True
+    pause = threading.Event()
+
+    def other():
+        nonlocal progress
+        while running:
+            progress += 1
+            pause.wait(0.0005)
+
+    interval = sys.getswitchinterval()
+    thread = threading.Thread(target=other)
+    thread.start()
+    try:
+        # The interpreter now never takes the lock from a thread that does not give it up.
+        sys.setswitchinterval(1000)
+        advanced = 0
+        for _ in range(100):
+            before = progress
+            context.run()
+            advanced = max(advanced, progress - before)
+            if advanced >= 3:
+                break
+    finally:
+        sys.setswitchinterval(interval)
+        running = False
+        thread.join()
+    assert advanced >= 3
+
+
+def bad_arrays(port):
+    good = np.zeros(port.shape, port.dtype)
+    readonly = good.copy()
+    readonly.flags.writeable = False
+    misaligned = np.zeros(good.nbytes + 1, np.uint8)[1:].view(port.dtype).reshape(port.shape)
+    wide = np.zeros((*port.shape[:-1], 2 * port.shape[-1]), port.dtype)
+    return [
+        (good.tolist(), TypeError, "got list, expected a NumPy array"),
+        (good.astype(np.float64), TypeError, "got dtype float64, expected float32"),
+        (good.astype(">f4"), TypeError, "got dtype >f4, expected float32"),
+        (good[0], ValueError, "expected (1, "),
+        (np.concatenate([good, good]), ValueError, "got shape (2, "),
+        (readonly, ValueError, "not writeable"),
+        (wide[..., ::2], ValueError, "not c_contiguous"),
+        (misaligned, ValueError, "not aligned"),
+    ]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_arrays_that_do_not_fit_are_refused(engine_module, file, name):
+    engine = engine_module.load(file())
+    port = next(port for port in (*engine.inputs, *engine.outputs) if port.name == name)
+    for array, error, words in bad_arrays(port):
+        with pytest.raises(error) as raised:
+            engine.context(**{name: array})
+        assert str(raised.value).startswith(f"{name}: ")
+        assert words in str(raised.value)
+    engine.context(**{name: np.zeros(port.shape, port.dtype)}).run()
+
+
+def test_arrays_that_overlap_are_refused(engine_module, file):
+    engine = engine_module.load(file())
+    room = np.zeros(10_000, np.float32)
+    images = room[:3072].reshape(1, 3, 32, 32)
+    mask_logits = room[3000:3384].reshape(1, QUERIES, 8, 8)
+    with pytest.raises(ValueError, match="mask_logits: shares memory with images"):
+        engine.context(images=images, mask_logits=mask_logits)
+    engine.context(images=images, mask_logits=room[3072:3456].reshape(1, QUERIES, 8, 8)).run()
+
+
+# Threads, life cycle, fork
+
+
+def test_contexts_in_several_threads_give_the_same_bits(engine_module, file):
+    engine = engine_module.load(file(side=64, depth=2))
+    alone = engine.context()
+    expected = []
+    for seed in range(4):
+        alone.images[...] = image(engine.inputs[0], seed)
+        alone.run()
+        expected.append((alone.mask_logits.tobytes(), alone.class_logits.tobytes()))
+    wrong = []
+
+    def work(first):
+        context = engine.context()
+        for i in range(12):
+            seed = (first + i) % 4
+            context.images[...] = image(engine.inputs[0], seed)
+            context.mask_logits[...] = context.class_logits[...] = np.nan
+            context.run()
+            if (context.mask_logits.tobytes(), context.class_logits.tobytes()) != expected[seed]:
+                wrong.append(seed)
+
+    in_threads(work, range(4))
+    assert wrong == []
+
+
+def test_one_context_in_several_threads_takes_turns(engine_module, file):
+    engine = engine_module.load(file(side=64, depth=2))
+    context = engine.context()
+    context.images[...] = image(engine.inputs[0])
+    context.run()
+    expected = context.mask_logits.tobytes()
+    in_threads(lambda _: [context.run() for _ in range(20)], range(4))
+    assert context.mask_logits.tobytes() == expected
+
+
+def in_threads(work, items):
+    """Runs work(item) in a thread for each item; raises what the threads raised."""
+    errors = []
+
+    def guarded(item):
+        try:
+            work(item)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(item,)) for item in items]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(LONG)
+    assert not any(thread.is_alive() for thread in threads)
+    for error in errors:
+        raise error
+
+
+def test_close(engine_module, file):
+    engine = engine_module.load(file())
+    first, second = engine.context(), engine.context()
+    first.run()
+    first.close()
+    first.close()
+    with pytest.raises(EngineError, match=f"{engine.name}: the context is closed"):
+        first.run()
+    second.run()
+    images = second.images
+    engine.close()
+    engine.close()
+    with pytest.raises(EngineError, match="the context is closed"):
+        second.run()
+    with pytest.raises(EngineError, match=f"{engine.name}: the engine is closed"):
+        engine.context()
+    images[...] = 1  # the arrays outlive what was bound to them
+    assert engine.info()["engine"] == engine.name
+
+
+def test_closing_while_other_threads_run(engine_module, file):
+    for _ in range(5):
+        engine = engine_module.load(file(side=64, depth=2))
+        started = threading.Barrier(4)
+        ended = []
+
+        def work(_, engine=engine, started=started, ended=ended):
+            context = engine.context()
+            context.run()
+            started.wait()
+            try:
+                while True:
+                    context.run()
+            except EngineError as error:
+                ended.append(str(error))
+
+        def close(_, engine=engine, started=started):
+            started.wait()
+            engine.close()
+
+        in_threads(
+            lambda job, work=work, close=close: (close if job == "close" else work)(0), ["close", 1, 2, 3]
+        )
+        assert len(ended) == 3
+        assert all("closed" in text for text in ended)
+
+
+def test_a_context_outlives_its_engine_and_everything_is_freed(engine_module, file):
+    engine = engine_module.load(file())
+    context = engine.context()
+    gone = weakref.ref(engine), weakref.ref(context)
+    del engine
+    gc.collect()
+    context.run()
+    del context
+    gc.collect()
+    assert [ref() for ref in gone] == [None, None]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_fork(engine_module, file):
+    """A child is told to load the engine itself, can do so, and may drop what it inherited."""
+    out = run_script(f"""
+        import os, warnings
+        from fai_fast.engines import select
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of fork beside threads
+
+        engines = select.module({engine_module.NAME!r})
+        engine = engines.load({str(file())!r})
+        context = engine.context()
+        context.run()
+        child = os.fork()
+        if child == 0:
+            for use in (context.run, engine.context):
+                try:
+                    use()
+                except Exception as error:
+                    print(type(error).__name__, "forked" in str(error), flush=True)
+            context.close()
+            engine.close()
+            del context, engine, use
+            engines.load({str(file())!r}).context().run()
+            os._exit(0)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        context.run()
+        """)
+    assert out == "EngineError True\nEngineError True\n0\n"
+
+
+def test_quiet_and_private(engine_module, file, tmp_path):
+    """Nothing is printed, no thread is left, and the engines' telemetry leaves nothing in the home folder."""
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(file().read_bytes()[:200])
+    home = tmp_path / "home"
+    home.mkdir()
+    out = run_script(
+        f"""
+        import sys, threading
+        from fai_fast.engines import select
+        from fai_fast.errors import EngineError
+        assert not {{"openvino", "onnxruntime"}} & set(sys.modules)
+
+        engines = select.module({engine_module.NAME!r})
+        engine = engines.load({str(file())!r})
+        engine.context().run()
+        try:
+            engines.load({str(broken)!r})
+        except EngineError:
+            print(threading.enumerate() == [threading.main_thread()], "openvino_telemetry" in sys.modules)
+        """,
+        HOME=str(home),
+    )
+    assert out == "True False\n"
+    assert list(home.rglob("*")) == []
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "is not there"),
+        ("folder", "is a folder"),
+        (b"", "is empty"),
+        (b"hello world", "cannot be"),
+        (bytes(range(256)) * 20, "cannot be"),
+        ("half", "cannot be"),
+    ],
+)
+def test_files_that_are_no_graph(engine_module, file, tmp_path, content, words, capfd):
+    path = tmp_path / "broken.onnx"
+    if content == "folder":
+        path.mkdir()
+    elif content is not None:
+        path.write_bytes(file().read_bytes()[: file().stat().st_size // 2] if content == "half" else content)
+    with pytest.raises(EngineError) as raised:
+        engine_module.load(path)
+    text = str(raised.value)
+    assert text.startswith(f"{engine_module.NAME}: {path} {words}")
+    assert "\n" not in text
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"names": ("input", "mask_logits", "class_logits")}, "inputs ['input']"),
+        (
+            {"names": ("images", "masks", "class_logits")},
+            "expected ['images'] and ['class_logits', 'mask_logits']",
+        ),
+        ({"shape": [1, 3, "h", "w"]}, "expected 4 fixed sides"),
+        ({"shape": ["batch", 3, 32, 32]}, "fixed sides"),
+    ],
+)
+def test_graphs_of_another_kind(engine_module, folder, options, words):
+    path = folder / f"other{abs(hash(str(options)))}.onnx"
+    onnx.save(graph(**options)[0], path)
+    with pytest.raises(EngineError) as raised:
+        engine_module.load(path)
+    text = str(raised.value)
+    assert text.startswith(f"{engine_module.NAME}: {path} ")
+    assert words in text
+    assert "fai_fast.export" in text
+
+
+def test_a_graph_of_integers(engine_module, folder):
+    kind = onnx.TensorProto.INT32
+    nodes = [
+        onnx.helper.make_node("Identity", ["images"], ["mask_logits"]),
+        onnx.helper.make_node("ReduceMax", ["images"], ["class_logits"], axes=[3], keepdims=0),
+    ]
+    shapes = {"images": [1, 3, 8, 8], "mask_logits": [1, 3, 8, 8], "class_logits": [1, 3, 8]}
+    values = [onnx.helper.make_tensor_value_info(name, kind, shape) for name, shape in shapes.items()]
+    made = onnx.helper.make_graph(nodes, "graph", values[:1], values[1:])
+    model = onnx.helper.make_model(made, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(model, folder / "integers.onnx")
+    with pytest.raises(EngineError, match="expected float32 or float16"):
+        engine_module.load(folder / "integers.onnx")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"precision": "int8"}, ValueError, "precision: got 'int8', expected one of 'fp32'"),
+        ({"precision": 32}, TypeError, "precision: got 32, expected one of"),
+        ({"num_threads": 0}, ValueError, "num_threads: got 0"),
+        ({"num_threads": 1.5}, TypeError, "num_threads: got 1.5"),
+    ],
+)
+def test_arguments(engine_module, file, options, error, words):
+    with pytest.raises(error, match=words):
+        engine_module.load(file(), **options)
+
+
+@pytest.mark.parametrize("path", [None, 3, b"graph.onnx"])
+def test_a_path_of_another_type(engine_module, path):
+    with pytest.raises(TypeError, match=f"path: got {type(path).__name__}"):
+        engine_module.load(path)
+
+
+def test_a_missing_package_is_named_with_what_installs_it(engine_module, file, monkeypatch):
+    install = {"openvino": "openvino", "onnxruntime": "fai-fast[onnxruntime]"}[engine_module.NAME]
+    monkeypatch.setitem(sys.modules, engine_module.NAME, None)
+    monkeypatch.setattr(engine_module, "package", engine_module.package.__wrapped__)
+    with pytest.raises(EngineError) as raised:
+        engine_module.version()
+    assert str(raised.value).endswith(f"install it: pip install '{install}'")
+
+
+# Threads and precision
+
+
+def threads_of(engine):
+    if engine.name == "openvino":
+        return engine._compiled.get_property("INFERENCE_NUM_THREADS")
+    return engine._session.get_session_options().intra_op_num_threads
+
+
+def test_threads(engine_module, file, monkeypatch):
+    engine = engine_module.load(file(), num_threads=1)
+    assert engine.info()["threads"] == threads_of(engine) == 1
+    engine = engine_module.load(file())
+    assert engine.info()["threads"] == threads_of(engine)
+    assert 1 <= threads_of(engine) <= cpu.usable_cores()
+    monkeypatch.setattr(engine_module, "quota", lambda: 1, raising=False)
+    monkeypatch.setattr(cpu, "quota", lambda: 1)
+    assert threads_of(engine_module.load(file())) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs sched_setaffinity")
+def test_cores_are_those_of_the_affinity():
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(before)})
+        assert cpu.usable_cores() == 1
+    finally:
+        os.sched_setaffinity(0, before)
+    assert 1 <= cpu.usable_cores() <= len(before)
+
+
+def test_cores_are_within_the_quota_of_the_control_group(tmp_path, monkeypatch):
+    def quota(**files):
+        for name, text in files.items():
+            path = tmp_path / name.replace("cpu_max", "cpu.max").replace("v1_", "cpu/cpu.cfs_")
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text)
+        return cpu.quota(tmp_path)
+
+    assert quota() is None
+    assert quota(v1_quota_us="-1\n", v1_period_us="100000\n") is None
+    assert quota(v1_quota_us="250000\n") == 3
+    assert quota(cpu_max="max 100000\n") is None
+    assert quota(cpu_max="150000 100000\n") == 2
+    assert quota(cpu_max="20000 100000\n") == 1
+    assert quota(cpu_max="nonsense\n") is None
+    monkeypatch.setattr(cpu, "quota", lambda: 1)
+    assert cpu.usable_cores() == 1
+
+
+def test_info(engine_module, file):
+    info = engine_module.load(file(dtype="float16")).info()
+    assert info["engine"] == engine_module.NAME
+    assert info["version"] == engine_module.version()
+    assert info["device"] == "cpu"
+    assert info["precision"] == "fp32"
+    assert info["path"] == str(file(dtype="float16"))
+    assert info["inputs"] == {"images": "float16 (1, 3, 32, 32)"}
+    assert list(info["outputs"]) == ["mask_logits", "class_logits"]
+    json.dumps(info)
+
+
+def test_a_precision_that_the_cpu_lacks(file, monkeypatch):
+    monkeypatch.setattr(ov_engine, "native_precisions", lambda: ("fp32",))
+    for lacking in ("bf16", "fp16"):
+        with pytest.raises(EngineError, match=f"does not compute in {lacking} natively, only in fp32"):
+            ov_engine.load(file(), precision=lacking)
+
+
+def test_native_precisions_are_what_can_be_loaded(engine_module, file):
+    native = engine_module.native_precisions()
+    assert "fp32" in native
+    assert set(native) <= set(engine_module.PRECISIONS)
+    for name in native:
+        assert engine_module.load(file(), precision=name).info()["precision"] == name
+    assert precision.candidates(engine_module.NAME) == native
+
+
+def test_candidates_end_with_fp32(monkeypatch):
+    monkeypatch.setattr(ov_engine, "native_precisions", lambda: ("bf16", "fp16", "fp32"))
+    assert precision.candidates("openvino") == ("bf16", "fp16", "fp32")
+    monkeypatch.setattr(ov_engine, "native_precisions", lambda: ())
+    assert precision.candidates("openvino") == ("fp32",)
+    with pytest.raises(ValueError, match="name: got 'abacus'"):
+        precision.candidates("abacus")
+
+
+# Agreement
+
+
+class Canned:
+    """An engine and its context in one, whose outputs are given."""
+
+    def __init__(self, mask_logits, class_logits):
+        self.outputs = (
+            Port("mask_logits", "float32", mask_logits.shape),
+            Port("class_logits", "float32", class_logits.shape),
+        )
+        self.mask_logits, self.class_logits = mask_logits, class_logits
+        self.images = np.zeros((1, 3, 8, 8), np.float32)
+
+    def context(self):
+        return self
+
+    def run(self):
+        pass
+
+    def close(self):
+        pass
+
+
+def canned(change_masks=lambda masks: masks, change_classes=lambda classes: classes):
+    rng = np.random.default_rng(1)
+    masks = rng.normal(scale=4, size=(1, 7, 8, 8)).astype(np.float32)
+    classes = rng.normal(scale=2, size=(1, 7, 4)).astype(np.float32)
+    return Canned(change_masks(masks), change_classes(classes))
+
+
+def test_agreement_is_what_its_definition_says():
+    rng = np.random.default_rng(2)
+    engine = canned(
+        lambda masks: masks + rng.normal(scale=0.3, size=masks.shape).astype(np.float32),
+        lambda classes: classes + rng.normal(scale=0.1, size=classes.shape).astype(np.float32),
+    )
+    found = precision.agreement(engine, canned(), [np.zeros((1, 3, 8, 8), np.float32)])
+
+    def softmax(logits):
+        return np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+
+    true = canned()
+    weight = softmax(true.class_logits)[0, :, :3].max(-1)
+    inside, true_inside = engine.mask_logits[0] >= 0, true.mask_logits[0] >= 0
+    probability, true_probability = (
+        1 / (1 + np.exp(-engine.mask_logits[0])),
+        1 / (1 + np.exp(-true.mask_logits[0])),
+    )
+    draws = np.abs(probability - true_probability) < 1e-3
+    inside = (inside & ~draws) | (true_inside & draws)
+    both = sum(weight[q] * (inside[q] & true_inside[q]).sum() for q in range(7))
+    either = sum(weight[q] * (inside[q] | true_inside[q]).sum() for q in range(7))
+    assert found.mask_iou == pytest.approx(both / either, rel=1e-6)
+    difference = 1 / (1 + np.exp(-engine.mask_logits)) - 1 / (1 + np.exp(-true.mask_logits))
+    assert found.max_mask_probability == pytest.approx(np.abs(difference).max(), abs=1e-6)
+    difference = softmax(engine.class_logits)[..., :3] - softmax(true.class_logits)[..., :3]
+    assert found.max_class_probability == pytest.approx(np.abs(difference).max(), abs=1e-6)
+
+
+def set_nan(array):
+    array = array.copy()
+    array.flat[5] = np.nan
+    return array
+
+
+@pytest.mark.parametrize(
+    ("engine", "holds"),
+    [
+        (canned(), True),
+        (canned(lambda masks: masks + np.float32(1e-4)), True),
+        (canned(lambda masks: masks + np.float32(1)), False),
+        (canned(lambda masks: -masks), False),
+        (canned(lambda masks: masks, lambda classes: classes[..., ::-1]), False),
+        (canned(lambda masks: masks, set_nan), False),
+        (canned(lambda masks: np.full_like(masks, np.nan)), False),
+    ],
+)
+def test_agreement_holds_only_where_masks_and_classes_do(engine, holds):
+    found = precision.agreement(engine, canned(), precision.frames(Port("images", "float32", (1, 3, 8, 8))))
+    assert found.holds is holds
+    assert str(found).startswith("holds: mask IoU" if holds else "does not hold: mask IoU")
+
+
+def test_pixels_at_the_threshold_are_draws():
+    noise = canned(lambda masks: masks * np.float32(1e-5))
+    assert (noise.mask_logits > 0).mean() == pytest.approx(0.5, abs=0.2)
+    other = canned(lambda masks: -masks * np.float32(1e-5))
+    assert precision.agreement(other, noise, [noise.images]).mask_iou == 1
+
+
+def test_agreement_without_masks_or_inputs():
+    empty = canned(lambda masks: np.full_like(masks, -9))
+    assert precision.agreement(empty, empty, [empty.images]).mask_iou == 1
+    with pytest.raises(ValueError, match="inputs: got none"):
+        precision.agreement(empty, empty, [])
+    with pytest.raises(ValueError, match=r"engine: outputs .* other shapes"):
+        precision.agreement(canned(lambda masks: masks[:, :5]), empty, [empty.images])
+
+
+@pytest.mark.skipif(len(INSTALLED) < 2, reason="needs both engines")
+def test_the_engines_agree(file):
+    first, second = ov_engine.load(file(side=64, depth=2)), ort_engine.load(file(side=64, depth=2))
+    found = precision.agreement(first, second, precision.frames(first.inputs[0]))
+    assert found.holds
+    assert found.max_mask_probability < 1e-4
+    other = ort_engine.load(file(side=64, depth=2, seed=1))
+    assert not precision.agreement(first, other, precision.frames(first.inputs[0])).holds
+    half = ort_engine.load(file(side=64, depth=2, dtype="float16"))
+    assert precision.agreement(half, first, precision.frames(half.inputs[0])).holds
+
+
+def test_frames_are_like_normalised_pictures():
+    port = Port("images", "float16", (2, 3, 70, 100))
+    first, second = precision.frames(port)
+    assert first.shape == port.shape
+    assert first.dtype == np.float16
+    assert not np.array_equal(first, second)
+    assert 0.3 < first.std() < 2
+    assert np.array_equal(first, next(iter(precision.frames(port))))
+
+
+# Compiled blobs
+
+
+needs_openvino = pytest.mark.skipif("openvino" not in INSTALLED, reason="openvino is not installed")
+
+
+@needs_openvino
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_blob_gives_the_same_bits(file, tmp_path, dtype):
+    path = file(dtype=dtype, depth=2)
+    info = ov_engine.compile_to(path, tmp_path / "graph.blob", num_threads=1)
+    assert info["compile_seconds"] > 0
+    loaded, compiled = (
+        ov_engine.load_blob(tmp_path / "graph.blob", num_threads=1),
+        ov_engine.load(path, num_threads=1),
+    )
+    (tmp_path / "graph.blob").unlink()
+    assert (loaded.inputs, loaded.outputs) == (compiled.inputs, compiled.outputs)
+    results = []
+    for engine in (loaded, compiled):
+        context = engine.context()
+        context.images[...] = image(engine.inputs[0])
+        context.run()
+        results.append(context.mask_logits.tobytes() + context.class_logits.tobytes())
+    assert results[0] == results[1]
+    assert loaded.info()["threads"] == 1
+
+
+@needs_openvino
+def test_a_blob_that_cannot_be_written(file, tmp_path):
+    with pytest.raises(OSError, match="nowhere"):
+        ov_engine.compile_to(file(), tmp_path / "nowhere" / "graph.blob")
+
+
+@needs_openvino
+def test_damaged_blobs(file, tmp_path):
+    """In a process of its own: OpenVINO parses what it is given, and may not take this one down."""
+    ov_engine.compile_to(file(), tmp_path / "graph.blob")
+    run_script(f"""
+        import random
+        from pathlib import Path
+        from fai_fast.engines import openvino
+        from fai_fast.errors import EngineError
+
+        path = Path({str(tmp_path / "damaged.blob")!r})
+        blob = Path({str(tmp_path / "graph.blob")!r}).read_bytes()
+        rng = random.Random(1)
+        cases = [blob[:n] for n in (1, 7, 8, 100, 200, len(blob) // 2, len(blob) - 20)]
+        cases += [rng.randbytes(n) for n in (1, 100, len(blob)) for _ in range(3)]
+        cases += [Path({str(file())!r}).read_bytes()]
+        for must_fail in (True, False):
+            for case in cases:
+                path.write_bytes(case)
+                try:
+                    openvino.load_blob(path)
+                except EngineError as error:
+                    assert str(error).startswith(f"openvino: {{path}} cannot be loaded, compile it again"), error
+                else:
+                    assert not must_fail, len(case)
+            # A changed byte may go unnoticed.
+            cases = [bytearray(blob) for _ in range(40)]
+            for case in cases:
+                case[rng.randrange(len(blob))] ^= 1 << rng.randrange(8)
+        """)
+
+
+@needs_openvino
+def test_a_blob_that_is_no_file(tmp_path):
+    with pytest.raises(EngineError, match="is not there"):
+        ov_engine.load_blob(tmp_path / "graph.blob")
+    (tmp_path / "graph.blob").touch()
+    with pytest.raises(EngineError, match="is empty"):
+        ov_engine.load_blob(tmp_path / "graph.blob")
+
+
+def test_depends(engine_module):
+    first = engine_module.depends()
+    assert first == engine_module.depends("fp32", None)
+    assert (first["engine"], first["version"]) == (engine_module.NAME, engine_module.version())
+    assert json.loads(json.dumps(first)) == first
+    assert engine_module.depends(num_threads=cpu.usable_cores() + 1) != first
+    assert engine_module.depends("bf16") != first
+    with pytest.raises(ValueError, match="num_threads: got -1"):
+        engine_module.depends(num_threads=-1)
+
+
+# Selection
+
+
+@needs_openvino
+def test_auto_takes_the_fastest():
+    choice = select.choose()
+    assert (choice.name, choice.device) == ("openvino", "cpu")
+    assert [name for name, _ in choice.reasons] == list(select.ENGINES[1:])
+    assert dict(choice.reasons)["openvino"] == "the fastest of those that work"
+    assert dict(choice.reasons)["onnxruntime"].startswith("openvino is faster and works; ")
+    assert select.choose(device="cpu") == choice
+
+
+def test_an_engine_that_is_asked_for(engine_module):
+    choice = select.choose(engine_module.NAME)
+    assert choice.name == engine_module.NAME
+    for name, why in choice.reasons:
+        assert why == ("asked for" if name == engine_module.NAME else f"{engine_module.NAME} was asked for")
+    assert select.module(choice.name) is engine_module
+
+
+@pytest.mark.skipif("onnxruntime" not in INSTALLED, reason="onnxruntime is not installed")
+def test_auto_goes_on_where_a_package_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    choice = select.choose()
+    assert choice.name == "onnxruntime"
+    assert dict(choice.reasons)["openvino"] == "not installed: pip install 'openvino'"
+
+
+@pytest.mark.skipif("onnxruntime" not in INSTALLED, reason="onnxruntime is not installed")
+def test_auto_says_when_it_passes_over_a_broken_package(monkeypatch, caplog):
+    def broken():
+        raise EngineError("openvino: cannot be imported (libtbb is missing)")
+
+    monkeypatch.setattr(ov_engine, "version", broken)
+    choice = select.choose()
+    assert choice.name == "onnxruntime"
+    assert dict(choice.reasons)["openvino"] == "cannot be imported (libtbb is missing)"
+    assert [record.getMessage() for record in caplog.records] == [
+        "engine openvino is passed over: cannot be imported (libtbb is missing)"
+    ]
+    with pytest.raises(EngineError, match=r"^openvino: cannot be imported"):
+        select.choose("openvino")
+
+
+def test_no_engine_at_all(monkeypatch):
+    for name in select.ENGINES[1:]:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(EngineError) as raised:
+        select.choose()
+    for words in ("no engine: ", "pip install 'openvino'", "pip install 'fai-fast[onnxruntime]'"):
+        assert words in str(raised.value)
+    with pytest.raises(
+        EngineError, match=r"^onnxruntime: not installed: pip install 'fai-fast\[onnxruntime\]'$"
+    ):
+        select.choose("onnxruntime")
+
+
+def test_a_folder_of_that_name_is_no_package(tmp_path):
+    (tmp_path / "onnxruntime").mkdir()
+    out = run_script(f"""
+        import sys
+        sys.path = [{str(tmp_path)!r}] + [path for path in sys.path if "site-packages" not in path]
+        import importlib.util
+        assert importlib.util.find_spec("onnxruntime") is not None
+        spec = importlib.util.spec_from_file_location("alone", {select.__file__!r})
+        sys.modules["fai_fast"] = sys.modules["fai_fast.arguments"] = sys.modules["fai_fast.errors"] = type(sys)("x")
+        sys.modules["fai_fast.arguments"].check_choice = sys.modules["fai_fast.errors"].EngineError = None
+        alone = sys.modules["alone"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(alone)
+        print(alone._installed("onnxruntime"), alone._installed("json"))
+        """)
+    assert out == "False True\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        (("abacus",), ValueError, "engine: got 'abacus', expected one of 'auto', 'openvino', 'onnxruntime'"),
+        ((None,), TypeError, "engine: got None"),
+        (("auto", "tpu"), ValueError, "device: got 'tpu', expected one of 'auto', 'cpu', 'cuda'"),
+        (("auto", "cuda"), EngineError, "the GPU engines are not part of this build yet"),
+    ],
+)
+def test_selection_arguments(arguments, error, words):
+    with pytest.raises(error, match=words):
+        select.choose(*arguments)
+
+
+# The CPU
+
+
+def test_the_cpu_is_described():
+    assert cpu.name().strip()
+    isas = fai_fast.build_info()["isas_available"]
+    assert ("avx2" in cpu.features()) == ("avx2" in isas)
+    assert set(cpu.features()) >= ({"avx512f", "avx512bw"} if "avx512" in isas else set())
