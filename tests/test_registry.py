@@ -24,6 +24,8 @@ from fai_fast.registry import (
     spec,
 )
 from fai_fast.registry.shapes import count_parameters, state_shapes
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 PUBLISHED = [
     "fai-m2f-m-coco-ins",
@@ -558,6 +560,39 @@ def test_several_weights_beside_the_model_info_are_told_of(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "fai_fast"):
         load_spec(write_model(tmp_path, ["a.pth", "b.safetensors"], weights_uri=None))
     assert "several weights beside it (a.pth, b.safetensors)" in messages(caplog)[0]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    max_leaves=6,
+)
+
+
+def places(record: dict) -> list[tuple[dict, str]]:
+    """Every field of a record and of the objects in it."""
+    found = [(record, key) for key in record]
+    return found + [place for value in record.values() if isinstance(value, dict) for place in places(value)]
+
+
+@given(st.data(), st.booleans())
+@settings(max_examples=300)
+def test_any_field_may_be_anything_and_is_accepted_or_named(data, focoosai):
+    record = copy.deepcopy(MODEL_INFO if focoosai else spec("fai-mf-s-coco-ins").to_dict())
+    for _ in range(data.draw(st.integers(1, 2))):
+        owner, key = data.draw(
+            st.sampled_from([place for place in places(record) if place[0] is not record["classes"]])
+        )
+        owner[key] = data.draw(JSON)
+    try:
+        model = load_spec(record)
+    except ValueError as error:
+        text = str(error)
+    else:
+        assert ModelSpec.from_dict(model.to_dict()) == model
+        assert model.card()
+        return
+    assert text.startswith("model: ")
 
 
 # The model card

@@ -374,6 +374,7 @@ _REFUSALS = {
     errno.EEXIST,
     errno.EFBIG,
     errno.ENAMETOOLONG,
+    errno.ENOENT,
     errno.ENOSPC,
     errno.ENOTDIR,
     errno.EPERM,

@@ -193,14 +193,16 @@ def _extent(
             _failed(url, _whole(part), f"the server sent it encoded as {encoding!r}, which was not asked for")
         )
     length = response.headers.get("Content-Length", "")
-    size = int(length) if length.isdecimal() else None
+    size = int(length) if re.fullmatch(r"[0-9]{1,18}", length) else None
     if response.status == 200:  # also what a server answers that knows no ranges, or whose file changed
         if start:
             _log.warning("%s: the server sends it from its beginning again", shown(url))
         return 0, size
     if response.status != 206 or not start:
         raise WeightsError(_failed(url, _whole(part), f"the server answered {response.status}, expected 200"))
-    match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
+    match = re.fullmatch(
+        r"bytes ([0-9]{1,18})-[0-9]+/([0-9]{1,18}|\*)", response.headers.get("Content-Range", "")
+    )
     # Some servers know Range and not If-Range: what they say of the version must be what was said before.
     if match is None or int(match[1]) != start or validator not in _validators(response.headers):
         raise _Changed
