@@ -82,6 +82,7 @@ def compare(request: pytest.FixtureRequest, benchmark) -> Compare:
         ours: Callable[[], object],
         rivals: dict[str, Callable[[], object]],
         agreement: dict[str, float] | None = None,
+        stages: dict[str, float] | None = None,
     ) -> None:
         benchmark.group = kernel
         benchmark.pedantic(ours, rounds=10 if quick else 50, warmup_rounds=3)
@@ -89,7 +90,7 @@ def compare(request: pytest.FixtureRequest, benchmark) -> Compare:
             {report.OURS: ours, **rivals}, budget=0.3 if quick else 4.0, min_rounds=2 if quick else 5
         )
         request.config.stash[_RESULTS].append(
-            report.Result(kernel, case, threads, floor, times, rounds, agreement or {})
+            report.Result(kernel, case, threads, floor, times, rounds, agreement or {}, stages or {})
         )
 
     return run

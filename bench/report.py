@@ -25,7 +25,17 @@ OURS = "fai_fast"
 _BLOCK_S = 0.02  # a contender's turn in a round: one call if it takes longer, else as many as fit
 _PAUSE_S = 0.003  # between turns, so that the workers of the last contender's thread pool have gone to sleep
 _SLOW_S = 0.05  # from here on a call fills the caches itself and gets no untimed call before it
-_PACKAGES = ("numpy", "openvino", "onnxruntime", "onnx", "opencv-python-headless", "torch", "transformers", "supervision", "pycocotools")
+_PACKAGES = (
+    "numpy",
+    "openvino",
+    "onnxruntime",
+    "onnx",
+    "opencv-python-headless",
+    "torch",
+    "transformers",
+    "supervision",
+    "pycocotools",
+)
 
 
 @dataclass(frozen=True)

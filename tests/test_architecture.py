@@ -27,8 +27,34 @@ PYTHON_HEADER = re.compile(r"Python\.h$|pybind11/|structmember\.h$|numpy/")
 CUDA_HEADER = re.compile(r"cuda|cub/|thrust/|nv/|cooperative_groups")
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.MULTILINE)
 
+# What each part of the Python package, a file or a folder, may import, anywhere in its files.
+BASE = {"_core", "arguments", "errors"}
+MAY_IMPORT = {
+    "arguments": set(),
+    "errors": set(),
+    "files": BASE,
+    "images": BASE,
+    "letterbox": BASE,
+    "detections": BASE,
+    "ops": BASE | {"detections", "letterbox"},
+    "registry": BASE,
+    "cache": BASE,
+    "download": BASE | {"cache"},
+    "reference": BASE | {"registry"},
+    "weights": BASE | {"cache", "download", "registry", "reference"},
+    "losses": BASE | {"registry", "reference"},
+    "engines": BASE,
+    "exporter": BASE | {"registry", "reference", "weights", "engines", "cache", "files"},
+    "prepare": BASE | {"cache", "engines", "exporter", "registry", "weights"},
+    "model": BASE | {"detections", "engines", "images", "letterbox", "ops", "prepare", "registry", "weights"},
+    "render": BASE | {"detections", "files"},
+    "doctor": BASE | {"cache", "engines", "ops"},
+}
+
 # What `import fai_fast` loads must be the standard library, NumPy and itself.
 ALLOWED_AT_IMPORT = {*sys.stdlib_module_names, "numpy", "fai_fast"}
+# These are PyTorch through and through, and are themselves imported only when asked for.
+IN_TORCH = {"reference", "losses"}
 
 SOURCES = sorted(
     path.relative_to(ROOT).as_posix()
@@ -96,6 +122,7 @@ def loaded_statements(body: list[ast.stmt]) -> list[ast.stmt]:
 
 def import_violations(path: str, text: str) -> list[str]:
     wrong = []
+    allowed = ALLOWED_AT_IMPORT | ({"torch"} if part(path) in IN_TORCH else set())
     for statement in loaded_statements(ast.parse(text).body):
         names = []
         if isinstance(statement, ast.Import):
@@ -105,8 +132,38 @@ def import_violations(path: str, text: str) -> list[str]:
         wrong += [
             f"{path}:{statement.lineno}: {name} imported with the package"
             for name in names
-            if name.split(".")[0] not in ALLOWED_AT_IMPORT
+            if name.split(".")[0] not in allowed
         ]
+    return wrong
+
+
+def part(path: str) -> str:
+    """The key of MAY_IMPORT that a module of the package belongs to."""
+    return path.removeprefix("python/fai_fast/").split("/")[0].removesuffix(".py")
+
+
+def arrow_violations(path: str, text: str) -> list[str]:
+    here = part(path)
+    if here not in MAY_IMPORT:
+        return []
+    wrong = []
+    for node in ast.walk(ast.parse(text)):
+        targets = []
+        if isinstance(node, ast.Import):
+            targets = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module == "fai_fast":
+            targets = [f"fai_fast.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            targets = [node.module or ""]
+        for target in targets:
+            names = target.split(".")
+            if (
+                names[0] != "fai_fast"
+                or len(names) < 2
+                or names[1] in {here, *MAY_IMPORT[here], "__version__"}
+            ):
+                continue
+            wrong.append(f"{path}:{node.lineno}: {here} may not import {names[1]}")
     return wrong
 
 
@@ -122,6 +179,31 @@ def test_includes_follow_the_layers(path):
 @pytest.mark.parametrize("path", MODULES)
 def test_importing_the_package_loads_nothing_heavy(path):
     assert import_violations(path, (ROOT / path).read_text()) == []
+
+
+@pytest.mark.parametrize("path", MODULES)
+def test_modules_import_only_what_lies_below_them(path):
+    assert arrow_violations(path, (ROOT / path).read_text()) == []
+
+
+def test_every_module_has_its_place():
+    above = {"__init__", "__main__", "cli"}
+    assert {part(path) for path in MODULES} - above == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize(
+    ("path", "code", "wrong"),
+    [
+        ("engines/select.py", "from fai_fast.detections import Detections", 1),
+        ("engines/openvino.py", "def f():\n    from fai_fast import detections", 1),
+        ("reference/fpn.py", "import fai_fast.engines.base", 1),
+        ("reference/fpn.py", "from fai_fast.registry import ModelSpec", 0),
+        ("model.py", "from fai_fast.reference import build", 1),
+        ("cli.py", "import fai_fast.model", 0),
+    ],
+)
+def test_a_forbidden_arrow_is_found(path, code, wrong):
+    assert len(arrow_violations(f"python/fai_fast/{path}", code)) == wrong
 
 
 @pytest.mark.parametrize("path", RUNNING)

@@ -1,0 +1,69 @@
+"""From a frame in memory to Detections: every model, end to end and stage by stage, against the plain pipeline.
+
+The plain pipeline is what FocoosAI's library does on a CPU: resize in torch, the plain graph in ONNX Runtime, the
+torch steps after it. Weights are random, since none can be downloaded where this is developed: a network's time does
+not depend on them. The threshold is set so that about 20 queries of 100 are kept.
+"""
+
+from __future__ import annotations
+
+import fai_fast
+import numpy as np
+import pytest
+
+from bench import peers, scenes
+from bench.floor import Floor
+
+KEPT = 20
+full = pytest.mark.full
+M_ADE, M_COCO = "bisenetformer-m-ade", "fai-mf-m-coco-ins"
+CASES = [
+    pytest.param(M_ADE, (640, 640), (640, 640), 2, id=f"{M_ADE}-640x640"),
+    pytest.param(M_ADE, (640, 640), (640, 640), 1, id=f"{M_ADE}-640x640-1thread", marks=full),
+    pytest.param(M_ADE, (640, 640), (1080, 1920), 2, id=f"{M_ADE}-640x640-1080p", marks=full),
+    pytest.param(M_ADE, (384, 640), (1080, 1920), 2, id=f"{M_ADE}-384x640-1080p", marks=full),
+    pytest.param("fai-mf-m-ade", (640, 640), (640, 640), 2, id="fai-mf-m-ade-640x640", marks=full),
+    pytest.param(M_COCO, (640, 640), (640, 640), 2, id=f"{M_COCO}-640x640", marks=full),
+    pytest.param(M_COCO, (384, 640), (1080, 1920), 2, id=f"{M_COCO}-384x640-1080p", marks=full),
+    pytest.param("fai-mf-n-shapes", (256, 256), (256, 256), 2, id="fai-mf-n-shapes-256x256", marks=full),
+]
+
+
+def _threshold(model: fai_fast.Model, frame) -> float:
+    """Above the score of all but KEPT queries."""
+    scores = np.sort(model.infer(frame, threshold=0.0).confidence)[::-1]
+    return float(scores[: KEPT + 1][-2:].mean())
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.mark.parametrize(("name", "size", "frame_size", "threads"), CASES, indirect=["threads"])
+def test_end_to_end(name, size, frame_size, threads, compare, cache, tmp_path) -> None:
+    frame = scenes.frame(*frame_size)
+    options = {"weights": "random", "im_size": size, "num_threads": threads, "cache_dir": cache}
+    with fai_fast.load(name, **options) as model:
+        threshold = _threshold(model, frame)
+        model.warmup()
+
+        def ours():
+            return model.infer(frame, threshold=threshold)
+
+        found = ours()
+        rivals = {}
+        if plain := peers.load("plain_pipeline"):
+            run = plain.load(model.spec, size, threads, tmp_path)
+            rows = run(frame, threshold)
+            # The weights are random and so are the scores: one at the threshold may fall either way.
+            assert abs(len(rows.query) - len(found)) <= 2, (len(rows.query), len(found))
+            rivals["plain pipeline"] = lambda: run(frame, threshold)
+        latencies = np.median([ours().latency for _ in range(10)], axis=0)
+        stages = dict(zip(("decode", "preprocess", "engine", "postprocess"), latencies.tolist(), strict=True))
+        written = frame[..., 0].nbytes if model.spec.config.predict_all_pixels else found.packed.bits.nbytes
+        case = f"{name} {size[0]}x{size[1]}, frame {frame_size[0]}x{frame_size[1]}, {threads} thread(s)"
+        floor = Floor(
+            frame.nbytes, written, "the frame and the result; the network's operations are not in it"
+        )
+        compare("end to end", case, threads, floor, ours, rivals, stages=stages)

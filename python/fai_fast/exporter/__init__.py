@@ -1,0 +1,278 @@
+"""The deployed graph: the reference network made cheaper without changing what it computes, as an ONNX file.
+
+:func:`export` writes and verifies one. ``docs/deployed_graph.md`` says what is folded and why it is equal.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fai_fast._core import __version__
+from fai_fast.arguments import check_bool, check_choice, check_int, check_size
+from fai_fast.errors import ExportError
+from fai_fast.files import replacing
+from fai_fast.registry import ModelSpec, load_spec
+from fai_fast.weights import Weights, load_weights
+
+__all__ = ["VERSION", "ExportReport", "ExportedInfo", "check_im_size", "export", "read_metadata", "write"]
+
+VERSION = 1
+"""Counts changes of what is exported: a file of another version is exported again."""
+PRECISIONS = ("fp32", "fp16")
+MAX_BATCH = 256
+MAX_SIDE = 8192
+_KEY = "fai_fast."
+
+_log = logging.getLogger("fai_fast")
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written.
+
+    Attributes:
+        path: the ONNX file.
+        spec: of the model, its depth as in the weights.
+        size: (height, width) of the images.
+        batch: how many at once.
+        precision: "fp32" or "fp16".
+        weights: where they are from.
+        weights_sha256: of their file.
+        verification: what was measured against the reference network, None if nothing was; see
+            :class:`fai_fast.exporter.verify.Verification`.
+        seconds: building, verifying and writing.
+    """
+
+    path: Path
+    spec: ModelSpec
+    size: tuple[int, int]
+    batch: int
+    precision: str
+    weights: str
+    weights_sha256: str
+    verification: dict[str, Any] | None
+    seconds: float
+
+    @property
+    def verified(self) -> bool:
+        """Whether the graph was held against the reference network and is equal."""
+        return self.verification is not None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types."""
+        return {
+            "path": str(self.path),
+            "name": self.spec.name,
+            "spec": self.spec.to_dict(),
+            "size": list(self.size),
+            "batch": self.batch,
+            "precision": self.precision,
+            "weights": self.weights,
+            "weights_sha256": self.weights_sha256,
+            "verified": self.verified,
+            "verification": self.verification,
+            "seconds": round(self.seconds, 3),
+        }
+
+
+@dataclass(frozen=True)
+class ExportedInfo:
+    """What a file of :func:`export` says of itself; attributes as of :class:`ExportReport`."""
+
+    spec: ModelSpec
+    size: tuple[int, int]
+    batch: int
+    precision: str
+    weights_sha256: str
+    fai_fast_version: str
+    verification: dict[str, Any] | None
+
+
+def export(
+    model: Any,
+    path: str | os.PathLike[str],
+    *,
+    im_size: int | Sequence[int] | None = None,
+    batch: int = 1,
+    precision: str = "fp32",
+    weights: Any = None,
+    verify: bool = True,
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> ExportReport:
+    """Writes a model's deployed graph as an ONNX file that ``fai_fast.load`` and any ONNX engine run.
+
+    Its input is ``images`` (B, 3, height, width), normalised RGB as :func:`fai_fast.preprocess` gives it; its outputs
+    are ``mask_logits`` (B, Q, height / s, width / s), s = 4 for fai_mf and 8 for bisenetformer, and ``class_logits``
+    (B, Q, C+1), for :func:`fai_fast.postprocess`. Shapes are static. The file holds everything that loading it needs.
+
+    Args:
+        model: a name of :func:`fai_fast.models`, a folder or file with FocoosAI's ``model_info.json``, a ModelSpec, a
+            network of :func:`fai_fast.reference.build`, a :class:`fai_fast.Model`, or its weights' :class:`Weights`.
+        path: the file to write, ending in ``.onnx``, in a folder that exists.
+        im_size: an int for a square or (height, width), multiples of 32; None for the size it was trained at.
+        batch: images at once.
+        precision: "fp32", or "fp16" for GPUs: input, outputs, weights and all products are float16.
+        weights: as for :func:`fai_fast.load`; None where `model` brings its own.
+        verify: whether to hold the graph against the reference network, which needs PyTorch.
+        cache_dir: where downloaded weights are kept.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong type or value.
+        FileNotFoundError, OSError: the folder is not there, or cannot be written to.
+        WeightsError: the weights cannot be found or do not fit.
+        ExportError: the graph is not equal to the reference network (mask probabilities within 1e-4 in fp32; IoU of the
+            masks at least 0.99 in fp16), or cannot be run. Nothing is left at `path` that was not there before.
+
+    Example:
+        >>> fai_fast.export("bisenetformer-m-ade", "ade.onnx", im_size=(384, 640)).verified  # doctest: +SKIP
+        True
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path: got {type(path).__name__}, expected a path that ends in .onnx")
+    target = Path(os.fsdecode(path))
+    if target.suffix != ".onnx":
+        raise ValueError(f"path: got {str(target)!r}, expected a path that ends in .onnx")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"path: no such folder: {target.parent}; create it first")
+    size = None if im_size is None else check_im_size(im_size)
+    batch = _check_batch(batch)
+    check_choice("precision", precision, PRECISIONS)
+    check_bool("verify", verify)
+    found = _weights_of(model, weights, cache_dir)
+    if size is None:
+        size = check_im_size(found.spec.im_size)
+    with replacing(target) as temporary:
+        report = write(found, temporary, size=size, batch=batch, precision=precision, verify=verify)
+    return ExportReport(**{**vars(report), "path": target})
+
+
+def write(
+    weights: Weights,
+    path: Path,
+    *,
+    size: tuple[int, int],
+    batch: int = 1,
+    precision: str = "fp32",
+    verify: bool = True,
+) -> ExportReport:
+    """:func:`export` of checked arguments, straight into the file at `path`."""
+    import onnx
+
+    from fai_fast.exporter.graph import build_graph, float32_products
+    from fai_fast.exporter.verify import verify as verify_graph
+
+    start = time.perf_counter()
+    spec = weights.spec
+    model = build_graph(spec, weights.state, size, batch, precision)
+    if precision == "fp16" and (names := float32_products(model)):
+        raise ExportError(
+            f"{spec.name}: float32 products in the fp16 graph: {', '.join(names[:5])}: a bug of fai_fast"
+        )
+    verified = verify_graph(model, weights, size, batch, precision) if verify else None
+    verification = None if verified is None else verified.to_dict()
+    said = {
+        "spec": spec.to_dict(),
+        "name": spec.name,
+        "classes": spec.classes,
+        "im_size": size,
+        "batch": batch,
+        "precision": precision,
+        "weights_sha256": weights.sha256,
+        "fai_fast_version": __version__,
+        "verification": verification,
+    }
+    props = {_KEY + key: json.dumps(value, ensure_ascii=False) for key, value in said.items()}
+    onnx.helper.set_model_props(model, props)
+    path.write_bytes(model.SerializeToString())
+    seconds = time.perf_counter() - start
+    report = ExportReport(
+        path, spec, size, batch, precision, weights.source, weights.sha256, verification, seconds
+    )
+    _log.info(
+        "%s: exported %dx%d %s in %.1f s; verification: %s",
+        spec.name,
+        *size,
+        precision,
+        seconds,
+        verification,
+    )
+    return report
+
+
+def read_metadata(path: str | os.PathLike[str]) -> ExportedInfo:
+    """What a file of :func:`export` says of itself.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no file of :func:`export`.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.load(path, load_external_data=False)
+        said = {
+            item.key.removeprefix(_KEY): json.loads(item.value)
+            for item in model.metadata_props
+            if item.key.startswith(_KEY)
+        }
+        height, width = said["im_size"]
+        return ExportedInfo(
+            spec=ModelSpec.from_dict(said["spec"]),
+            size=(height, width),
+            batch=said["batch"],
+            precision=said["precision"],
+            weights_sha256=said["weights_sha256"],
+            fai_fast_version=said["fai_fast_version"],
+            verification=said["verification"],
+        )
+    except FileNotFoundError:
+        raise
+    except (DecodeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"path: {os.fsdecode(path)} was not written by fai_fast.export ({error!r}); export it again"
+        ) from None
+
+
+def check_im_size(im_size: object) -> tuple[int, int]:
+    """An int for a square or (height, width), as (height, width).
+
+    Raises:
+        TypeError, ValueError: it is neither, or a side is no multiple of 32, or beyond 8192.
+    """
+    sides = check_size("im_size", (im_size, im_size) if not isinstance(im_size, Sequence) else im_size)
+    if any(side % 32 or side > MAX_SIDE for side in sides):
+        raise ValueError(f"im_size: got {sides}, expected multiples of 32, at most {MAX_SIDE}")
+    return sides
+
+
+def _check_batch(batch: object) -> int:
+    count = check_int("batch", batch)
+    if not 1 <= count <= MAX_BATCH:
+        raise ValueError(f"batch: got {count}, expected 1 to {MAX_BATCH}")
+    return count
+
+
+def _weights_of(model: Any, weights: Any, cache_dir: Any) -> Weights:
+    """The weights of whatever `model` is."""
+    held = getattr(model, "weights", None)
+    own = model if isinstance(model, Weights) else held if isinstance(held, Weights) else None
+    if own is None and callable(getattr(model, "state_dict", None)):
+        spec = getattr(model, "spec", None)
+        if not isinstance(spec, ModelSpec):
+            raise TypeError(
+                f"model: got a {type(model).__name__} without a spec, expected a network of fai_fast.reference.build"
+            )
+        own = load_weights(spec, model.state_dict())
+    if own is None:
+        return load_weights(load_spec(model), weights, cache_dir=cache_dir)
+    if weights is not None:
+        raise ValueError(f"weights: got some with a {type(model).__name__}, expected None: it brings its own")
+    return own

@@ -1,0 +1,104 @@
+"""TensorRT-RTX builds every model's fp16 graph ahead of time, without a GPU, for the cards that matter."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import fai_fast
+import numpy as np
+import pytest
+from fai_fast.errors import ExportError
+from fai_fast.exporter import tensorrt
+from fai_fast.exporter.builder import Builder, Value
+from fai_fast.exporter.graph import build_graph
+from fai_fast.weights import state_shapes
+from golden_forward import golden_parameter
+
+onnx = pytest.importorskip("onnx")
+if not any(importlib.util.find_spec(name) for name in ("tensorrt_rtx", "tensorrt_rtx_bindings")):
+    pytest.skip("TensorRT-RTX is not installed: pip install tensorrt-rtx", allow_module_level=True)
+
+# Turing (T4), where every product must be float16; Ampere (A100; RTX 30, Orin's generation); Ada (L4); Blackwell.
+TARGETS = ["sm75", "sm80", "sm86", "sm89", "sm120"]
+# The same network as bisenetformer-m-ade.
+NAMES = [name for name in fai_fast.models() if name != "fai-bf-m-ade"]
+QUICK = ("bisenetformer-s-ade", "fai-mf-n-shapes")
+
+
+def state_of(name):
+    return {key: golden_parameter(key, shape) for key, shape in state_shapes(fai_fast.spec(name)).items()}
+
+
+@pytest.fixture(scope="module")
+def graph_of(tmp_path_factory):
+    """Writes a model's graph once for all targets, at a camera's shape."""
+    folder = tmp_path_factory.mktemp("graphs")
+
+    def write(name):
+        path = folder / f"{name}.onnx"
+        if not path.exists():
+            for old in folder.iterdir():
+                old.unlink()
+            onnx.save(build_graph(fai_fast.spec(name), state_of(name), (384, 640), precision="fp16"), path)
+        return path
+
+    return write
+
+
+CASES = [
+    pytest.param(name, target, marks=() if name in QUICK and target in ("sm75", "sm80") else pytest.mark.slow)
+    for name in NAMES
+    for target in TARGETS
+]
+
+
+@pytest.mark.parametrize(("name", "target"), CASES)
+def test_every_model_builds_for_every_target(name, target, graph_of):
+    path = graph_of(name)
+    engine = tensorrt.build_engine(path, target)
+    # The weights, in float16, are in it.
+    assert len(engine) > 0.8 * sum(value.size for value in state_of(name).values()) * 2
+
+
+def test_the_same_network_under_another_name_needs_no_build_of_its_own():
+    assert fai_fast.spec("fai-bf-m-ade").config == fai_fast.spec("bisenetformer-m-ade").config
+
+
+def product(tmp_path, dtype):
+    """A graph that is one matrix product, in a file."""
+    b = Builder(dtype)
+    x = Value("x", (1, 64, 64), np.dtype(dtype))
+    y = b.relu(b.matmul(x, b.constant(np.eye(64)[None], "weight"), "product"))
+    path = tmp_path / "product.onnx"
+    onnx.save(b.model([x], [(y, "y")]), path)
+    return path
+
+
+def test_what_turing_refuses_is_an_error_with_the_reason(tmp_path):
+    assert tensorrt.build_engine(product(tmp_path, np.float16), "sm75")
+    with pytest.raises(ExportError, match=r"cannot build .*product.onnx for sm75: "):
+        tensorrt.build_engine(product(tmp_path, np.float32), "sm75")
+
+
+def test_several_targets_in_one_engine(tmp_path):
+    path = product(tmp_path, np.float16)
+    assert len(tensorrt.build_engine(path, ["sm86", "sm89"])) > len(tensorrt.build_engine(path, "sm86"))
+
+
+def test_wrong_arguments_are_named(tmp_path):
+    path = product(tmp_path, np.float16)
+    with pytest.raises(FileNotFoundError, match=r"onnx_path: no such file"):
+        tensorrt.build_engine(tmp_path / "none.onnx")
+    with pytest.raises(ValueError, match=r"target: got 'sm10', expected one or more of .*sm75"):
+        tensorrt.build_engine(path, "sm10")
+    with pytest.raises(ValueError, match=r"target: got none"):
+        tensorrt.build_engine(path, [])
+    with pytest.raises(TypeError, match=r"target: got 75"):
+        tensorrt.build_engine(path, 75)
+
+
+def test_a_file_that_is_no_graph_is_an_error_with_the_parsers_reason(tmp_path):
+    path = tmp_path / "text.onnx"
+    path.write_text("no graph")
+    with pytest.raises(ExportError, match=r"TensorRT-RTX cannot read .*text.onnx: ."):
+        tensorrt.build_engine(path, "sm75")
