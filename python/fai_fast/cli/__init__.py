@@ -1,0 +1,138 @@
+"""The command line ``fai-fast``: one module a command, which adds its options and runs.
+
+Data goes to stdout, everything else to stderr, as lines that begin with ``fai-fast:``. Exit codes: 0, 1 for work that
+failed, 2 for wrong usage, 130 after Ctrl-C, 141 where whoever reads stdout has gone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import NoReturn
+
+from fai_fast._core import __version__
+from fai_fast.cli import bench, cache, demo, doctor, export, models, predict
+from fai_fast.cli.messages import UsageError, complain, said_by_the_library, sentence
+
+__all__ = ["main"]
+
+OK, FAILED, USAGE, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
+
+DESCRIPTION = """\
+Query-mask segmentation with the least latency from a picture to its objects.
+
+Try it on a picture that comes with the package:
+  fai-fast demo
+"""
+EPILOG = """\
+examples:
+  fai-fast models                                     what there is
+  fai-fast predict bisenetformer-m-ade street.jpg     masks, boxes, and a drawn picture
+  fai-fast bench fai-mf-m-coco-ins --im-size 640 --weights random
+  fai-fast COMMAND --help                             more, with examples
+
+exit codes: 0 done, 1 something failed, 2 wrong usage, 130 interrupted
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command.
+
+    Args:
+        argv: what follows the program's name; None for the process's own.
+
+    Returns:
+        The exit code. Never raises.
+    """
+    if argv is None:
+        argv = sys.argv[1:]
+        if hasattr(sys.stdout, "reconfigure"):
+            # File and class names that the terminal's encoding lacks must not end the run.
+            sys.stdout.reconfigure(errors="backslashreplace")
+    show_traceback = "--traceback" in argv or os.environ.get("FAI_FAST_TRACEBACK", "0") not in ("", "0")
+    try:
+        code = _run(argv)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        _abandon_stdout()
+        return BROKEN_PIPE
+    except KeyboardInterrupt:
+        complain("interrupted")
+        return INTERRUPTED
+    except Exception as error:  # a user reads one sentence, whatever it was
+        if show_traceback:
+            traceback.print_exc()
+        complain(sentence(error))
+        return USAGE if isinstance(error, UsageError) else FAILED
+
+
+def _run(argv: Sequence[str]) -> int:
+    try:
+        args = _parser().parse_args(argv, argparse.Namespace(quiet=False, traceback=False))
+    except SystemExit as done:  # argparse has printed help, the version, or what is wrong
+        return int(done.code or OK)
+    with said_by_the_library(quiet=args.quiet):
+        code: int = args.run(args)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = _Parser(add_help=False)
+    group = common.add_argument_group("messages")
+    # Suppressed, so that a command's default does not undo what stands before the command.
+    group.add_argument(
+        "-q",
+        "--quiet",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="no messages but errors on stderr",
+    )
+    group.add_argument(
+        "--traceback",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="with an error, show where it came from; FAI_FAST_TRACEBACK=1 does the same",
+    )
+    parser = _Parser(
+        prog="fai-fast",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        parents=[common],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"fai-fast {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands", required=True)
+    for command in (demo, predict, models, export, bench, doctor, cache):
+        added = commands.add_parser(
+            command.__name__.rpartition(".")[2],
+            help=command.HELP,
+            description=command.DESCRIPTION,
+            epilog=command.EPILOG,
+            parents=[common],
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        added.set_defaults(run=command.run)
+        command.add_options(added)
+    return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        complain(f"{message}; see {self.prog} --help")
+        raise SystemExit(USAGE)
+
+
+def _abandon_stdout() -> None:
+    """Nobody reads it any more; without this the interpreter complains when it flushes at its end."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)

@@ -1,0 +1,92 @@
+"""``fai-fast export``: a model as one ONNX file that needs nothing else."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fai_fast.cli.messages import UsageError, write_line
+from fai_fast.cli.options import count, size, usage
+
+if TYPE_CHECKING:
+    from fai_fast.exporter import ExportReport
+
+HELP = "write a model as one ONNX file"
+DESCRIPTION = """\
+Writes the deployed graph: equal to the reference network, but cheaper to compute, with a fixed input size and the
+weights in it. It is compared with the reference network before it counts as written, and the largest differences are
+printed. The file brings its name and classes with it, so that `fai-fast predict OUT.onnx picture.jpg` works. Its input
+`images` is normalised RGB (B, 3, h, w), its outputs are `mask_logits` and `class_logits`.
+"""
+EPILOG = """\
+examples:
+  fai-fast export fai-mf-n-shapes shapes.onnx
+  fai-fast export bisenetformer-m-ade camera.onnx --im-size 384x640 --precision fp16
+  fai-fast export my_model_folder mine.onnx --weights best.pth --batch 4
+"""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a name that `fai-fast models` lists, or a folder or file with "
+                        "FocoosAI's model_info.json")  # fmt: skip
+    parser.add_argument("output", metavar="OUT.onnx", help="the file to write")
+    parser.add_argument(
+        "--weights", metavar="W", help="a file (.pth, .safetensors), an http(s) address, or `random`"
+    )
+    parser.add_argument(
+        "--im-size", type=size, metavar="N|HxW", help="multiples of 32; default: the model's own"
+    )
+    parser.add_argument(
+        "--batch", type=count, default=1, metavar="N", help="pictures at once; default: %(default)s"
+    )
+    parser.add_argument(
+        "--precision",
+        default="fp32",
+        choices=("fp32", "fp16"),
+        help="of weights and arithmetic; default: %(default)s",
+    )
+    parser.add_argument("--no-verify", action="store_true", help="do not compare with the reference network")
+    parser.add_argument("--cache-dir", metavar="DIR", help="default: see `fai-fast cache path`")
+
+
+def run(args: argparse.Namespace) -> int:
+    import fai_fast
+    from fai_fast.registry import load_spec
+
+    output = Path(args.output)
+    if output.suffix.lower() != ".onnx":
+        raise UsageError(f"OUT.onnx: got {args.output!r}, expected a name that ends with .onnx")
+    if not output.parent.is_dir():
+        raise UsageError(f"OUT.onnx: no such folder: {output.parent}")
+    with usage():
+        report = fai_fast.export(
+            load_spec(args.model),
+            output,
+            im_size=args.im_size,
+            batch=args.batch,
+            precision=args.precision,
+            weights=args.weights,
+            verify=not args.no_verify,
+            cache_dir=args.cache_dir,
+        )
+    write_line(f"wrote {output}, {output.stat().st_size / 1e6:.1f} MB, in {report.seconds:.1f} s")
+    for line in _lines(report):
+        write_line(line)
+    return 0
+
+
+def _lines(report: ExportReport) -> list[str]:
+    height, width = report.size
+    verification = report.verification or {"against": "nothing: not verified"}
+    items = {
+        "model": report.spec.name,
+        "weights": report.weights,
+        "input": f"images ({report.batch}, 3, {height}, {width}), {report.precision}",
+        **{
+            ("verified " if name == "against" else "  ") + name.replace("_", " "): v
+            for name, v in verification.items()
+        },
+    }
+    width = max(map(len, items))
+    return [f"{name:<{width}}  {f'{v:.3g}' if isinstance(v, float) else v}" for name, v in items.items()]

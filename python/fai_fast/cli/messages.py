@@ -1,0 +1,120 @@
+"""What a user reads: errors as one sentence, the library's log, tables, and JSON that goes to a file or to stdout."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TextIO
+
+from fai_fast.errors import FaiFastError
+from fai_fast.files import replacing
+
+__all__ = [
+    "UsageError",
+    "complain",
+    "counted",
+    "said_by_the_library",
+    "sentence",
+    "table",
+    "write_json",
+    "write_line",
+]
+
+STDOUT = "-"
+
+
+class UsageError(Exception):
+    """The command line asks for something that there is not."""
+
+
+def sentence(error: BaseException) -> str:
+    """One line of an error that a user can act on."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        text = f"{error.filename}: {error.strerror}"
+    else:
+        text = str(error)
+    expected = (FaiFastError, UsageError, ValueError, TypeError, OSError, ImportError)
+    if not text or not isinstance(error, expected):
+        text = f"{type(error).__name__}: {text} (--traceback shows where it came from)"
+    return " ".join(text.split())
+
+
+def complain(text: str) -> None:
+    """An error, on stderr."""
+    with suppress(OSError, ValueError):  # nobody reads it: the exit code has to do
+        write_line(f"fai-fast: error: {text}", sys.stderr)
+
+
+def write_line(line: str, file: TextIO | None = None) -> None:
+    """A line on stdout, or another file; above a progress bar if there is one."""
+    file = sys.stdout if file is None else file
+    if file is None:  # pythonw, or started with the file closed
+        return
+    if "tqdm" in sys.modules:
+        from tqdm import tqdm  # type: ignore[import-untyped]
+
+        tqdm.write(line, file=file)
+    else:
+        print(line, file=file)
+
+
+@contextmanager
+def said_by_the_library(*, quiet: bool) -> Iterator[None]:
+    """Shows what the library logs, from INFO on, and Python's warnings as lines on stderr; if quiet, none of it."""
+    logger = logging.getLogger("fai_fast")
+    handler = _Lines()
+    before = logger.level
+    logger.setLevel(logging.ERROR if quiet else logging.INFO)
+    logger.addHandler(handler)
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        logger.warning("%s", message)
+
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = show
+            yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+
+
+class _Lines(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        kind = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+        with suppress(OSError, ValueError):
+            write_line(f"fai-fast: {kind}{' '.join(record.getMessage().split())}", sys.stderr)
+
+
+def counted(number: int, what: str) -> str:
+    """ "1 file", "2 files"."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Rows of text in columns, the first `left` of them flush left, the others right."""
+    lines = [header, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    return "\n".join(
+        "  ".join(
+            text.ljust(width) if column < left else text.rjust(width)
+            for column, (text, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+def write_json(target: str, document: Any) -> None:
+    """JSON to a file, which then is there as a whole or not at all, or to stdout for "-"."""
+    text = json.dumps(document, indent=1, allow_nan=False) + "\n"
+    if target == STDOUT:
+        if sys.stdout is not None:
+            sys.stdout.write(text)
+    else:
+        with replacing(Path(target)) as temporary:
+            temporary.write_text(text, "utf-8")

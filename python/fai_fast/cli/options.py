@@ -1,0 +1,106 @@
+"""Options that several commands share, and how their texts become values."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from fai_fast.cli.messages import UsageError
+
+if TYPE_CHECKING:
+    from fai_fast.model import Model
+
+__all__ = ["add_model_options", "count", "load", "number", "size", "usage"]
+
+MODEL_HELP = (
+    "a name that `fai-fast models` lists, a folder or file with FocoosAI's model_info.json, or an .onnx file that "
+    "`fai-fast export` wrote"
+)
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """What :func:`fai_fast.load` takes."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--weights",
+        metavar="W",
+        help="a file (.pth, .safetensors), an http(s) address, or `random` to measure speed without any; default: the "
+        "model's own, fetched once",
+    )
+    group.add_argument(
+        "--im-size",
+        type=size,
+        metavar="N|HxW",
+        help="the network's input, multiples of 32: 640, or 384x640 (height x width) for a 16:9 camera; default: the "
+        "model's own",
+    )
+    group.add_argument(
+        "--engine", default="auto", metavar="E", help="auto, openvino or onnxruntime; default: auto"
+    )
+    group.add_argument("--device", default="auto", metavar="D", help="auto or cpu; default: auto")
+    group.add_argument(
+        "--precision",
+        default="auto",
+        metavar="P",
+        help="fp32, fp16, bf16, or auto: the fastest here whose masks agree with fp32's; default: auto",
+    )
+    group.add_argument(
+        "--threads", type=count, metavar="N", help="default: all cores that the process may use"
+    )
+    group.add_argument("--cache-dir", metavar="DIR", help="default: see `fai-fast cache path`")
+
+
+def load(model: str, args: argparse.Namespace) -> Model:
+    """The model that the options ask for. Raises UsageError for a name or value that there is not."""
+    import fai_fast
+
+    with usage():
+        return fai_fast.load(
+            model,
+            weights=args.weights,
+            engine=args.engine,
+            device=args.device,
+            precision=args.precision,
+            im_size=args.im_size,
+            num_threads=args.threads,
+            cache_dir=args.cache_dir,
+        )
+
+
+@contextmanager
+def usage() -> Iterator[None]:
+    """Where every TypeError and ValueError is of a value from the command line."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise UsageError(str(error)) from error
+
+
+def size(text: str) -> int | tuple[int, int]:
+    """640, or 384x640 as (height, width)."""
+    match = re.fullmatch(r"(\d{1,5})(?:[xX](\d{1,5}))?", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected 640, or 384x640 for height x width")
+    return int(match[1]) if match[2] is None else (int(match[1]), int(match[2]))
+
+
+def count(text: str) -> int:
+    """A positive integer."""
+    if not re.fullmatch(r"0*[1-9]\d{0,8}", text):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a positive integer")
+    return int(text)
+
+
+def number(text: str) -> float:
+    """A number of 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected 0 to 1")
+    return value

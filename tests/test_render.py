@@ -1,0 +1,353 @@
+"""Drawing: every pixel where it can be said, and that nothing which Detections can hold breaks it."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import stat
+
+import numpy as np
+import pytest
+from fai_fast import Detections, PackedMasks, render
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+SIZE = (60, 90)
+NAMES = ("person", "car", "dog")
+
+
+def picture(seed=0, size=SIZE):
+    return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+
+
+def rectangles(*boxes, size=SIZE):
+    masks = np.zeros((len(boxes), *size), bool)
+    for mask, (x1, y1, x2, y2) in zip(masks, boxes, strict=True):
+        mask[y1:y2, x1:x2] = True
+    return masks
+
+
+def found(*boxes, class_id=None, size=SIZE, **fields):
+    n = len(boxes)
+    return Detections(
+        xyxy=np.array(boxes, float).reshape(n, 4),
+        confidence=np.linspace(0.9, 0.5, n),
+        class_id=range(n) if class_id is None else class_id,
+        size=size,
+        class_names=NAMES,
+        **({"mask": rectangles(*boxes, size=size)} | fields),
+    )
+
+
+def semantic(labels, class_id):
+    n = len(class_id)
+    boxes = np.tile([0.0, 0, labels.shape[1], labels.shape[0]], (n, 1))
+    return Detections(
+        xyxy=boxes,
+        confidence=np.full(n, 0.8),
+        class_id=class_id,
+        query=np.arange(n),
+        size=labels.shape,
+        class_names=[f"class {i}" for i in range(300)],
+        label_source=labels,
+    )
+
+
+def blend(pixels, color, opacity):
+    return pixels + (np.array(color) - pixels.astype(float)) * opacity
+
+
+# ---------------------------------------------------------------------------------------------------- draw
+
+
+def test_masks_are_filled_and_have_an_opaque_contour():
+    image, color = picture(), render.color(1)
+    drawn = render.draw(image, found((20, 10, 50, 40), class_id=[1]), boxes=False, labels=False, opacity=0.4)
+    inner = np.s_[11:39, 21:49]
+    assert np.abs(drawn[inner] - blend(image[inner], color, 0.4)).max() <= 1
+    contour = rectangles((20, 10, 50, 40))[0]
+    contour[inner] = False
+    assert (drawn[contour] == color).all()
+    outside = ~rectangles((20, 10, 50, 40))[0]
+    assert (drawn[outside] == image[outside]).all()
+
+
+def test_boxes_are_outlined():
+    image = picture()
+    drawn = render.draw(image, found((20, 10, 50, 40)), masks=False, labels=False)
+    outline = rectangles((20, 10, 50, 40))[0] & ~rectangles((21, 11, 49, 39))[0]
+    assert (drawn[outline] == render.color(0)).all()
+    assert (drawn[~outline] == image[~outline]).all()
+
+
+def test_small_objects_lie_above_large_ones():
+    image = picture()
+    small, large = (30, 20, 40, 30), (10, 5, 80, 55)
+    for boxes, classes in (((small, large), [0, 1]), ((large, small), [1, 0])):
+        drawn = render.draw(image, found(*boxes, class_id=classes), boxes=False, labels=False, opacity=1)
+        assert (drawn[20:30, 30:40] == render.color(0)).all()
+
+
+def test_labels_are_written_in_the_colour_of_the_class_inside_the_frame():
+    image = np.zeros((60, 200, 3), np.uint8)
+    drawn = render.draw(image, found((190, 0, 200, 5), size=(60, 200)), masks=False, boxes=False)
+    ys, xs = np.nonzero((drawn == render.color(0)).all(-1))
+    assert len(ys) > 200
+    assert xs.max() == 199
+    assert xs.min() > 60
+    assert np.ptp(ys) < 30
+
+
+def test_a_label_says_class_score_and_track(monkeypatch):
+    from PIL import ImageDraw
+
+    texts = []
+    write = ImageDraw.ImageDraw.text
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda *a, **k: (texts.append(a[2]), write(*a, **k)))
+    detections = found((20, 10, 50, 40), (0, 0, 9, 9), class_id=[2, 7])
+    render.draw(picture(), detections)
+    render.draw(picture(), detections.with_tracker_id([4, 11]))
+    assert sorted(texts) == sorted(["dog 0.90", "7 0.50", "#4 dog 0.90", "#11 7 0.50"])
+
+
+def test_labels_of_one_place_do_not_cover_each_other():
+    taken = []
+    for _ in range(3):
+        box = render._free_place((100, 100, 200, 180), (60, 14), (300, 300), taken)
+        assert not any(render._overlap(box, other) for other in taken)
+        taken.append(box)
+
+
+def test_nothing_found_draws_nothing():
+    image = picture()
+    drawn = render.draw(image, Detections.empty(SIZE))
+    assert (drawn == image).all()
+    assert drawn is not image
+
+
+def test_the_image_is_left_as_it_is_and_may_be_read_only_or_strided():
+    image = picture(size=(120, 90))
+    view = image[::2]
+    view.flags.writeable = False
+    before = view.copy()
+    drawn = render.draw(view, found((20, 10, 50, 40)))
+    assert (view == before).all()
+    assert drawn.flags.writeable
+    assert (drawn == render.draw(before, found((20, 10, 50, 40)))).all()
+    drawn[:] = 0
+
+
+def test_masks_are_never_decoded_as_a_stack(monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("decoded")
+
+    detections = found((20, 10, 50, 40), (0, 0, 9, 9))
+    monkeypatch.setattr(PackedMasks, "decode", refuse)
+    render.draw(picture(), detections)
+
+
+def test_boxes_only_and_empty_masks_are_drawn():
+    image = picture()
+    assert (render.draw(image, found((20, 10, 50, 40), mask=None)) != image).any()
+    nothing = found((20, 10, 50, 40), mask=np.zeros((1, *SIZE), bool))
+    assert (render.draw(image, nothing, boxes=False, labels=False) == image).all()
+
+
+# ------------------------------------------------------------------------------------------------ semantic
+
+
+def halves(left=0, right=1):
+    labels = np.full(SIZE, left, np.uint8)
+    labels[:, 45:] = right
+    return labels
+
+
+def test_semantic_results_are_coloured_by_class():
+    image, labels = picture(), halves()
+    labels[:10] = 255
+    drawn = render.draw(image, semantic(labels, [5, 130]), labels=False, opacity=0.3)
+    assert (drawn[:10] == image[:10]).all()
+    assert np.abs(drawn[12:, :44] - blend(image[12:, :44], render.color(5), 0.3)).max() <= 1
+    assert np.abs(drawn[12:, 47:] - blend(image[12:, 47:], render.color(130), 0.3)).max() <= 1
+    assert (drawn[11:, 45] == render.color(130)).all()  # the border
+    assert (drawn[10, :45] == render.color(5)).all()
+
+
+def test_two_queries_of_one_class_have_no_border():
+    image = picture()
+    drawn = render.draw(image, semantic(halves(), [5, 5]), labels=False)
+    assert np.abs(drawn - blend(image, render.color(5), 0.5)).max() <= 1
+
+
+def test_a_selection_of_a_semantic_result_colours_its_rows_only():
+    image = picture()
+    drawn = render.draw(image, semantic(halves(), [5, 6])[:1], labels=False)
+    assert (drawn[:, 46:] == image[:, 46:]).all()
+    assert (drawn[:, :44] != image[:, :44]).any()
+    assert (render.draw(image, semantic(halves(), [5, 6])[:0]) == image).all()
+
+
+def test_the_legend_names_the_classes_that_are_there_largest_first(monkeypatch):
+    from PIL import ImageDraw
+
+    texts = []
+    write = ImageDraw.ImageDraw.text
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda *a, **k: (texts.append(a[2]), write(*a, **k)))
+    labels = np.zeros((200, 200), np.uint8)
+    labels[:, :140] = 1
+    labels[0, 0] = 3
+    render.draw(picture(size=labels.shape), semantic(labels, [9, 4, 7, 8]))  # of class 7 there is nothing
+    assert texts == ["class 4", "70%", "class 9", "30%", "class 8", "<1%"]
+
+
+def test_a_legend_that_is_too_long_says_how_many_are_left_out(monkeypatch):
+    from PIL import ImageDraw
+
+    texts = []
+    write = ImageDraw.ImageDraw.text
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda *a, **k: (texts.append(a[2]), write(*a, **k)))
+    labels = np.repeat(np.arange(200, dtype=np.uint8), 2).reshape(400, 1) * np.ones((1, 50), np.uint8)
+    render.draw(picture(size=labels.shape), semantic(labels, np.arange(200)))
+    names = texts[::2]
+    shown = int(names[-1].removesuffix(" more"))
+    assert len(names) - 1 + shown == 200
+    assert 10 < len(names) < 40
+
+
+# -------------------------------------------------------------------------------------------------- colour
+
+
+def test_colours_are_stable():
+    expected = {-1: (150, 150, 150), 0: (255, 100, 95), 1: (24, 144, 101), 79: (149, 118, 26)}
+    assert {class_id: render.color(class_id) for class_id in expected} == expected
+
+
+def test_colours_of_few_classes_differ():
+    colors = np.array([render.color(i) for i in range(12)], float)
+    pairs = itertools.combinations(colors, 2)
+    assert min(np.abs(a - b).sum() for a, b in pairs) > 60
+
+
+def test_text_can_be_read_on_every_colour():
+    def luminance(color):
+        c = np.array(color) / 255
+        return np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722]
+
+    for class_id in range(300):
+        light, dark = sorted(
+            map(luminance, (render.color(class_id), render._contrast(render.color(class_id)))), reverse=True
+        )
+        assert (light + 0.05) / (dark + 0.05) >= 4.0
+
+
+# --------------------------------------------------------------------------------------------- bad arguments
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "message"),
+    [
+        ({"image": None}, TypeError, "image: got NoneType"),
+        ({"image": np.zeros((*SIZE, 3))}, TypeError, "image: got dtype float64"),
+        ({"image": np.zeros(SIZE, np.uint8)}, ValueError, r"image: got shape \(60, 90\)"),
+        ({"image": np.zeros((*SIZE, 4), np.uint8)}, ValueError, "image: got shape"),
+        (
+            {"image": np.zeros((*SIZE[::-1], 3), np.uint8)},
+            ValueError,
+            r"expected \(60, 90, 3\) as in detections",
+        ),
+        ({"detections": []}, TypeError, "detections: got list, expected Detections"),
+        ({"masks": 1}, TypeError, "masks: got 1, expected a bool"),
+        ({"boxes": None}, TypeError, "boxes: got None"),
+        ({"labels": "no"}, TypeError, "labels: got 'no'"),
+        ({"opacity": "0.5"}, TypeError, "opacity: got '0.5'"),
+        ({"opacity": 1.01}, ValueError, "opacity: got 1.01, expected 0 to 1"),
+        ({"opacity": float("nan")}, ValueError, "opacity: got nan"),
+    ],
+)
+def test_bad_arguments_are_named(fields, error, message):
+    arguments = {"image": picture(), "detections": Detections.empty(SIZE), **fields}
+    with pytest.raises(error, match=message):
+        render.draw(arguments.pop("image"), arguments.pop("detections"), **arguments)
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    height=st.integers(1, 40),
+    width=st.integers(1, 40),
+    n=st.integers(0, 5),
+    scale=st.sampled_from([1.0, 1e3, 1e30]),
+)
+def test_whatever_detections_hold_is_drawn(seed, height, width, n, scale):
+    rng = np.random.default_rng(seed)
+    corners = np.sort(rng.normal(0, 30, (n, 2, 2)) * scale, axis=1)
+    detections = Detections(
+        xyxy=corners.reshape(n, 4),
+        confidence=rng.normal(0, 1, n),
+        class_id=rng.integers(-1, 400, n),
+        size=(height, width),
+        mask=rng.random((n, height, width)) < rng.random(),
+    )
+    image = picture(seed, (height, width))
+    drawn = render.draw(image, detections)
+    assert drawn.shape == image.shape
+    assert drawn.dtype == np.uint8
+
+
+# ---------------------------------------------------------------------------------------------------- save
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("a.jpg", "JPEG"), ("a.JPEG", "JPEG"), ("a.png", "PNG"), ("a.webp", "WEBP")]
+)
+def test_pictures_are_saved_by_suffix(tmp_path, name, kind):
+    smooth = np.broadcast_to(np.arange(90, dtype=np.uint8)[None, :, None] * 2, (60, 90, 3))
+    render.save(tmp_path / name, smooth)
+    with Image.open(tmp_path / name) as image:
+        assert image.format == kind
+        difference = np.abs(np.asarray(image.convert("RGB")).astype(int) - smooth).max()
+    assert difference <= (0 if kind == "PNG" else 12)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_saved_picture_has_the_permissions_of_any_new_file(tmp_path):
+    before = os.umask(0o027)
+    try:
+        render.save(tmp_path / "a.png", picture())
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a.png").stat().st_mode) == 0o640
+
+
+def test_a_picture_that_cannot_be_saved_leaves_the_old_one(tmp_path):
+    path = tmp_path / "a.webp"
+    path.write_bytes(b"old")
+    with pytest.raises(ValueError, match="picture: WEBP cannot hold 1x20000 pixels"):
+        render.save(path, np.zeros((1, 20000, 3), np.uint8))
+    assert path.read_bytes() == b"old"
+    assert [item.name for item in tmp_path.iterdir()] == ["a.webp"]
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "error", "message"),
+    [
+        (3, picture(), TypeError, "path: got int"),
+        ("a.bmp", picture(), ValueError, "path: got 'a.bmp', expected a name that ends with .jpg"),
+        ("a", picture(), ValueError, "path: got 'a'"),
+        ("gone/a.png", picture(), FileNotFoundError, "no such folder: gone"),
+        ("a.png", picture().astype(np.int16), TypeError, "picture: got dtype int16"),
+        ("a.png", picture()[..., 0], ValueError, "picture: got shape"),
+        ("a.png", picture()[:0], ValueError, "picture: got shape"),
+    ],
+)
+def test_saving_names_what_is_wrong(tmp_path, monkeypatch, path, content, error, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error, match=message):
+        render.save(path, content)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_not_replaced(tmp_path):
+    (tmp_path / "a.png").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"a\.png is a folder"):
+        render.save(tmp_path / "a.png", picture())
