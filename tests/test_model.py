@@ -334,6 +334,20 @@ def test_unknown_models_are_named():
         fai_fast.load("fai-mf-m-cocoins")
 
 
+def test_the_bundled_model_needs_no_torch(tmp_path):
+    code = f"""
+import sys
+sys.modules["torch"] = None  # as if it were not installed
+import fai_fast
+from pathlib import Path
+sample = Path(fai_fast.__file__).parent / "registry" / "samples" / "shapes.jpg"
+with fai_fast.load("fai-mf-n-shapes", cache_dir={str(tmp_path)!r}) as model:
+    assert model.info()["verification"]["against"] == "stored", model.info()["verification"]
+    assert len(model.infer(sample)) > 0
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=120)
+
+
 def test_importing_the_package_loads_nothing_heavy():
     code = """
 import sys, fai_fast

@@ -224,7 +224,9 @@ def test_fork_during_a_call_of_another_thread():
 def test_ctrl_c(name):
     process = start(
         f"""
+        import signal
         import fai_fast, numpy as np, scenes
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
         image = scenes.image(1, (1080, 1920, 3))
         logits = scenes.blobs(1, queries=60, grid=(160, 160))
         print("ready", flush=True)

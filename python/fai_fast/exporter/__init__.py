@@ -114,7 +114,7 @@ def export(
 
     Args:
         model: a name of :func:`fai_fast.models`, a folder or file with FocoosAI's ``model_info.json``, a ModelSpec, a
-            network of :func:`fai_fast.reference.build`, a :class:`fai_fast.Model`, or what ``weights.load_weights`` gives.
+            network of :func:`fai_fast.reference.build`, a :class:`fai_fast.Model`, or a ``fai_fast.weights.Weights``.
         path: the file to write, ending in ``.onnx``, in a folder that exists.
         im_size: an int for a square or (height, width), multiples of 32; None for the size it was trained at.
         batch: images at once.
