@@ -185,7 +185,7 @@ def table(results: Sequence[Result], absent: dict[str, str]) -> list[str]:
     for result in results:
         if result.stages:
             parts = ", ".join(f"{name} {time:.3g}" for name, time in result.stages.items())
-            lines.append(f"stages of {result.kernel}, {result.case}, {result.threads} thread(s), ms: {parts}")
+            lines.append(f"stages of {result.kernel}, {result.case}, ms: {parts}")
         for name, share in result.agreement.items():
             lines.append(f"agreement with {name}, {result.kernel}, {result.case}: {share:.3f}")
     lines += [f"absent: {name} ({reason})" for name, reason in absent.items()]

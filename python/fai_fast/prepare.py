@@ -6,6 +6,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,11 +72,13 @@ def prepare(
     batch_size = check_int("batch_size", batch_size)
     if not 1 <= batch_size <= MAX_BATCH:
         raise ValueError(f"batch_size: got {batch_size}, expected 1..{MAX_BATCH}")
-    choice = select.choose(engine, device)
-    if isinstance(name_or_path, (str, os.PathLike)) and os.fspath(name_or_path).endswith(".onnx"):
-        graph = _given_graph(Path(name_or_path), weights, im_size, batch_size)
-    else:
-        graph = _exported_graph(load_spec(name_or_path), weights, im_size, batch_size, cache_dir)
+    check_choice("engine", engine, select.ENGINES)
+    check_choice("device", device, select.DEVICES)
+    # Importing an engine takes as long as reading a checkpoint's hash, and they do not need each other.
+    with ThreadPoolExecutor(1) as beside:
+        chosen = beside.submit(select.choose, engine, device)
+        graph = _graph(name_or_path, weights, im_size, batch_size, cache_dir, chosen)
+    choice = chosen.result()
     ready, account = _fastest(graph, choice.name, precision, threads, cache_dir)
     return Prepared(
         spec=graph.spec,
@@ -86,6 +89,19 @@ def prepare(
         account={**graph.account, **account, "engine_reasons": dict(choice.reasons)},
         weights=graph.weights,
     )
+
+
+def _graph(
+    name_or_path: Any,
+    weights: Any,
+    im_size: int | Sequence[int] | None,
+    batch_size: int,
+    cache_dir: Any,
+    chosen: Future[select.Choice],
+) -> Graph:
+    if isinstance(name_or_path, (str, os.PathLike)) and os.fspath(name_or_path).endswith(".onnx"):
+        return _given_graph(Path(name_or_path), weights, im_size, batch_size)
+    return _exported_graph(load_spec(name_or_path), weights, im_size, batch_size, cache_dir, chosen)
 
 
 def _given_graph(path: Path, weights: Any, im_size: int | Sequence[int] | None, batch_size: int) -> Graph:
@@ -118,11 +134,17 @@ def _given_graph(path: Path, weights: Any, im_size: int | Sequence[int] | None, 
 
 
 def _exported_graph(
-    spec: ModelSpec, source: Any, im_size: int | Sequence[int] | None, batch_size: int, cache_dir: Any
+    spec: ModelSpec,
+    source: Any,
+    im_size: int | Sequence[int] | None,
+    batch_size: int,
+    cache_dir: Any,
+    chosen: Future[select.Choice],
 ) -> Graph:
     """The deployed graph of these weights, exported unless the cache has it."""
     height, width = size = exporter.check_im_size(spec.im_size if im_size is None else im_size)
     found = weights.locate(spec, source, cache_dir=cache_dir)
+    chosen.result()  # an engine that does not work is better known before minutes of export
     folder = model_folder(spec, cache_dir)
     kept = cache.artefact(
         folder / f"{height}x{width}-b{batch_size}-fp32-{found.sha256[:12]}.onnx",
