@@ -50,7 +50,7 @@ GRID = 5  # of the queries' first places, GRID x GRID
 CROP_SIZE = 64
 FIRST_TRAINING_SEED = 1_000_000  # scenes of smaller seeds are held out
 HELD_OUT_SCENES, HELD_OUT_SIZE = 500, 256
-SAMPLE_SEED, SAMPLE_SIZE, SAMPLE_OBJECTS = 20, (720, 960), 12
+SAMPLE_SEED, SAMPLE_SIZE, SAMPLE_OBJECTS = 70, (720, 960), 11
 
 METRICS = ("segm/AP", "segm/AP50", "segm/AP75")
 

@@ -34,8 +34,8 @@ class UsageError(Exception):
 
 def sentence(error: BaseException) -> str:
     """One line of an error that a user can act on."""
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        text = f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror:
+        text = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
     else:
         text = str(error)
     expected = (FaiFastError, UsageError, ValueError, TypeError, OSError, ImportError)
