@@ -146,6 +146,11 @@ def _exported_graph(
     found = weights.locate(spec, source, cache_dir=cache_dir)
     chosen.result()  # an engine that does not work is better known before minutes of export
     folder = model_folder(spec, cache_dir)
+
+    def export(path: Path) -> dict[str, Any]:
+        _log.info("%s: exporting and verifying %dx%d, which is done once", spec.name, height, width)
+        return exporter.write(found.read(), path, size=size, batch=batch_size, precision="fp32").to_dict()
+
     kept = cache.artefact(
         folder / f"{height}x{width}-b{batch_size}-fp32-{found.sha256[:12]}.onnx",
         depends={
@@ -156,9 +161,7 @@ def _exported_graph(
             "precision": "fp32",
             "exporter": exporter.VERSION,
         },
-        build=lambda path: exporter.write(
-            found.read(), path, size=size, batch=batch_size, precision="fp32"
-        ).to_dict(),
+        build=export,
     )
     return Graph(
         path=kept.path,
