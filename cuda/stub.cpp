@@ -1,9 +1,53 @@
 // cuda/api.h for builds without CUDA.
+#include "csrc/core/error.h"
 #include "cuda/api.h"
 
 namespace fai::cuda {
+namespace {
+
+[[noreturn]] void absent() {
+    throw CudaError(
+        "fai_fast was built without CUDA; to build it with, install a CUDA toolkit (or set "
+        "FAI_FAST_CUDA_FROM_PYPI=1), then: FAI_FAST_CUDA=ON pip install --no-binary fai-fast fai-fast");
+}
+
+}  // namespace
 
 bool compiled() noexcept { return false; }
 int toolkit_version() noexcept { return 0; }
+int driver_version() noexcept { return 0; }
+std::vector<Device> devices() { absent(); }
+
+struct FrameGraph::Impl {};
+FrameGraph::FrameGraph(const GraphSpec&) { absent(); }
+FrameGraph::~FrameGraph() = default;
+const GraphSpec& FrameGraph::spec() const { absent(); }
+uintptr_t FrameGraph::stream() const { absent(); }
+uintptr_t FrameGraph::images() const { absent(); }
+uintptr_t FrameGraph::mask_logits() const { absent(); }
+uintptr_t FrameGraph::class_logits() const { absent(); }
+std::string FrameGraph::capture(Enqueue) { absent(); }
+void FrameGraph::run_uncaptured(Enqueue) { absent(); }
+void FrameGraph::enqueue_before() { absent(); }
+void FrameGraph::enqueue_after() { absent(); }
+void FrameGraph::adopt(uintptr_t) { absent(); }
+uint8_t* FrameGraph::staging(int, size_t) { absent(); }
+const uint8_t* FrameGraph::frame_memory(int) const { absent(); }
+void FrameGraph::upload(int, size_t, size_t) { absent(); }
+void FrameGraph::upload_pinned(int, const void*, size_t) { absent(); }
+bool FrameGraph::is_pinned(const void*) { absent(); }
+int FrameGraph::device_of(const void*) { absent(); }
+void FrameGraph::wait_for_stream(uintptr_t) { absent(); }
+void FrameGraph::make_stream_wait(uintptr_t) { absent(); }
+void FrameGraph::submit(const std::vector<Frame>&, const FrameGraph*) { absent(); }
+bool FrameGraph::wait(double) { absent(); }
+std::vector<std::shared_ptr<const Result>> FrameGraph::results() { absent(); }
+StageTimes FrameGraph::times() const { absent(); }
+std::shared_ptr<const DeviceMemory> FrameGraph::expand(int, const std::vector<Row>&) { absent(); }
+void FrameGraph::run_engine(const Enqueue&, const void*, void*, void*) { absent(); }
+size_t FrameGraph::device_bytes() const { absent(); }
+size_t FrameGraph::pinned_bytes() const { absent(); }
+void launch_host_function(uintptr_t, void (*)(void*), void*) { absent(); }
+void copy(void*, const void*, size_t) { absent(); }
 
 }  // namespace fai::cuda

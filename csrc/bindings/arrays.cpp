@@ -113,17 +113,77 @@ py::object call(const py::object& function, const py::tuple& arguments, const py
         survive_exit([&] { return PyObject_Call(function.ptr(), arguments.ptr(), keywords.ptr()); }));
 }
 
-py::object call_dlpack(py::handle object) {
+// `stream`: of the consumer, which the producer lets wait for its own; none for the CPU's memory.
+py::object call_dlpack(py::handle object, const py::object& stream = py::none()) {
     const py::object method = attribute(object, "__dlpack__");
+    py::dict keywords;
+    if (!stream.is_none()) keywords["stream"] = stream;
     try {
-        py::dict keywords;
-        keywords["max_version"] = py::make_tuple(1, 0);
-        return call(method, py::tuple(), keywords);
+        py::dict newer(keywords);
+        newer["max_version"] = py::make_tuple(1, 0);
+        return call(method, py::tuple(), newer);
     } catch (py::error_already_set& error) {
         // Producers from before version 1 do not know the keyword.
         if (!error.matches(PyExc_TypeError)) throw;
     }
-    return call(method, py::tuple());
+    return call(method, py::tuple(), keywords);
+}
+
+// A version 2 or 3 __cuda_array_interface__ of bytes.
+// https://numba.readthedocs.io/en/stable/cuda/cuda_array_interface.html
+View interface_view(const py::dict& interface, const char* argument, const char* expected) {
+    const auto dtype = py::cast<std::string>(interface["typestr"]);
+    if (dtype != "|u1") wrong_dtype(argument, dtype, expected);
+    const py::tuple shape = interface["shape"];
+    check_ndim(argument, static_cast<int64_t>(shape.size()), expected);
+    View view;
+    view.dtype = DType::u8;
+    view.ndim = static_cast<int>(shape.size());
+    const auto address = py::cast<uintptr_t>(interface["data"].cast<py::tuple>()[0]);
+    view.data = reinterpret_cast<const void*>(address);
+    const py::object strides =
+        interface.contains("strides") ? py::object(interface["strides"]) : py::object(py::none());
+    int64_t dense = 1;
+    for (int i = view.ndim - 1; i >= 0; --i) {
+        view.shape[i] = py::cast<int64_t>(shape[i]);
+        view.strides[i] = strides.is_none() ? dense : py::cast<int64_t>(strides.cast<py::tuple>()[i]);
+        dense *= std::max<int64_t>(view.shape[i], 1);
+    }
+    if (interface.contains("mask") && !interface["mask"].is_none()) {
+        throw ValueError(message(argument, ": got a masked array, expected ", expected));
+    }
+    return view;
+}
+
+// The tensor of a DLPack capsule, taken over from it; `deleter` gives it back.
+const dlpack::Tensor& tensor_of(const py::object& capsule, py::handle object, const char* argument,
+                                std::function<void()>& deleter, bool& writable) {
+    const dlpack::Tensor* tensor = nullptr;
+    if (PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned")) {
+        auto* managed = take<dlpack::ManagedVersioned>(py::reinterpret_borrow<py::capsule>(capsule),
+                                                       "dltensor_versioned", "used_dltensor_versioned");
+        deleter = [managed] {
+            if (managed->deleter) managed->deleter(managed);
+        };
+        if (managed->version.major != 1) {
+            throw TypeError(message(argument, ": got a tensor of DLPack version ", managed->version.major,
+                                    ", expected version 1 or older"));
+        }
+        writable = !(managed->flags & dlpack::kReadOnly);
+        tensor = &managed->tensor;
+    } else if (PyCapsule_IsValid(capsule.ptr(), "dltensor")) {
+        auto* managed =
+            take<dlpack::Managed>(py::reinterpret_borrow<py::capsule>(capsule), "dltensor", "used_dltensor");
+        deleter = [managed] {
+            if (managed->deleter) managed->deleter(managed);
+        };
+        writable = true;
+        tensor = &managed->tensor;
+    } else {
+        throw TypeError(message(argument, ": got a ", type_name(object), " whose __dlpack__() gives a ",
+                                type_name(capsule), ", expected a DLPack capsule"));
+    }
+    return *tensor;
 }
 
 }  // namespace
@@ -135,6 +195,8 @@ Borrowed& Borrowed::operator=(Borrowed&& other) noexcept {
         release();
         view = other.view;
         writable = other.writable;
+        on_device = other.on_device;
+        stream = other.stream;
         owner_ = std::move(other.owner_);
         deleter_ = std::move(other.deleter_);
         other.deleter_ = nullptr;
@@ -234,32 +296,8 @@ Borrowed borrow(py::handle object, const char* argument, const char* expected) {
                         device == dlpack::kCuda ? "a CUDA device" : message("DLPack device type ", device),
                         ", expected the CPU's memory (for torch: .cpu())"));
         }
-        const dlpack::Tensor* tensor = nullptr;
-        if (PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned")) {
-            auto* managed = take<dlpack::ManagedVersioned>(py::reinterpret_borrow<py::capsule>(capsule),
-                                                           "dltensor_versioned", "used_dltensor_versioned");
-            borrowed.deleter_ = [managed] {
-                if (managed->deleter) managed->deleter(managed);
-            };
-            if (managed->version.major != 1) {
-                throw TypeError(message(argument, ": got a tensor of DLPack version ", managed->version.major,
-                                        ", expected version 1 or older"));
-            }
-            borrowed.writable = !(managed->flags & dlpack::kReadOnly);
-            tensor = &managed->tensor;
-        } else if (PyCapsule_IsValid(capsule.ptr(), "dltensor")) {
-            auto* managed = take<dlpack::Managed>(py::reinterpret_borrow<py::capsule>(capsule), "dltensor",
-                                                  "used_dltensor");
-            borrowed.deleter_ = [managed] {
-                if (managed->deleter) managed->deleter(managed);
-            };
-            borrowed.writable = true;
-            tensor = &managed->tensor;
-        } else {
-            throw TypeError(message(argument, ": got a ", type_name(object), " whose __dlpack__() gives a ",
-                                    type_name(capsule), ", expected a DLPack capsule"));
-        }
-        borrowed.view = tensor_view(*tensor, argument, expected);
+        borrowed.view = tensor_view(
+            tensor_of(capsule, object, argument, borrowed.deleter_, borrowed.writable), argument, expected);
         return borrowed;
     }
     py::object array = py::reinterpret_borrow<py::object>(object);
@@ -278,6 +316,55 @@ Borrowed borrow(py::handle object, const char* argument, const char* expected) {
     borrowed.view = numpy_view(numpy, argument, expected);
     borrowed.writable = numpy.writeable();
     borrowed.owner_ = array;
+    return borrowed;
+}
+
+Borrowed borrow_anywhere(py::handle object, const char* argument, const char* expected, int device,
+                         uint64_t stream) {
+    const auto check_device = [&](int64_t where) {
+        if (where == device) return;
+        throw ValueError(message(argument, ": got memory of CUDA device ", where,
+                                 ", expected that of the model's device ", device, " or the CPU's"));
+    };
+    if (py::isinstance<py::array>(object)) return borrow(object, argument, expected);
+    Borrowed borrowed;
+    if (has_attribute(object, "__dlpack__") && has_attribute(object, "__dlpack_device__")) {
+        py::object capsule;
+        try {
+            const py::object where = call(attribute(object, "__dlpack_device__"), py::tuple());
+            if (py::cast<int32_t>(where[py::int_(0)]) != dlpack::kCuda)
+                return borrow(object, argument, expected);
+            check_device(py::cast<int64_t>(where[py::int_(1)]));
+            capsule = call_dlpack(object, py::int_(stream));
+        } catch (py::error_already_set& error) {
+            throw TypeError(message(argument, ": got a ", type_name(object), " whose DLPack export fails (",
+                                    quote(error), "), expected ", expected));
+        } catch (const py::cast_error&) {
+            throw TypeError(message(argument, ": got a ", type_name(object),
+                                    " whose __dlpack_device__() is no device, expected ", expected));
+        }
+        borrowed.on_device = true;
+        borrowed.view = tensor_view(
+            tensor_of(capsule, object, argument, borrowed.deleter_, borrowed.writable), argument, expected);
+        return borrowed;
+    }
+    if (!has_attribute(object, "__cuda_array_interface__")) return borrow(object, argument, expected);
+    try {
+        const py::dict interface = attribute(object, "__cuda_array_interface__");
+        borrowed.view = interface_view(interface, argument, expected);
+        if (interface.contains("stream") && !interface["stream"].is_none()) {
+            borrowed.stream = py::cast<uint64_t>(interface["stream"]);
+        }
+    } catch (const py::cast_error&) {
+        throw TypeError(message(argument, ": got a ", type_name(object),
+                                " whose __cuda_array_interface__ is malformed, expected ", expected));
+    } catch (py::error_already_set& error) {
+        throw TypeError(message(argument, ": got a ", type_name(object),
+                                " whose __cuda_array_interface__ fails (", quote(error), "), expected ",
+                                expected));
+    }
+    borrowed.on_device = true;
+    borrowed.owner_ = py::reinterpret_borrow<py::object>(object);
     return borrowed;
 }
 

@@ -20,6 +20,8 @@ class Borrowed {
 
     View view;
     bool writable = false;
+    bool on_device = false;  // in a GPU's memory; only of borrow_anywhere()
+    uint64_t stream = 0;     // on_device: the stream that the memory is written on, 0 where it is complete
 
     // C-contiguous, aligned to its items and dense?
     bool contiguous() const;
@@ -35,6 +37,8 @@ class Borrowed {
 
   private:
     friend Borrowed borrow(pybind11::handle object, const char* argument, const char* expected);
+    friend Borrowed borrow_anywhere(pybind11::handle object, const char* argument, const char* expected,
+                                    int device, uint64_t stream);
     void release();
 
     pybind11::object owner_;
@@ -48,6 +52,11 @@ void make_rows_contiguous(View& view, std::vector<char>& copy);
 // Views `object`, an array of up to 4 dimensions of uint8, float16 or float32 in the CPU's memory. `expected`
 // completes the message "argument: got ..., expected ...". Throws TypeError, ValueError.
 Borrowed borrow(pybind11::handle object, const char* argument, const char* expected);
+
+// The same, or an array in the memory of CUDA device `device`, by DLPack or __cuda_array_interface__, that
+// work on `stream` may read.
+Borrowed borrow_anywhere(pybind11::handle object, const char* argument, const char* expected, int device,
+                         uint64_t stream);
 
 // "ndarray", "Tensor": what to call an argument of the wrong type.
 std::string type_name(pybind11::handle object);

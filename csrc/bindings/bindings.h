@@ -9,5 +9,6 @@ void register_info(pybind11::module_& m);
 void register_preprocess(pybind11::module_& m);
 void register_postprocess(pybind11::module_& m);
 void register_masks(pybind11::module_& m);
+void register_cuda(pybind11::module_& m);
 
 }  // namespace fai

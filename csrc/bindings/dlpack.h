@@ -11,6 +11,7 @@ inline constexpr int32_t kCuda = 2;
 inline constexpr int32_t kCudaHost = 3;  // pinned memory: the CPU reads it like any other
 inline constexpr uint8_t kUnsigned = 1;
 inline constexpr uint8_t kFloat = 2;
+inline constexpr uint8_t kBool = 6;
 inline constexpr uint64_t kReadOnly = 1;
 
 struct Device {

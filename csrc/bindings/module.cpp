@@ -15,10 +15,13 @@ PYBIND11_MODULE(_core, m) {
             py::set_error(PyExc_ValueError, e.what());
         } catch (const fai::TypeError& e) {
             py::set_error(PyExc_TypeError, e.what());
+        } catch (const fai::CudaError& e) {
+            py::set_error(py::module_::import("fai_fast.errors").attr("CudaError"), e.what());
         }
     });
     fai::register_info(m);
     fai::register_preprocess(m);
     fai::register_postprocess(m);
     fai::register_masks(m);
+    fai::register_cuda(m);
 }

@@ -12,6 +12,7 @@
 #include "csrc/bindings/arrays.h"
 #include "csrc/bindings/bindings.h"
 #include "csrc/bindings/gil.h"
+#include "csrc/bindings/options.h"
 #include "csrc/core/error.h"
 #include "csrc/ops/checks.h"
 
@@ -21,33 +22,6 @@ namespace fai {
 namespace {
 
 constexpr const char* kExpectedImage = "a uint8 array (H, W, C) in the CPU's memory";
-
-template <class T>
-struct Choice {
-    const char* name;
-    T value;
-};
-
-template <class T, size_t n>
-T choose(const char* argument, const std::string& name, const Choice<T> (&choices)[n]) {
-    std::string names;
-    for (const Choice<T>& choice : choices) {
-        if (name == choice.name) return choice.value;
-        names += message(names.empty() ? "'" : ", '", choice.name, "'");
-    }
-    throw ValueError(message(argument, ": got '", name, "', expected one of ", names));
-}
-
-constexpr Choice<ops::Colour> kColours[] = {
-    {"rgb", ops::Colour::rgb},   {"bgr", ops::Colour::bgr},   {"rgba", ops::Colour::rgba},
-    {"bgra", ops::Colour::bgra}, {"gray", ops::Colour::gray}, {"nv12", ops::Colour::nv12},
-    {"i420", ops::Colour::i420}, {"yuyv", ops::Colour::yuyv}, {"uyvy", ops::Colour::uyvy},
-};
-constexpr Choice<ops::YuvMatrix> kMatrices[] = {{"bt601", ops::YuvMatrix::bt601},
-                                                {"bt709", ops::YuvMatrix::bt709}};
-constexpr Choice<bool> kRanges[] = {{"limited", true}, {"full", false}};
-constexpr Choice<bool> kResizes[] = {{"stretch", false}, {"letterbox", true}};
-constexpr Choice<DType> kDtypes[] = {{"float32", DType::f32}, {"float16", DType::f16}};
 
 // A caller's `out` where it can take the tensor as it is.
 Borrowed borrow_out(py::handle out, DType dtype, Size size) {

@@ -17,6 +17,11 @@ struct TypeError : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
+// The GPU cannot be used, or failed.
+struct CudaError : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
 // Streams its arguments into one text: message("size: ", 3, " is too small").
 template <class... Parts>
 std::string message(const Parts&... parts) {

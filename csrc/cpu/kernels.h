@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "csrc/core/pixel_axis.h"
 #include "csrc/core/types.h"
 #include "csrc/math/colour.h"
 
@@ -14,19 +15,7 @@ inline constexpr int kPadding = 16;
 
 // ---- postprocess
 
-// One axis of a mask's resampling. The `nodes` mask values span `nodes` cells; cell j lies between nodes j
-// and j + 1 (the last one between the last node and itself, by the clamped edge). Every output pixel lies in
-// a cell.
-struct PixelAxis {
-    int32_t nodes;
-    int32_t pixels;
-    const int32_t* cell;        // (pixels + padding) cell of a pixel
-    const float* fraction;      // (pixels + padding) how far the pixel lies from node j to node j + 1
-    const int32_t* first;       // (nodes + 1) first pixel of a cell; first[nodes] = pixels
-    const double* prefix;       // (pixels + 1) sum of the fractions before a pixel
-    const float* left_weight;   // (nodes + padding) sum of (1 - fraction) over a cell's pixels
-    const float* right_weight;  // (nodes + padding) sum of fraction over a cell's pixels
-};
+using fai::PixelAxis;
 
 // One query's logits. Rows are contiguous; strides count values.
 struct Plane {

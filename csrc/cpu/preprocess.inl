@@ -9,6 +9,7 @@
 #include "csrc/cpu/kernels.h"
 #include "csrc/cpu/simd.h"
 #include "csrc/math/colour.h"
+#include "csrc/math/frame.h"
 #include "csrc/math/sampling.h"
 
 namespace fai::cpu::FAI_ISA {
@@ -143,9 +144,11 @@ FAI_HD void blend_rows_to(const BlendTask& task, O* out) {
     const bool one_row = task.top == task.bottom;
     for (int32_t x = 0; x < task.columns; x += kLanes) {
         const int n = task.columns - x < kLanes ? task.columns - x : kLanes;
-        F32 v = load_first(task.top + x, n) * top_weight;
-        if (!one_row) v = v + load_first(task.bottom + x, n) * bottom_weight;
-        store_first(out + x, v + bias, n);
+        const F32 top = load_first(task.top + x, n);
+        const F32 v = one_row
+                          ? math::blend(top, top_weight, bias)
+                          : math::blend(top, top_weight, load_first(task.bottom + x, n), bottom_weight, bias);
+        store_first(out + x, v, n);
     }
 }
 

@@ -4,6 +4,22 @@
 
 namespace fai::ops {
 
+MaskAxes stretched_axes(Size masks, Size size) {
+    return {math::Axis::stretch(masks.width, size.width), math::Axis::stretch(masks.height, size.height)};
+}
+
+MaskAxes letterboxed_axes(Size masks, Size size, Size tensor, const Placement& placement) {
+    // Frame pixel -> tensor pixel -> mask sample, in one affine step.
+    MaskAxes axes = stretched_axes(masks, size);
+    const double per_column = static_cast<double>(masks.width) / tensor.width;
+    const double per_row = static_cast<double>(masks.height) / tensor.height;
+    axes.x.scale = per_column * placement.content.width / size.width;
+    axes.x.offset = per_column * placement.left;
+    axes.y.scale = per_row * placement.content.height / size.height;
+    axes.y.offset = per_row * placement.top;
+    return axes;
+}
+
 cpu::PixelAxis PixelAxisTable::build(const math::Axis& axis, int32_t pixels) {
     const int32_t nodes = axis.inputs;
     int32_t* cell = integers_.get(static_cast<size_t>(pixels) + cpu::kPadding + nodes + 1);

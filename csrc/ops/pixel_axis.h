@@ -4,8 +4,17 @@
 #include "csrc/core/scratch.h"
 #include "csrc/cpu/kernels.h"
 #include "csrc/math/sampling.h"
+#include "csrc/ops/preprocess.h"
 
 namespace fai::ops {
+
+// How masks of rows x columns samples lie over a frame of `size`: stretched over it, or, where the frame was
+// letterboxed, over the tensor in which it has a place.
+struct MaskAxes {
+    math::Axis x, y;
+};
+MaskAxes stretched_axes(Size masks, Size size);
+MaskAxes letterboxed_axes(Size masks, Size size, Size tensor, const Placement& placement);
 
 class PixelAxisTable {
   public:

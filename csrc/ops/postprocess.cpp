@@ -116,19 +116,11 @@ struct Axes {
 };
 
 Axes build_axes(const PostprocessArguments& arguments, const Network& network) {
-    math::Axis x = math::Axis::stretch(network.columns, arguments.size.width);
-    math::Axis y = math::Axis::stretch(network.rows, arguments.size.height);
-    if (arguments.letterboxed) {
-        // Frame pixel -> tensor pixel -> mask sample, in one affine step.
-        const Placement& at = arguments.placement;
-        const double per_column = static_cast<double>(network.columns) / arguments.tensor.width;
-        const double per_row = static_cast<double>(network.rows) / arguments.tensor.height;
-        x.scale = per_column * at.content.width / arguments.size.width;
-        x.offset = per_column * at.left;
-        y.scale = per_row * at.content.height / arguments.size.height;
-        y.offset = per_row * at.top;
-    }
-    return {t_caller.x.build(x, arguments.size.width), t_caller.y.build(y, arguments.size.height)};
+    const Size masks{network.rows, network.columns};
+    const MaskAxes axes = arguments.letterboxed
+                              ? letterboxed_axes(masks, arguments.size, arguments.tensor, arguments.placement)
+                              : stretched_axes(masks, arguments.size);
+    return {t_caller.x.build(axes.x, arguments.size.width), t_caller.y.build(axes.y, arguments.size.height)};
 }
 
 // Steps 4 to 6 for a query whose region is known.

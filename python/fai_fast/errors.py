@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["EngineError", "ExportError", "FaiFastError", "WeightsError"]
+__all__ = ["CudaError", "EngineError", "ExportError", "FaiFastError", "WeightsError"]
 
 
 class FaiFastError(RuntimeError):
@@ -19,3 +19,7 @@ class ExportError(FaiFastError):
 
 class EngineError(FaiFastError):
     """An engine is not available, cannot load a graph, or failed while running."""
+
+
+class CudaError(EngineError):
+    """No driver, no device, out of the device's memory, or built without CUDA; the text says what to do."""

@@ -1,0 +1,488 @@
+// The GPU: what there is, and frames through it.
+#include <pybind11/functional.h>
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "csrc/bindings/arrays.h"
+#include "csrc/bindings/bindings.h"
+#include "csrc/bindings/dlpack.h"
+#include "csrc/bindings/gil.h"
+#include "csrc/bindings/options.h"
+#include "csrc/core/error.h"
+#include "csrc/ops/checks.h"
+#include "csrc/ops/frame_graph.h"
+
+namespace py = pybind11;
+
+namespace fai {
+namespace {
+
+constexpr const char* kExpectedImage =
+    "a uint8 array (H, W, C) in the memory of the CPU or of the model's GPU";
+
+py::object version_text(int version) {
+    if (version == 0) return py::none();
+    return py::str(message(version / 1000, ".", version % 1000 / 10));
+}
+
+py::dict cuda_versions() {
+    py::dict versions;
+    versions["toolkit"] = version_text(cuda::toolkit_version());
+    versions["driver"] = version_text(cuda::driver_version());
+    return versions;
+}
+
+py::list cuda_devices() {
+    std::vector<cuda::Device> devices;
+    without_gil([&] { devices = cuda::devices(); });
+    py::list list;
+    for (const cuda::Device& device : devices) {
+        py::dict item;
+        item["index"] = device.index;
+        item["name"] = device.name;
+        item["compute_capability"] = py::make_tuple(device.major, device.minor);
+        item["memory"] = device.memory;
+        item["multiprocessors"] = device.multiprocessors;
+        item["uuid"] = device.uuid;
+        list.append(item);
+    }
+    return list;
+}
+
+// Boolean masks (N, H, W) in a GPU's memory, for whoever speaks DLPack or __cuda_array_interface__. Complete:
+// no stream need be waited for.
+class DeviceMasks {
+  public:
+    DeviceMasks(std::shared_ptr<const cuda::DeviceMemory> memory, int device, std::array<int64_t, 3> shape)
+        : memory_(std::move(memory)), device_(device), shape_(shape) {}
+
+    py::tuple shape() const { return py::make_tuple(shape_[0], shape_[1], shape_[2]); }
+    py::tuple dlpack_device() const { return py::make_tuple(dlpack::kCuda, device_); }
+
+    py::dict cuda_array_interface() const {
+        py::dict interface;
+        interface["shape"] = shape();
+        interface["typestr"] = "|b1";
+        interface["data"] = py::make_tuple(memory_->address(), false);
+        interface["strides"] = py::none();
+        interface["version"] = 3;
+        return interface;
+    }
+
+    py::capsule to_dlpack(const py::object& stream, const py::object& max_version) const {
+        if (!stream.is_none() && !py::isinstance<py::int_>(stream)) {
+            throw TypeError(message("stream: got ", type_name(stream), ", expected an int or None"));
+        }
+        const bool versioned = !max_version.is_none() && py::cast<py::tuple>(max_version)[0].cast<int>() >= 1;
+        return versioned ? exported<dlpack::ManagedVersioned>("dltensor_versioned")
+                         : exported<dlpack::Managed>("dltensor");
+    }
+
+  private:
+    struct Held {
+        std::shared_ptr<const cuda::DeviceMemory> memory;
+        std::array<int64_t, 3> shape;
+    };
+
+    template <class ManagedTensor>
+    py::capsule exported(const char* name) const {
+        auto* held = new Held{memory_, shape_};
+        auto* managed = new ManagedTensor{};
+        if constexpr (std::is_same_v<ManagedTensor, dlpack::ManagedVersioned>) managed->version = {1, 0};
+        managed->tensor = {reinterpret_cast<void*>(memory_->address()),
+                           {dlpack::kCuda, device_},
+                           3,
+                           {dlpack::kBool, 8, 1},
+                           held->shape.data(),
+                           nullptr,
+                           0};
+        managed->context = held;
+        managed->deleter = [](ManagedTensor* self) {
+            delete static_cast<Held*>(self->context);
+            delete self;
+        };
+        return py::capsule(managed, name, [](PyObject* capsule) {
+            // A consumer that took the tensor has renamed the capsule.
+            const char* used = PyCapsule_GetName(capsule);
+            if (!used || std::string(used).starts_with("used_")) return;
+            auto* unused = static_cast<ManagedTensor*>(PyCapsule_GetPointer(capsule, used));
+            if (unused) unused->deleter(unused);
+        });
+    }
+
+    std::shared_ptr<const cuda::DeviceMemory> memory_;
+    int device_;
+    std::array<int64_t, 3> shape_;
+};
+
+// Gives a vector's memory to an array.
+template <class T>
+py::array to_array(std::vector<T>&& values, std::vector<py::ssize_t> shape) {
+    auto* held = new std::vector<T>(std::move(values));
+    py::capsule owner(held, [](void* p) { delete static_cast<std::vector<T>*>(p); });
+    return py::array_t<T>(std::move(shape), held->data(), owner);
+}
+
+// A view of a result's payload, which keeps it.
+py::array payload_array(const py::dtype& dtype, std::vector<py::ssize_t> shape,
+                        const std::shared_ptr<const cuda::Result>& memory) {
+    auto* held = new std::shared_ptr<const cuda::Result>(memory);
+    py::capsule owner(held, [](void* p) { delete static_cast<std::shared_ptr<const cuda::Result>*>(p); });
+    return py::array(dtype, std::move(shape), memory->payload(), owner);
+}
+
+// (image, color, resize, yuv_matrix, yuv_range)
+using FrameTuple = std::tuple<py::object, std::string, std::string, std::string, std::string>;
+
+// fai_fast._core.FrameGraph. Python's side makes sure that calls do not overlap.
+class FrameGraph {
+  public:
+    FrameGraph(int device, int batch, std::array<int64_t, 2> size, const std::string& dtype,
+               std::array<int64_t, 3> mask_logits, const std::string& mask_dtype,
+               std::array<int64_t, 2> class_logits, const std::string& class_dtype, std::array<float, 3> mean,
+               std::array<float, 3> std, bool predict_all_pixels, bool softmax) {
+        ops::check_sides("size", size[0], size[1]);
+        ops::check_sides("mask_logits", mask_logits[1], mask_logits[2]);
+        cuda::GraphSpec spec;
+        spec.device = device;
+        spec.batch = batch;
+        spec.tensor = {static_cast<int32_t>(size[0]), static_cast<int32_t>(size[1])};
+        spec.images = choose("dtype", dtype, kDtypes);
+        if (mask_logits[0] != class_logits[0] || mask_logits[0] < 1 || mask_logits[0] > (1 << 20) ||
+            class_logits[1] < 1 || class_logits[1] > (1 << 24) + 1) {
+            throw ValueError(message("class_logits: got shape (", class_logits[0], ", ", class_logits[1],
+                                     "), expected as many queries as mask_logits' ", mask_logits[0]));
+        }
+        spec.queries = static_cast<int32_t>(mask_logits[0]);
+        spec.rows = static_cast<int32_t>(mask_logits[1]);
+        spec.columns = static_cast<int32_t>(mask_logits[2]);
+        spec.class_columns = static_cast<int32_t>(class_logits[1]);
+        spec.mask_logits = choose("mask_dtype", mask_dtype, kDtypes);
+        spec.class_logits = choose("class_dtype", class_dtype, kDtypes);
+        spec.predict_all_pixels = predict_all_pixels;
+        spec.softmax = softmax;
+        float means[3], deviations[3];
+        std::copy(mean.begin(), mean.end(), means);
+        std::copy(std.begin(), std.end(), deviations);
+        without_gil([&] { graph_ = std::make_unique<ops::FrameGraph>(spec, means, deviations); });
+    }
+
+    ~FrameGraph() { close(); }
+
+    // Frees everything, after the frame in flight has ended.
+    void close() noexcept {
+        if (!graph_) return;
+        std::unique_ptr<ops::FrameGraph> graph = std::move(graph_);
+        try {
+            without_gil([&] {
+                try {
+                    graph->device().wait(-1);
+                } catch (const CudaError&) {
+                    // Whatever ended the frame, nothing of it is left to wait for.
+                }
+                graph.reset();
+            });
+        } catch (...) {
+            // Python's own, from the engine's last reference: there is nobody to tell.
+        }
+        frames_.clear();
+        owner_ = py::object();
+    }
+
+    uintptr_t stream() { return device().stream(); }
+    uintptr_t images() { return device().images(); }
+    uintptr_t mask_logits() { return device().mask_logits(); }
+    uintptr_t class_logits() { return device().class_logits(); }
+
+    std::optional<std::string> capture(const py::object& enqueue) {
+        std::string reason;
+        cuda::FrameGraph& graph = device();
+        cuda::FrameGraph::Enqueue call = callable(enqueue);
+        without_gil([&] { reason = graph.capture(call); });
+        owner_ = enqueue;
+        if (reason.empty()) return std::nullopt;
+        return reason;
+    }
+
+    std::string run_uncaptured(const py::object& enqueue, const std::string& reason) {
+        device().run_uncaptured(callable(enqueue));
+        return reason;
+    }
+
+    void enqueue_before() { device().enqueue_before(); }
+    void enqueue_after() { device().enqueue_after(); }
+    void adopt(uintptr_t graph, py::object owner) {
+        device().adopt(graph);
+        owner_ = std::move(owner);
+    }
+
+    void submit(const std::vector<FrameTuple>& frames, double threshold, double mask_threshold,
+                bool use_mask_score, FrameGraph* after) {
+        cuda::FrameGraph& graph = device();
+        std::vector<Borrowed> borrowed;
+        std::vector<ops::FrameRequest> requests;
+        for (const auto& [image, color, resize, yuv_matrix, yuv_range] : frames) {
+            ops::FrameRequest request;
+            request.threshold = threshold;
+            request.mask_threshold = mask_threshold;
+            request.use_mask_score = use_mask_score;
+            ops::PreprocessArguments& frame = request.frame;
+            frame.colour = choose("color", color, kColours);
+            frame.letterbox = choose("resize", resize, kResizes);
+            frame.matrix = choose("yuv_matrix", yuv_matrix, kMatrices);
+            frame.limited_range = choose("yuv_range", yuv_range, kRanges);
+            const size_t first = borrowed.size();
+            const auto take = [&](py::handle plane) {
+                borrowed.push_back(
+                    borrow_anywhere(plane, "image", kExpectedImage, graph.spec().device, graph.stream()));
+            };
+            if (py::isinstance<py::tuple>(image)) {
+                const auto planes = py::reinterpret_borrow<py::tuple>(image);
+                if (planes.empty() || planes.size() > 3) {
+                    throw ValueError(
+                        message("image: got a tuple of ", planes.size(), " planes, expected 2 or 3"));
+                }
+                for (const py::handle plane : planes) take(plane);
+            } else {
+                take(image);
+            }
+            frame.plane_count = static_cast<int>(borrowed.size() - first);
+            request.on_device = borrowed[first].on_device;
+            for (int i = 0; i < frame.plane_count; ++i) {
+                const Borrowed& plane = borrowed[first + static_cast<size_t>(i)];
+                frame.planes[i] = plane.view;
+                if (plane.on_device != request.on_device) {
+                    throw ValueError(
+                        "image: got planes in the memory of the CPU and of a GPU, expected one of them");
+                }
+            }
+            requests.push_back(request);
+        }
+        const ops::FrameGraph* before = after && after != this ? after->graph_.get() : nullptr;
+        without_gil([&] {
+            for (const Borrowed& plane : borrowed) {
+                if (plane.stream) graph.wait_for_stream(plane.stream);
+            }
+            graph_->submit(requests, before);
+            // Whoever writes the frame's memory next on its own stream must not overtake us.
+            for (const Borrowed& plane : borrowed) {
+                if (plane.stream) graph.make_stream_wait(plane.stream);
+            }
+        });
+        frames_ = std::move(borrowed);
+    }
+
+    bool wait(double seconds) {
+        bool ended = false;
+        cuda::FrameGraph& graph = device();
+        without_gil([&] { ended = graph.wait(seconds); });
+        if (ended) frames_.clear();
+        return ended;
+    }
+
+    py::list results(int64_t top_k, bool masks_device) {
+        cuda::FrameGraph& graph = device();
+        std::vector<ops::FrameResult> results;
+        without_gil([&] { results = graph_->results(top_k); });
+        const bool semantic = graph.spec().predict_all_pixels;
+        py::list list;
+        for (size_t i = 0; i < results.size(); ++i) {
+            ops::FrameResult& result = results[i];
+            const auto rows = static_cast<py::ssize_t>(result.query.size());
+            py::dict dict;
+            dict["size"] = py::make_tuple(result.size.height, result.size.width);
+            dict["content"] = py::make_tuple(result.placement.content.height, result.placement.content.width);
+            dict["offset"] = py::make_tuple(result.placement.top, result.placement.left);
+            dict["confidence"] = to_array(std::move(result.confidence), {rows});
+            dict["class_id"] = to_array(std::move(result.class_id), {rows});
+            dict["query"] = to_array(std::move(result.query), {rows});
+            dict["area"] = to_array(std::move(result.area), {rows});
+            dict["boxes"] = to_array(std::move(result.boxes), {rows, 4});
+            if (semantic) {
+                const bool wide = graph.spec().queries > 255;
+                dict["segments"] = payload_array(wide ? py::dtype::of<uint16_t>() : py::dtype::of<uint8_t>(),
+                                                 {result.size.height, result.size.width}, result.memory);
+            } else {
+                dict["bits"] = payload_array(py::dtype::of<uint64_t>(), {result.memory->payload_bytes() / 8},
+                                             result.memory);
+                dict["offsets"] = to_array(std::move(result.offsets), {rows});
+            }
+            if (masks_device) {
+                std::shared_ptr<const cuda::DeviceMemory> memory;
+                without_gil([&] { memory = graph.expand(static_cast<int>(i), result.rows); });
+                dict["masks_device"] =
+                    DeviceMasks(std::move(memory), graph.spec().device,
+                                {rows, int64_t{result.size.height}, int64_t{result.size.width}});
+            }
+            list.append(std::move(dict));
+        }
+        return list;
+    }
+
+    py::dict times() {
+        const cuda::StageTimes times = device().times();
+        py::dict dict;
+        dict["upload"] = times.upload;
+        dict["preprocess"] = times.preprocess;
+        dict["engine"] = times.engine;
+        dict["postprocess"] = times.postprocess;
+        return dict;
+    }
+
+    void run_engine(const py::object& enqueue, py::object images, py::object mask_logits,
+                    py::object class_logits) {
+        constexpr const char* kExpected = "a C-contiguous float32 or float16 array in the CPU's memory";
+        cuda::FrameGraph& graph = device();
+        const cuda::GraphSpec& spec = graph.spec();
+        const auto batch = static_cast<int64_t>(spec.batch);
+        const auto take = [&](const py::object& array, const char* name, DType dtype, int64_t values,
+                              bool writable) {
+            Borrowed borrowed = borrow(array, name, kExpected);
+            int64_t count = 1;
+            for (int i = 0; i < borrowed.view.ndim; ++i) count *= borrowed.view.shape[i];
+            if (borrowed.view.dtype != dtype || count != values || !borrowed.contiguous() ||
+                (writable && !borrowed.writable)) {
+                throw ValueError(message(name, ": got ", ops::name_of(borrowed.view.dtype), " of shape ",
+                                         ops::shape_of(borrowed.view), ", expected ", values, " values of ",
+                                         ops::name_of(dtype), ", C-contiguous",
+                                         writable ? " and writable" : ""));
+            }
+            return borrowed;
+        };
+        const Borrowed in =
+            take(images, "images", spec.images, batch * 3 * spec.tensor.height * spec.tensor.width, false);
+        const Borrowed masks = take(mask_logits, "mask_logits", spec.mask_logits,
+                                    batch * spec.queries * spec.rows * spec.columns, true);
+        const Borrowed classes = take(class_logits, "class_logits", spec.class_logits,
+                                      batch * spec.queries * spec.class_columns, true);
+        cuda::FrameGraph::Enqueue call = callable(enqueue);
+        without_gil([&] {
+            graph.run_engine(call, in.view.data, const_cast<void*>(masks.view.data),
+                             const_cast<void*>(classes.view.data));
+        });
+    }
+
+    py::dict memory() {
+        py::dict dict;
+        dict["device"] = device().device_bytes();
+        dict["pinned"] = device().pinned_bytes();
+        return dict;
+    }
+
+  private:
+    cuda::FrameGraph& device() {
+        if (!graph_) throw CudaError("the frame graph is closed");
+        return graph_->device();
+    }
+
+    // A Python function as the engine. Copies of it are made and destroyed without the GIL, so it is held by
+    // a pointer whose last owner takes the GIL.
+    static cuda::FrameGraph::Enqueue callable(const py::object& function) {
+        if (!PyCallable_Check(function.ptr())) {
+            throw TypeError(
+                message("enqueue: got ", type_name(function), ", expected a function of a stream"));
+        }
+        std::shared_ptr<py::object> held(new py::object(function), [](py::object* object) {
+            const py::gil_scoped_acquire gil;
+            delete object;
+        });
+        return [held](uintptr_t stream) {
+            const py::gil_scoped_acquire gil;
+            (*held)(stream);
+        };
+    }
+
+    std::unique_ptr<ops::FrameGraph> graph_;
+    std::vector<Borrowed> frames_;  // of the frame in flight
+    py::object owner_;              // of what the graph uses
+};
+
+// For tests: puts a call of a Python function on a stream, in its order.
+void launch_host_function(uintptr_t stream, py::object function) {
+    // Captured, it is called for every replay: never freed.
+    auto* held = new py::object(std::move(function));
+    without_gil([&] {
+        cuda::launch_host_function(
+            stream,
+            [](void* context) {
+                const py::gil_scoped_acquire gil;
+                try {
+                    (*static_cast<py::object*>(context))();
+                } catch (py::error_already_set& error) {
+                    error.discard_as_unraisable("launch_host_function");
+                }
+            },
+            held);
+    });
+}
+
+// For tests and benchmarks: blocking copies between an array and a device address.
+void copy_to_device(uintptr_t address, py::buffer array) {
+    const py::buffer_info info = array.request();
+    without_gil([&] {
+        cuda::copy(reinterpret_cast<void*>(address), info.ptr,
+                   static_cast<size_t>(info.size * info.itemsize));
+    });
+}
+
+void copy_from_device(py::buffer array, uintptr_t address) {
+    const py::buffer_info info = array.request(true);
+    without_gil([&] {
+        cuda::copy(info.ptr, reinterpret_cast<const void*>(address),
+                   static_cast<size_t>(info.size * info.itemsize));
+    });
+}
+
+}  // namespace
+
+void register_cuda(py::module_& m) {
+    m.def("cuda_versions", cuda_versions);
+    m.def("cuda_devices", cuda_devices);
+    m.def("launch_host_function", launch_host_function, py::arg("stream"), py::arg("function"));
+    m.def("copy_to_device", copy_to_device, py::arg("address"), py::arg("array"));
+    m.def("copy_from_device", copy_from_device, py::arg("array"), py::arg("address"));
+    py::class_<DeviceMasks>(m, "DeviceMasks")
+        .def_property_readonly("shape", &DeviceMasks::shape)
+        .def_property_readonly("__cuda_array_interface__", &DeviceMasks::cuda_array_interface)
+        .def("__dlpack_device__", &DeviceMasks::dlpack_device)
+        .def(
+            "__dlpack__",
+            [](const DeviceMasks& self, const py::object& stream, const py::object& max_version,
+               const py::object&, const py::object&) { return self.to_dlpack(stream, max_version); },
+            py::kw_only(), py::arg("stream") = py::none(), py::arg("max_version") = py::none(),
+            py::arg("dl_device") = py::none(), py::arg("copy") = py::none());
+    py::class_<FrameGraph>(m, "FrameGraph")
+        .def(py::init<int, int, std::array<int64_t, 2>, const std::string&, std::array<int64_t, 3>,
+                      const std::string&, std::array<int64_t, 2>, const std::string&, std::array<float, 3>,
+                      std::array<float, 3>, bool, bool>(),
+             py::kw_only(), py::arg("device"), py::arg("batch"), py::arg("size"), py::arg("dtype"),
+             py::arg("mask_logits"), py::arg("mask_dtype"), py::arg("class_logits"), py::arg("class_dtype"),
+             py::arg("mean"), py::arg("std"), py::arg("predict_all_pixels"), py::arg("softmax"))
+        .def_property_readonly("stream", &FrameGraph::stream)
+        .def_property_readonly("images", &FrameGraph::images)
+        .def_property_readonly("mask_logits", &FrameGraph::mask_logits)
+        .def_property_readonly("class_logits", &FrameGraph::class_logits)
+        .def("capture", &FrameGraph::capture, py::arg("enqueue"))
+        .def("run_uncaptured", &FrameGraph::run_uncaptured, py::arg("enqueue"), py::arg("reason"))
+        .def("enqueue_before", &FrameGraph::enqueue_before)
+        .def("enqueue_after", &FrameGraph::enqueue_after)
+        .def("adopt", &FrameGraph::adopt, py::arg("graph"), py::arg("owner"))
+        .def("submit", &FrameGraph::submit, py::arg("frames"), py::arg("threshold"),
+             py::arg("mask_threshold"), py::arg("use_mask_score"), py::arg("after") = nullptr)
+        .def("wait", &FrameGraph::wait, py::arg("seconds"))
+        .def("results", &FrameGraph::results, py::arg("top_k"), py::arg("masks_device") = false)
+        .def("times", &FrameGraph::times)
+        .def("run_engine", &FrameGraph::run_engine, py::arg("enqueue"), py::arg("images"),
+             py::arg("mask_logits"), py::arg("class_logits"))
+        .def("memory", &FrameGraph::memory)
+        .def("close", &FrameGraph::close);
+}
+
+}  // namespace fai

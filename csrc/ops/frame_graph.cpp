@@ -1,0 +1,280 @@
+#include "csrc/ops/frame_graph.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <mutex>
+
+#include "csrc/core/error.h"
+#include "csrc/core/parallel.h"
+#include "csrc/math/sampling.h"
+#include "csrc/ops/checks.h"
+#include "csrc/ops/frame.h"
+
+namespace fai::ops {
+namespace {
+
+constexpr int64_t kMaxValues = int64_t{1} << 30;
+constexpr int32_t kMaxInstanceQueries = 65534;
+constexpr int32_t kMaxSemanticQueries = 1024;
+// Bytes that are copied into pinned memory, and sent on their way, at once: few enough that copying and
+// sending overlap, enough that neither is dominated by its start.
+constexpr int64_t kChunk = int64_t{1} << 20;
+// More threads than these do not copy faster than memory allows.
+constexpr int kCopyThreads = 4;
+
+void check_spec(const cuda::GraphSpec& spec) {
+    const auto check_count = [](const char* name, int64_t value, int64_t most) {
+        if (value < 1 || value > most) {
+            throw ValueError(message(name, ": got ", value, ", expected 1 to ", most));
+        }
+    };
+    check_count("batch", spec.batch, 256);
+    check_sides("size", spec.tensor.height, spec.tensor.width);
+    check_sides("mask_logits", spec.rows, spec.columns);
+    check_count("mask_logits' queries", spec.queries,
+                spec.predict_all_pixels ? kMaxSemanticQueries : kMaxInstanceQueries);
+    check_count("class_logits' columns", spec.class_columns - spec.softmax, int64_t{1} << 24);
+    check_count("mask_logits' values", int64_t{spec.queries} * spec.rows * spec.columns, kMaxValues);
+    check_count("class_logits' values", int64_t{spec.queries} * spec.class_columns, kMaxValues);
+}
+
+// Bytes of a view's dense copy, and of one of its rows.
+int64_t row_bytes(const View& view) {
+    int64_t bytes = 1;
+    for (int i = 1; i < view.ndim; ++i) bytes *= view.shape[i];
+    return bytes;
+}
+
+int64_t dense_bytes(const View& view) { return view.shape[0] * row_bytes(view); }
+
+bool has_dense_rows(const View& view) {
+    int64_t dense = 1;
+    for (int i = view.ndim - 1; i >= 1; --i) {
+        if (view.shape[i] != 1 && view.strides[i] != dense) return false;
+        dense *= view.shape[i];
+    }
+    return true;
+}
+
+bool is_dense(const View& view) {
+    return has_dense_rows(view) && (view.shape[0] == 1 || view.strides[0] == row_bytes(view));
+}
+
+// Copies rows [begin, end) of a view of one to three dimensions.
+void copy_rows(const View& view, int64_t begin, int64_t end, uint8_t* out) {
+    const auto* data = static_cast<const uint8_t*>(view.data);
+    const int64_t bytes = row_bytes(view);
+    if (is_dense(view)) {
+        std::memcpy(out, data + begin * bytes, static_cast<size_t>((end - begin) * bytes));
+        return;
+    }
+    const bool dense = has_dense_rows(view);
+    const int64_t columns = view.ndim > 1 ? view.shape[1] : 1, channels = view.ndim > 2 ? view.shape[2] : 1;
+    for (int64_t y = begin; y < end; ++y, out += bytes) {
+        const uint8_t* row = data + y * view.strides[0];
+        if (dense) {
+            std::memcpy(out, row, static_cast<size_t>(bytes));
+            continue;
+        }
+        for (int64_t x = 0; x < columns; ++x) {
+            for (int64_t c = 0; c < channels; ++c) {
+                out[x * channels + c] = row[x * view.strides[1] + (view.ndim > 2 ? c * view.strides[2] : 0)];
+            }
+        }
+    }
+}
+
+void make_dense(View& view, const void* data) {
+    view.data = data;
+    int64_t dense = 1;
+    for (int i = view.ndim - 1; i >= 0; --i) {
+        view.strides[i] = dense;
+        dense *= view.shape[i];
+    }
+}
+
+std::vector<cuda::Tap> taps(int32_t inputs, int32_t outputs) {
+    const math::Axis axis = math::Axis::stretch(inputs, outputs);
+    std::vector<cuda::Tap> taps(static_cast<size_t>(outputs));
+    for (int32_t i = 0; i < outputs; ++i) {
+        const math::Tap tap = math::tap_as_torch(axis, i);
+        taps[i] = {tap.index, tap.fraction};
+    }
+    return taps;
+}
+
+void check_finite(const char* name, double value) {
+    if (!std::isfinite(value)) throw ValueError(message(name, ": got ", value, ", expected a finite number"));
+}
+
+}  // namespace
+
+FrameGraph::FrameGraph(const cuda::GraphSpec& spec, const float (&mean)[3], const float (&deviation)[3])
+    : graph_((check_spec(spec), check_normalisation(mean, deviation), spec)),
+      geometry_(static_cast<size_t>(spec.batch)) {
+    std::copy_n(mean, 3, mean_);
+    std::copy_n(deviation, 3, std_);
+}
+
+void FrameGraph::upload(int image, FrameRequest& request) {
+    PreprocessArguments& frame = request.frame;
+    int64_t total = 0;
+    for (int i = 0; i < frame.plane_count; ++i) total += dense_bytes(frame.planes[i]);
+    View& first = frame.planes[0];
+    if (frame.plane_count == 1 && is_dense(first) && cuda::FrameGraph::is_pinned(first.data)) {
+        graph_.upload_pinned(image, first.data, static_cast<size_t>(total));
+        make_dense(first, graph_.frame_memory(image));
+        return;
+    }
+    uint8_t* const staging = graph_.staging(image, static_cast<size_t>(total));
+    std::mutex sending;
+    int64_t at = 0;
+    for (int i = 0; i < frame.plane_count; ++i) {
+        View& view = frame.planes[i];
+        const int64_t bytes = std::max<int64_t>(row_bytes(view), 1);
+        const int64_t rows = std::max<int64_t>(kChunk / bytes, 1);
+        const int64_t chunks = (view.shape[0] + rows - 1) / rows;
+        parallel_for(chunks, kCopyThreads, [&](int64_t chunk) {
+            const int64_t begin = chunk * rows, end = std::min(begin + rows, view.shape[0]);
+            copy_rows(view, begin, end, staging + at + begin * bytes);
+            const std::lock_guard lock(sending);
+            graph_.upload(image, static_cast<size_t>(at + begin * bytes),
+                          static_cast<size_t>(at + end * bytes));
+        });
+        make_dense(view, graph_.frame_memory(image) + at);
+        at += dense_bytes(view);
+    }
+}
+
+cuda::Frame FrameGraph::describe(int image, const FrameRequest& request) {
+    const cuda::GraphSpec& spec = graph_.spec();
+    const Source source = source_of(request.frame);
+    const Placement placement = place(source.size, spec.tensor, request.frame.letterbox);
+    Geometry& geometry = geometry_[image];
+    const bool same =
+        geometry.known && geometry.frame == source.size && geometry.letterboxed == request.frame.letterbox;
+    if (!same) {
+        geometry.known = false;
+        geometry.frame = source.size;
+        geometry.letterboxed = request.frame.letterbox;
+        geometry.placement = placement;
+        geometry.rows = taps(source.size.height, placement.content.height);
+        geometry.columns = taps(source.size.width, placement.content.width);
+        const Size masks{spec.rows, spec.columns};
+        const MaskAxes axes = request.frame.letterbox
+                                  ? letterboxed_axes(masks, source.size, spec.tensor, placement)
+                                  : stretched_axes(masks, source.size);
+        geometry.x = geometry.x_table.build(axes.x, source.size.width);
+        geometry.y = geometry.y_table.build(axes.y, source.size.height);
+    }
+    geometry.threshold = request.threshold;
+    geometry.use_mask_score = request.use_mask_score;
+
+    cuda::Frame frame;
+    frame.layout = source;
+    for (int c = 0; c < 3; ++c) {
+        frame.plane[c] = source.plane[c];
+        // The CPU reads a packed pixel from its lowest byte on.
+        if (source.format == cpu::RowFormat::packed) frame.plane[c] = source.plane[0] + source.shift[c] / 8;
+        frame.scale[c] = 1.0f / std_[c];
+        frame.bias[c] = -mean_[c] * frame.scale[c];
+    }
+    const math::YuvCoefficients yuv = yuv_coefficients(request.frame);
+    const float coefficients[6] = {yuv.y, yuv.y0, yuv.rv, yuv.gu, yuv.gv, yuv.bu};
+    std::copy_n(coefficients, 6, frame.yuv);
+    frame.top = placement.top;
+    frame.left = placement.left;
+    frame.content = placement.content;
+    frame.rows = geometry.rows.data();
+    frame.columns = geometry.columns.data();
+    frame.size = source.size;
+    frame.x = geometry.x;
+    frame.y = geometry.y;
+    frame.new_tables = !same;
+    frame.threshold = request.threshold;
+    frame.mask_threshold = request.mask_threshold;
+    frame.use_mask_score = request.use_mask_score;
+    return frame;
+}
+
+void FrameGraph::submit(const std::vector<FrameRequest>& requests, const FrameGraph* after) {
+    if (requests.empty() || requests.size() > geometry_.size()) {
+        throw ValueError(
+            message("images: got ", requests.size(), ", expected 1 to the batch's ", geometry_.size()));
+    }
+    std::vector<FrameRequest> there = requests;
+    for (FrameRequest& request : there) {
+        request.frame.size = graph_.spec().tensor;
+        check_finite("threshold", request.threshold);
+        check_finite("mask_threshold", request.mask_threshold);
+        // Before anything is copied: what it points to may be no frame at all.
+        source_of(request.frame);
+        for (int i = 0; request.on_device && i < request.frame.plane_count; ++i) {
+            const int device = cuda::FrameGraph::device_of(request.frame.planes[i].data);
+            if (device != graph_.spec().device) {
+                throw ValueError(message("image: got an address ",
+                                         device < 0 ? "outside any GPU's memory"
+                                                    : message("in the memory of CUDA device ", device),
+                                         ", expected memory of device ", graph_.spec().device));
+            }
+        }
+    }
+    std::vector<cuda::Frame> frames;
+    for (size_t i = 0; i < there.size(); ++i) {
+        if (!there[i].on_device) upload(static_cast<int>(i), there[i]);
+        frames.push_back(describe(static_cast<int>(i), there[i]));
+    }
+    in_flight_ = 0;
+    graph_.submit(frames, after ? &after->graph_ : nullptr);
+    for (size_t i = 0; i < there.size(); ++i) geometry_[i].known = true;
+    in_flight_ = there.size();
+}
+
+std::vector<FrameResult> FrameGraph::results(int64_t top_k) {
+    const bool softmax = graph_.spec().softmax;
+    std::vector<std::shared_ptr<const cuda::Result>> taken = graph_.results();
+    std::vector<FrameResult> results;
+    for (size_t i = 0; i < taken.size() && i < in_flight_; ++i) {
+        const Geometry& geometry = geometry_[i];
+        struct Scored {
+            float confidence;
+            const cuda::Row* row;
+        };
+        std::vector<Scored> kept;
+        for (int32_t r = 0; r < taken[i]->count(); ++r) {
+            const cuda::Row& row = taken[i]->rows()[r];
+            const double best = row.best;
+            double score = softmax ? std::exp(best - static_cast<double>(row.largest)) / row.total
+                                   : 1.0 / (1.0 + std::exp(-best));
+            if (geometry.use_mask_score) {
+                score *=
+                    static_cast<double>(row.sum) * cuda::kSumUnit / (static_cast<double>(row.area) + 0.01);
+            }
+            if (score > geometry.threshold) kept.push_back({static_cast<float>(score), &row});
+        }
+        std::sort(kept.begin(), kept.end(), [](const Scored& a, const Scored& b) {
+            return a.confidence != b.confidence ? a.confidence > b.confidence : a.row->query < b.row->query;
+        });
+        if (static_cast<int64_t>(kept.size()) > top_k) kept.resize(static_cast<size_t>(top_k));
+        FrameResult result;
+        result.size = geometry.frame;
+        result.placement = geometry.placement;
+        for (const Scored& item : kept) {
+            const cuda::Row& row = *item.row;
+            result.confidence.push_back(item.confidence);
+            result.class_id.push_back(row.class_id);
+            result.query.push_back(row.query);
+            result.area.push_back(row.area);
+            result.boxes.insert(result.boxes.end(), {row.x1, row.y1, row.x2, row.y2});
+            result.offsets.push_back(row.offset);
+            result.rows.push_back(row);
+        }
+        result.memory = std::move(taken[i]);
+        results.push_back(std::move(result));
+    }
+    in_flight_ = 0;
+    return results;
+}
+
+}  // namespace fai::ops

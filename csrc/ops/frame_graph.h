@@ -1,0 +1,76 @@
+// Frames through a GPU: preprocessing, an engine, and postprocessing in one go.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "csrc/core/types.h"
+#include "csrc/ops/pixel_axis.h"
+#include "csrc/ops/preprocess.h"
+#include "cuda/api.h"
+
+namespace fai::ops {
+
+// A frame, and what is asked of it. `frame`'s size, mean and std are the graph's.
+struct FrameRequest {
+    PreprocessArguments frame;
+    bool on_device = false;  // all planes in the memory of the graph's device, else all in the host's
+    double threshold = 0.5;
+    double mask_threshold = 0.5;
+    bool use_mask_score = false;
+};
+
+// Rows in order of falling score, as Postprocessed has them; masks or labels in pinned memory.
+struct FrameResult {
+    Size size;
+    Placement placement;
+    std::vector<float> confidence;
+    std::vector<int64_t> class_id;
+    std::vector<int64_t> query;
+    std::vector<int64_t> area;
+    std::vector<int32_t> boxes;  // 4 a row
+    std::vector<int64_t> offsets;
+    std::vector<cuda::Row> rows;  // as the device knows them
+    std::shared_ptr<const cuda::Result> memory;
+};
+
+class FrameGraph {
+  public:
+    // Throws ValueError, CudaError.
+    FrameGraph(const cuda::GraphSpec& spec, const float (&mean)[3], const float (&deviation)[3]);
+
+    cuda::FrameGraph& device() { return graph_; }
+    const cuda::FrameGraph& device() const { return graph_; }
+
+    // Starts frames, at most the batch's number. Host frames are copied into pinned memory, unless they lie
+    // in such memory densely; device frames are read where they are, until the frame has ended. Throws
+    // TypeError, ValueError naming the argument, CudaError.
+    void submit(const std::vector<FrameRequest>& requests, const FrameGraph* after);
+
+    // Of the frames that device().wait() has seen the end of; at most `top_k` rows each. Throws CudaError.
+    std::vector<FrameResult> results(int64_t top_k);
+
+  private:
+    // Tables of one image of the batch, kept while frames have the same size.
+    struct Geometry {
+        Size frame;
+        Placement placement;
+        bool letterboxed = false;
+        bool known = false;
+        std::vector<cuda::Tap> rows, columns;
+        PixelAxisTable x_table, y_table;
+        PixelAxis x, y;
+        double threshold = 0;
+        bool use_mask_score = false;
+    };
+
+    void upload(int image, FrameRequest& request);
+    cuda::Frame describe(int image, const FrameRequest& request);
+
+    cuda::FrameGraph graph_;
+    float mean_[3], std_[3];
+    std::vector<Geometry> geometry_;
+    size_t in_flight_ = 0;
+};
+
+}  // namespace fai::ops

@@ -1,0 +1,837 @@
+// The owner of a frame's stream, memory and graph.
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <mutex>
+#include <thread>
+
+#include "cuda/api.h"
+#include "cuda/device.cuh"
+#include "cuda/params.cuh"
+
+namespace fai::cuda {
+namespace {
+
+constexpr size_t kAlignment = 256;
+// The masks of most frames fit; a frame that needs more gets it, and every frame after it.
+constexpr int64_t kFirstPayload = int64_t{1} << 20;
+// Results that are kept longer than this many frames are copied out of pinned memory, which is scarce.
+constexpr size_t kPinnedResults = 8;
+
+size_t aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+
+// Pinned memory of one result: header, rows, payload.
+struct Block {
+    PinnedBuffer memory;
+    int64_t payload_bytes = 0;
+    int32_t queries = 0;
+
+    Header* header() const { return memory.get<Header>(); }
+    Row* rows() const { return reinterpret_cast<Row*>(memory.get() + kAlignment); }
+    uint64_t* payload() const {
+        return reinterpret_cast<uint64_t*>(memory.get() + kAlignment + aligned(sizeof(Row) * queries));
+    }
+};
+
+// Blocks that no result holds. Outlives the graph while results of it do.
+class BlockPool {
+  public:
+    std::unique_ptr<Block> take(int32_t queries, int64_t payload_bytes) {
+        std::unique_ptr<Block> block;
+        {
+            const std::lock_guard lock(mutex_);
+            const auto fits = [&](const auto& free) { return free->payload_bytes >= payload_bytes; };
+            auto found = std::find_if(free_.begin(), free_.end(), fits);
+            if (found == free_.end() && !free_.empty()) found = free_.begin();
+            if (found != free_.end()) {
+                block = std::move(*found);
+                free_.erase(found);
+            }
+        }
+        if (!block) block = std::make_unique<Block>();
+        if (block->payload_bytes < payload_bytes || block->queries < queries) {
+            const size_t before = block->memory.bytes();
+            block->memory.reserve(kAlignment + aligned(sizeof(Row) * queries) +
+                                  aligned(static_cast<size_t>(payload_bytes)));
+            block->payload_bytes = payload_bytes;
+            block->queries = queries;
+            const std::lock_guard lock(mutex_);
+            bytes_ += block->memory.bytes() - before;
+        }
+        const std::lock_guard lock(mutex_);
+        ++lent_;
+        return block;
+    }
+
+    void give_back(std::unique_ptr<Block> block) {
+        const std::lock_guard lock(mutex_);
+        --lent_;
+        if (free_.size() < kPinnedResults) {
+            free_.push_back(std::move(block));
+        } else {
+            bytes_ -= block->memory.bytes();
+        }
+    }
+
+    size_t lent() const {
+        const std::lock_guard lock(mutex_);
+        return lent_;
+    }
+    size_t bytes() const {
+        const std::lock_guard lock(mutex_);
+        return bytes_;
+    }
+
+  private:
+    mutable std::mutex mutex_;
+    std::vector<std::unique_ptr<Block>> free_;
+    size_t lent_ = 0;
+    size_t bytes_ = 0;
+};
+
+class PinnedResult final : public Result {
+  public:
+    PinnedResult(std::shared_ptr<BlockPool> pool, std::unique_ptr<Block> block, int64_t bytes)
+        : pool_(std::move(pool)), block_(std::move(block)), bytes_(bytes), process_(getpid()) {}
+    ~PinnedResult() override {
+        // A forked child has its parent's addresses, but no CUDA to free them with.
+        if (getpid() == process_) {
+            pool_->give_back(std::move(block_));
+        } else {
+            block_.release();
+        }
+    }
+    const Row* rows() const override { return block_->rows(); }
+    int32_t count() const override { return block_->header()->count; }
+    const void* payload() const override { return block_->payload(); }
+    int64_t payload_bytes() const override { return bytes_; }
+
+  private:
+    std::shared_ptr<BlockPool> pool_;
+    std::unique_ptr<Block> block_;
+    int64_t bytes_;
+    pid_t process_;
+};
+
+class CopiedResult final : public Result {
+  public:
+    CopiedResult(const Block& block, int64_t bytes)
+        : rows_(block.rows(), block.rows() + block.header()->count),
+          payload_(new uint64_t[static_cast<size_t>((bytes + 7) / 8)]),
+          bytes_(bytes) {
+        std::memcpy(payload_.get(), block.payload(), static_cast<size_t>(bytes));
+    }
+    const Row* rows() const override { return rows_.data(); }
+    int32_t count() const override { return static_cast<int32_t>(rows_.size()); }
+    const void* payload() const override { return payload_.get(); }
+    int64_t payload_bytes() const override { return bytes_; }
+
+  private:
+    std::vector<Row> rows_;
+    std::unique_ptr<uint64_t[]> payload_;
+    int64_t bytes_;
+};
+
+class OwnedMemory final : public DeviceMemory {
+  public:
+    OwnedMemory(int device, size_t bytes) : device_(device), process_(getpid()) { memory_.reserve(bytes); }
+    ~OwnedMemory() override {
+        if (getpid() != process_) new DeviceBuffer(std::move(memory_));
+        int before = 0;
+        if (cudaGetDevice(&before) != cudaSuccess) return;
+        cudaSetDevice(device_);
+        memory_ = DeviceBuffer();
+        cudaSetDevice(before);
+    }
+    uintptr_t address() const override { return reinterpret_cast<uintptr_t>(memory_.get()); }
+
+  private:
+    DeviceBuffer memory_;
+    int device_;
+    pid_t process_;
+};
+
+// Copies tables one after the other into a buffer; their addresses in the device's copy of it.
+class Tables {
+  public:
+    explicit Tables(const Frame& frame) : frame_(frame) {}
+
+    size_t bytes() {
+        measure_ = true;
+        at_ = 0;
+        write(nullptr, nullptr, nullptr);
+        return at_;
+    }
+
+    void write(uint8_t* host, uint8_t* device, ImageParams* params) {
+        measure_ = params == nullptr;
+        at_ = 0;
+        host_ = host;
+        device_ = device;
+        const auto rows = put(frame_.rows, frame_.content.height);
+        const auto columns = put(frame_.columns, frame_.content.width);
+        const PixelAxis x = axis(frame_.x), y = axis(frame_.y);
+        if (!params) return;
+        params->rows = rows;
+        params->columns = columns;
+        params->x = x;
+        params->y = y;
+    }
+
+  private:
+    template <class T>
+    const T* put(const T* values, int64_t count) {
+        const size_t bytes = sizeof(T) * static_cast<size_t>(count), at = at_;
+        at_ += aligned(bytes);
+        if (measure_) return nullptr;
+        std::memcpy(host_ + at, values, bytes);
+        return reinterpret_cast<const T*>(device_ + at);
+    }
+
+    PixelAxis axis(const PixelAxis& axis) {
+        PixelAxis there = axis;
+        there.cell = put(axis.cell, axis.pixels);
+        there.fraction = put(axis.fraction, axis.pixels);
+        there.first = put(axis.first, axis.nodes + 1);
+        there.prefix = put(axis.prefix, axis.pixels + 1);
+        there.left_weight = there.right_weight = nullptr;  // which the GPU has no use for
+        return there;
+    }
+
+    const Frame& frame_;
+    bool measure_ = true;
+    size_t at_ = 0;
+    uint8_t* host_ = nullptr;
+    uint8_t* device_ = nullptr;
+};
+
+bool capturing(cudaStream_t stream) {
+    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    check(cudaStreamIsCapturing(stream, &status), "cudaStreamIsCapturing");
+    return status != cudaStreamCaptureStatusNone;
+}
+
+cudaStream_t stream_of(uintptr_t stream) { return reinterpret_cast<cudaStream_t>(stream); }
+
+}  // namespace
+
+struct FrameGraph::Impl {
+    GraphSpec spec;
+    pid_t process = getpid();
+    int multiprocessors = 0;
+
+    Stream stream;
+    Event began, uploaded, preprocessed, engine_ended, ended, other;
+    DeviceBuffer images, mask_logits, class_logits;
+
+    // One entry an image.
+    struct Image {
+        DeviceBuffer frame, tables, canvas, segments;
+        PinnedBuffer staging, staged_tables;
+        DeviceBuffer scratch;  // counters' user: candidates, queries, kept rows, header, probabilities
+        std::unique_ptr<Block> block;
+        int64_t payload_bytes = 0;  // of the last frame
+    };
+    std::vector<Image> image;
+    PinnedBuffer params;
+    DeviceBuffer device_params, counters, expanded_rows;
+    std::shared_ptr<BlockPool> pool = std::make_shared<BlockPool>();
+    int64_t payload = kFirstPayload;  // bytes to have ready for masks
+
+    Graph graph;  // whose nodes the executable one is changed by
+    GraphExec exec;
+    cudaGraphNode_t upload_node = nullptr;
+    bool upload_enabled = true;
+    struct Upload {
+        const void* from = nullptr;
+        void* to = nullptr;
+        size_t bytes = 0;
+        bool operator==(const Upload&) const = default;
+    };
+    Upload node_upload;  // what the graph's node does now
+    Upload pinned;       // what it shall do for this frame; bytes 0: nothing
+    Enqueue engine;      // where nothing was captured
+
+    bool has_begun = false, in_flight = false, timed = false, has_results = false;
+
+    ImageParams* host_params() const { return params.get<ImageParams>(); }
+    const ImageParams* kernel_params() const { return device_params.get<ImageParams>(); }
+    PostprocessLaunch postprocess() const {
+        return {&spec, kernel_params(), mask_logits.get(), class_logits.get(), multiprocessors};
+    }
+
+    void check_process() const {
+        if (getpid() != process) {
+            throw CudaError(
+                "this process was forked after the model was loaded, and CUDA does not survive a fork; load "
+                "the model "
+                "in the child, or start children with multiprocessing's \"spawn\"");
+        }
+    }
+
+    // What is laid out in `scratch`.
+    size_t candidates_at() const { return 0; }
+    size_t queries_at() const { return aligned(sizeof(int32_t) * spec.queries); }
+    size_t kept_at() const { return queries_at() + aligned(sizeof(Query) * spec.queries); }
+    size_t header_at() const { return kept_at() + aligned(sizeof(Row) * spec.queries); }
+    size_t probabilities_at() const { return header_at() + kAlignment; }
+    size_t scratch_bytes() const {
+        const size_t nodes = static_cast<size_t>(spec.queries) * spec.rows * spec.columns;
+        return probabilities_at() + (spec.predict_all_pixels ? 0 : nodes * sizeof(float));
+    }
+    size_t label_bytes() const { return spec.queries <= 255 ? 1 : 2; }
+
+    void record(const Event& event) {
+        const unsigned flags =
+            capturing(stream.get()) ? cudaEventRecordExternal : static_cast<unsigned>(cudaEventRecordDefault);
+        check(cudaEventRecordWithFlags(event.get(), stream.get(), flags), "cudaEventRecordWithFlags");
+    }
+
+    void begin() {
+        if (has_begun) return;
+        record(began);
+        has_begun = true;
+    }
+
+    void before() {
+        check(cudaMemcpyAsync(device_params.get(), params.get(), sizeof(ImageParams) * spec.batch,
+                              cudaMemcpyHostToDevice, stream.get()),
+              "uploading parameters");
+        check(cudaMemsetAsync(counters.get(), 0, counters.bytes(), stream.get()), "cudaMemsetAsync");
+        if (capturing(stream.get())) {
+            // A node of which submit() sets the addresses, or which it switches off.
+            if (spec.batch == 1) {
+                node_upload = {image[0].staging.get(), image[0].frame.get(), kAlignment};
+                check(cudaMemcpyAsync(node_upload.to, node_upload.from, node_upload.bytes,
+                                      cudaMemcpyHostToDevice, stream.get()),
+                      "uploading a frame");
+            }
+        } else if (pinned.bytes) {
+            check(cudaMemcpyAsync(pinned.to, pinned.from, pinned.bytes, cudaMemcpyHostToDevice, stream.get()),
+                  "uploading a frame");
+        }
+        record(uploaded);
+        launch_preprocess(stream.get(), spec, kernel_params(), images.get());
+        record(preprocessed);
+    }
+
+    void after() {
+        record(engine_ended);
+        launch_postprocess(stream.get(), postprocess());
+    }
+
+    void instantiate(cudaGraph_t graph) {
+        cudaGraphExec_t made = nullptr;
+        check(cudaGraphInstantiate(&made, graph, 0), "cudaGraphInstantiate");
+        exec = GraphExec(made);
+        upload_node = nullptr;
+        upload_enabled = true;
+        if (spec.batch != 1) return;
+        size_t count = 0;
+        check(cudaGraphGetNodes(graph, nullptr, &count), "cudaGraphGetNodes");
+        std::vector<cudaGraphNode_t> nodes(count);
+        check(cudaGraphGetNodes(graph, nodes.data(), &count), "cudaGraphGetNodes");
+        for (cudaGraphNode_t node : nodes) {
+            cudaGraphNodeType type;
+            check(cudaGraphNodeGetType(node, &type), "cudaGraphNodeGetType");
+            if (type != cudaGraphNodeTypeMemcpy) continue;
+            cudaMemcpy3DParms copied = {};
+            check(cudaGraphMemcpyNodeGetParams(node, &copied), "cudaGraphMemcpyNodeGetParams");
+            if (copied.dstPtr.ptr == node_upload.to) upload_node = node;
+        }
+        if (!upload_node) throw CudaError("the captured graph has lost its upload");
+    }
+
+    void set_upload() {
+        if (!upload_node) return;
+        const bool wanted = pinned.bytes != 0;
+        if (wanted && pinned != node_upload) {
+            check(cudaGraphExecMemcpyNodeSetParams1D(exec.get(), upload_node, pinned.to, pinned.from,
+                                                     pinned.bytes, cudaMemcpyHostToDevice),
+                  "cudaGraphExecMemcpyNodeSetParams1D");
+            node_upload = pinned;
+        }
+        if (wanted != upload_enabled) {
+            check(cudaGraphNodeSetEnabled(exec.get(), upload_node, wanted), "cudaGraphNodeSetEnabled");
+            upload_enabled = wanted;
+        }
+    }
+
+    // Everything that is new about an image's frame.
+    void prepare(int index, const Frame& frame) {
+        Image& own = image[index];
+        ImageParams& p = host_params()[index];
+        p.active = 1;
+        p.layout = frame.layout;
+        std::copy_n(frame.plane, 3, p.plane);
+        p.yuv = {frame.yuv[0], frame.yuv[1], frame.yuv[2], frame.yuv[3], frame.yuv[4], frame.yuv[5]};
+        std::copy_n(frame.scale, 3, p.scale);
+        std::copy_n(frame.bias, 3, p.bias);
+        p.top = frame.top;
+        p.left = frame.left;
+        p.content = frame.content;
+        p.threshold = frame.threshold;
+        p.mask_threshold = static_cast<float>(frame.mask_threshold);
+        p.mask_threshold_reachable = frame.mask_threshold <= 1.0;
+        p.use_mask_score = frame.use_mask_score;
+        if (frame.new_tables) {
+            Tables tables(frame);
+            const size_t bytes = tables.bytes();
+            own.staged_tables.reserve(bytes);
+            own.tables.reserve(bytes);
+            tables.write(own.staged_tables.get(), own.tables.get(), &p);
+            check(cudaMemcpyAsync(own.tables.get(), own.staged_tables.get(), bytes, cudaMemcpyHostToDevice,
+                                  stream.get()),
+                  "uploading tables");
+        }
+        p.size = frame.size;
+        uint8_t* const scratch = own.scratch.get();
+        p.counters = counters.get<int32_t>() + index;
+        p.candidates = reinterpret_cast<int32_t*>(scratch + candidates_at());
+        p.queries = reinterpret_cast<Query*>(scratch + queries_at());
+        p.kept = reinterpret_cast<Row*>(scratch + kept_at());
+        p.kept_header = reinterpret_cast<Header*>(scratch + header_at());
+        p.probabilities = reinterpret_cast<float*>(scratch + probabilities_at());
+
+        const size_t pixels = static_cast<size_t>(frame.size.height) * frame.size.width;
+        int64_t wanted = payload;
+        if (spec.predict_all_pixels) {
+            wanted = own.payload_bytes = static_cast<int64_t>(pixels * label_bytes());
+            own.segments.reserve(aligned(pixels * label_bytes()));
+            p.segments = own.segments.get();
+        } else {
+            const size_t row = static_cast<size_t>(canvas_words(frame.size)) * sizeof(uint64_t);
+            own.canvas.reserve(row * frame.size.height * spec.queries);
+            p.canvas = own.canvas.get<uint64_t>();
+        }
+        if (own.block && own.block->payload_bytes < wanted) pool->give_back(std::move(own.block));
+        if (!own.block) own.block = pool->take(spec.queries, wanted);
+        lend(index);
+    }
+
+    // Tells the kernels where an image's results go.
+    void lend(int index) {
+        ImageParams& p = host_params()[index];
+        const Block& block = *image[index].block;
+        p.header = block.header();
+        p.results = block.rows();
+        p.payload = block.payload();
+        p.payload_words = block.payload_bytes / 8;
+    }
+
+    // After an error in the middle of a frame: nothing may be left on the stream that uses what comes next.
+    void abandon() {
+        cudaStreamSynchronize(stream.get());
+        cudaGetLastError();
+        has_begun = in_flight = false;
+        pinned = {};
+    }
+
+    void check_image(int index) const {
+        if (index < 0 || index >= spec.batch) throw CudaError("an image outside the batch");
+    }
+    void check_idle() const {
+        if (in_flight) throw CudaError("a frame is in flight; take its result first");
+    }
+};
+
+FrameGraph::FrameGraph(const GraphSpec& spec) : impl_(new Impl) {
+    const std::vector<Device> present = devices();
+    if (spec.device < 0 || spec.device >= static_cast<int>(present.size())) {
+        throw CudaError(message("device: got ", spec.device, ", expected 0 to ", present.size() - 1,
+                                ", as this process sees ", present.size(),
+                                present.size() == 1 ? " GPU" : " GPUs"));
+    }
+    const DeviceScope scope(spec.device);
+    Impl& m = *impl_;
+    m.spec = spec;
+    m.multiprocessors = present[spec.device].multiprocessors;
+    m.stream = make_stream();
+    for (Event* event : {&m.began, &m.uploaded, &m.preprocessed, &m.engine_ended, &m.ended}) {
+        *event = make_event(true);
+    }
+    m.other = make_event(false);
+
+    const auto batch = static_cast<size_t>(spec.batch);
+    const size_t pixels = static_cast<size_t>(spec.tensor.height) * spec.tensor.width;
+    const size_t nodes = static_cast<size_t>(spec.queries) * spec.rows * spec.columns;
+    const size_t classes = static_cast<size_t>(spec.queries) * spec.class_columns;
+    m.images.reserve(batch * 3 * pixels * item_size(spec.images));
+    m.mask_logits.reserve(batch * nodes * item_size(spec.mask_logits));
+    m.class_logits.reserve(batch * classes * item_size(spec.class_logits));
+    m.params.reserve(batch * sizeof(ImageParams));
+    m.device_params.reserve(batch * sizeof(ImageParams));
+    m.counters.reserve(aligned(batch * sizeof(int32_t)));
+    m.image.resize(batch);
+    for (Impl::Image& image : m.image) {
+        image.scratch.reserve(m.scratch_bytes());
+        image.staging.reserve(kAlignment);
+        image.frame.reserve(kAlignment);
+    }
+    std::memset(m.params.get(), 0, batch * sizeof(ImageParams));
+    // What an engine reads before the first frame must be numbers.
+    check(cudaMemsetAsync(m.images.get(), 0, m.images.bytes(), m.stream.get()), "cudaMemsetAsync");
+    check(cudaStreamSynchronize(m.stream.get()), "starting");
+}
+
+FrameGraph::~FrameGraph() {
+    if (!impl_) return;
+    if (getpid() != impl_->process) {
+        impl_.release();
+        return;
+    }
+    int before = 0;
+    if (cudaGetDevice(&before) == cudaSuccess) cudaSetDevice(impl_->spec.device);
+    cudaStreamSynchronize(impl_->stream.get());
+    const int device = before;
+    for (Impl::Image& image : impl_->image) {
+        if (image.block) impl_->pool->give_back(std::move(image.block));
+    }
+    impl_.reset();
+    cudaSetDevice(device);
+}
+
+const GraphSpec& FrameGraph::spec() const { return impl_->spec; }
+uintptr_t FrameGraph::stream() const { return reinterpret_cast<uintptr_t>(impl_->stream.get()); }
+uintptr_t FrameGraph::images() const { return reinterpret_cast<uintptr_t>(impl_->images.get()); }
+uintptr_t FrameGraph::mask_logits() const { return reinterpret_cast<uintptr_t>(impl_->mask_logits.get()); }
+uintptr_t FrameGraph::class_logits() const { return reinterpret_cast<uintptr_t>(impl_->class_logits.get()); }
+
+std::string FrameGraph::capture(Enqueue enqueue) {
+    Impl& m = *impl_;
+    m.check_process();
+    m.check_idle();
+    const DeviceScope scope(m.spec.device);
+    // Engines allocate and load kernels at their first run, which a capture does not allow.
+    enqueue(stream());
+    check(cudaStreamSynchronize(m.stream.get()), "the engine's first run");
+
+    std::string reason;
+    check(cudaStreamBeginCapture(m.stream.get(), cudaStreamCaptureModeRelaxed), "cudaStreamBeginCapture");
+    try {
+        m.before();
+        enqueue(stream());
+        m.after();
+    } catch (const std::exception& error) {
+        reason = error.what();
+    }
+    cudaGraph_t made = nullptr;
+    const cudaError_t status = cudaStreamEndCapture(m.stream.get(), &made);
+    Graph graph(made);
+    if (status != cudaSuccess) {
+        cudaGetLastError();
+        if (reason.empty()) reason = explain(status, "capturing the engine");
+    }
+    if (reason.empty()) {
+        try {
+            m.instantiate(graph.get());
+            m.graph = std::move(graph);
+            m.engine = nullptr;
+            return "";
+        } catch (const CudaError& error) {
+            m.exec = GraphExec();
+            reason = error.what();
+        }
+    }
+    m.engine = std::move(enqueue);
+    return reason;
+}
+
+void FrameGraph::run_uncaptured(Enqueue enqueue) {
+    impl_->check_process();
+    impl_->check_idle();
+    impl_->engine = std::move(enqueue);
+}
+
+void FrameGraph::enqueue_before() {
+    impl_->check_process();
+    const DeviceScope scope(impl_->spec.device);
+    impl_->before();
+}
+
+void FrameGraph::enqueue_after() {
+    impl_->check_process();
+    const DeviceScope scope(impl_->spec.device);
+    impl_->after();
+}
+
+void FrameGraph::adopt(uintptr_t graph) {
+    impl_->check_process();
+    impl_->check_idle();
+    const DeviceScope scope(impl_->spec.device);
+    impl_->instantiate(reinterpret_cast<cudaGraph_t>(graph));
+    impl_->graph = Graph();
+    impl_->engine = nullptr;
+}
+
+uint8_t* FrameGraph::staging(int index, size_t bytes) {
+    Impl& m = *impl_;
+    m.check_process();
+    m.check_idle();
+    m.check_image(index);
+    const DeviceScope scope(m.spec.device);
+    Impl::Image& own = m.image[index];
+    own.staging.reserve(bytes);
+    own.frame.reserve(bytes);
+    return own.staging.get();
+}
+
+const uint8_t* FrameGraph::frame_memory(int index) const {
+    impl_->check_image(index);
+    return impl_->image[index].frame.get();
+}
+
+void FrameGraph::upload(int index, size_t begin, size_t end) {
+    Impl& m = *impl_;
+    m.check_image(index);
+    const DeviceScope scope(m.spec.device);
+    m.begin();
+    const Impl::Image& own = m.image[index];
+    check(cudaMemcpyAsync(own.frame.get() + begin, own.staging.get() + begin, end - begin,
+                          cudaMemcpyHostToDevice, m.stream.get()),
+          "uploading a frame");
+}
+
+void FrameGraph::upload_pinned(int index, const void* data, size_t bytes) {
+    Impl& m = *impl_;
+    m.check_process();
+    m.check_idle();
+    m.check_image(index);
+    const DeviceScope scope(m.spec.device);
+    Impl::Image& own = m.image[index];
+    own.frame.reserve(bytes);
+    if (m.spec.batch == 1) {
+        m.pinned = {data, own.frame.get(), bytes};
+        return;
+    }
+    m.begin();
+    check(cudaMemcpyAsync(own.frame.get(), data, bytes, cudaMemcpyHostToDevice, m.stream.get()),
+          "uploading a frame");
+}
+
+bool FrameGraph::is_pinned(const void* data) {
+    cudaPointerAttributes attributes = {};
+    if (cudaPointerGetAttributes(&attributes, data) != cudaSuccess) {
+        cudaGetLastError();
+        return false;
+    }
+    return attributes.type == cudaMemoryTypeHost;
+}
+
+int FrameGraph::device_of(const void* data) {
+    cudaPointerAttributes attributes = {};
+    if (cudaPointerGetAttributes(&attributes, data) != cudaSuccess) {
+        cudaGetLastError();
+        return -1;
+    }
+    const bool device = attributes.type == cudaMemoryTypeDevice || attributes.type == cudaMemoryTypeManaged;
+    return device ? attributes.device : -1;
+}
+
+void FrameGraph::wait_for_stream(uintptr_t stream) {
+    Impl& m = *impl_;
+    m.check_process();
+    const DeviceScope scope(m.spec.device);
+    check(cudaEventRecord(m.other.get(), stream_of(stream)), "cudaEventRecord");
+    check(cudaStreamWaitEvent(m.stream.get(), m.other.get(), 0), "cudaStreamWaitEvent");
+}
+
+void FrameGraph::make_stream_wait(uintptr_t stream) {
+    Impl& m = *impl_;
+    m.check_process();
+    const DeviceScope scope(m.spec.device);
+    check(cudaStreamWaitEvent(stream_of(stream), m.ended.get(), 0), "cudaStreamWaitEvent");
+}
+
+void FrameGraph::submit(const std::vector<Frame>& frames, const FrameGraph* after) {
+    Impl& m = *impl_;
+    m.check_process();
+    m.check_idle();
+    if (frames.empty() || frames.size() > static_cast<size_t>(m.spec.batch)) {
+        throw CudaError("more frames than the batch has images");
+    }
+    const DeviceScope scope(m.spec.device);
+    m.has_results = false;
+    try {
+        m.begin();
+        for (int index = 0; index < m.spec.batch; ++index) {
+            if (index < static_cast<int>(frames.size())) {
+                m.prepare(index, frames[index]);
+            } else {
+                m.host_params()[index].active = 0;
+            }
+        }
+        if (after) {
+            check(cudaStreamWaitEvent(m.stream.get(), after->impl_->ended.get(), 0), "cudaStreamWaitEvent");
+        }
+        if (m.exec) {
+            m.set_upload();
+            check(cudaGraphLaunch(m.exec.get(), m.stream.get()), "cudaGraphLaunch");
+        } else {
+            if (!m.engine) throw CudaError("no engine: call capture() first");
+            m.before();
+            m.engine(stream());
+            m.after();
+        }
+        check(cudaEventRecord(m.ended.get(), m.stream.get()), "cudaEventRecord");
+    } catch (...) {
+        m.abandon();
+        throw;
+    }
+    m.pinned = {};
+    m.has_begun = false;
+    m.in_flight = true;
+}
+
+bool FrameGraph::wait(double seconds) {
+    Impl& m = *impl_;
+    m.check_process();
+    if (!m.in_flight) return true;
+    const DeviceScope scope(m.spec.device);
+    try {
+        if (seconds < 0) {
+            check(cudaEventSynchronize(m.ended.get()), "running a frame");
+        } else {
+            using Clock = std::chrono::steady_clock;
+            const auto end = Clock::now() + std::chrono::duration<double>(std::min(seconds, 1e6));
+            for (;;) {
+                const cudaError_t status = cudaEventQuery(m.ended.get());
+                if (status == cudaSuccess) break;
+                if (status != cudaErrorNotReady) check(status, "running a frame");
+                cudaGetLastError();
+                if (Clock::now() >= end) return false;
+                std::this_thread::sleep_for(std::chrono::microseconds(50));
+            }
+        }
+    } catch (...) {
+        m.in_flight = false;
+        throw;
+    }
+    m.in_flight = false;
+    m.timed = m.has_results = true;
+    return true;
+}
+
+std::vector<std::shared_ptr<const Result>> FrameGraph::results() {
+    Impl& m = *impl_;
+    m.check_process();
+    m.check_idle();
+    if (!std::exchange(m.has_results, false)) return {};
+    const DeviceScope scope(m.spec.device);
+    bool again = false;
+    for (int index = 0; index < m.spec.batch; ++index) {
+        if (!m.host_params()[index].active || m.spec.predict_all_pixels) continue;
+        Impl::Image& own = m.image[index];
+        own.payload_bytes = own.block->header()->words * 8;
+        m.payload = std::max(m.payload, own.payload_bytes + own.payload_bytes / 4);
+        if (own.payload_bytes <= own.block->payload_bytes) continue;
+        std::unique_ptr<Block> larger = m.pool->take(m.spec.queries, m.payload);
+        *larger->header() = *own.block->header();
+        std::copy_n(own.block->rows(), own.block->header()->count, larger->rows());
+        std::swap(own.block, larger);
+        m.pool->give_back(std::move(larger));
+        m.lend(index);
+        again = true;
+    }
+    if (again) {
+        check(cudaMemcpyAsync(m.device_params.get(), m.params.get(), sizeof(ImageParams) * m.spec.batch,
+                              cudaMemcpyHostToDevice, m.stream.get()),
+              "uploading parameters");
+        launch_pack(m.stream.get(), m.postprocess());
+        check(cudaStreamSynchronize(m.stream.get()), "packing masks");
+    }
+    std::vector<std::shared_ptr<const Result>> results;
+    for (int index = 0; index < m.spec.batch; ++index) {
+        if (!m.host_params()[index].active) continue;
+        Impl::Image& own = m.image[index];
+        if (m.pool->lent() > kPinnedResults) {
+            results.push_back(std::make_shared<CopiedResult>(*own.block, own.payload_bytes));
+        } else {
+            results.push_back(
+                std::make_shared<PinnedResult>(m.pool, std::move(own.block), own.payload_bytes));
+        }
+    }
+    return results;
+}
+
+StageTimes FrameGraph::times() const {
+    const Impl& m = *impl_;
+    if (!m.timed || m.in_flight) return {};
+    const DeviceScope scope(m.spec.device);
+    StageTimes times;
+    const auto between = [](const Event& from, const Event& to, float& out) {
+        check(cudaEventElapsedTime(&out, from.get(), to.get()), "cudaEventElapsedTime");
+    };
+    between(m.began, m.uploaded, times.upload);
+    between(m.uploaded, m.preprocessed, times.preprocess);
+    between(m.preprocessed, m.engine_ended, times.engine);
+    between(m.engine_ended, m.ended, times.postprocess);
+    return times;
+}
+
+std::shared_ptr<const DeviceMemory> FrameGraph::expand(int index, const std::vector<Row>& rows) {
+    Impl& m = *impl_;
+    m.check_process();
+    m.check_idle();
+    m.check_image(index);
+    const DeviceScope scope(m.spec.device);
+    const Size size = m.host_params()[index].size;
+    const size_t pixels = static_cast<size_t>(size.height) * size.width;
+    auto memory = std::make_shared<OwnedMemory>(m.spec.device, std::max<size_t>(rows.size() * pixels, 1));
+    if (!rows.empty()) {
+        m.expanded_rows.reserve(rows.size() * sizeof(Row));
+        check(cudaMemcpyAsync(m.expanded_rows.get(), rows.data(), rows.size() * sizeof(Row),
+                              cudaMemcpyHostToDevice, m.stream.get()),
+              "uploading rows");
+        launch_expand(m.stream.get(), m.postprocess(), index, size, m.expanded_rows.get<Row>(),
+                      static_cast<int>(rows.size()), reinterpret_cast<uint8_t*>(memory->address()));
+    }
+    check(cudaStreamSynchronize(m.stream.get()), "expanding masks");
+    return memory;
+}
+
+void FrameGraph::run_engine(const Enqueue& enqueue, const void* images, void* mask_logits,
+                            void* class_logits) {
+    Impl& m = *impl_;
+    m.check_process();
+    m.check_idle();
+    const DeviceScope scope(m.spec.device);
+    const cudaStream_t stream = m.stream.get();
+    try {
+        check(cudaMemcpyAsync(m.images.get(), images, m.images.bytes(), cudaMemcpyHostToDevice, stream),
+              "uploading images");
+        enqueue(this->stream());
+        check(cudaMemcpyAsync(mask_logits, m.mask_logits.get(), m.mask_logits.bytes(), cudaMemcpyDeviceToHost,
+                              stream),
+              "downloading mask_logits");
+        check(cudaMemcpyAsync(class_logits, m.class_logits.get(), m.class_logits.bytes(),
+                              cudaMemcpyDeviceToHost, stream),
+              "downloading class_logits");
+        check(cudaStreamSynchronize(stream), "running the engine");
+    } catch (...) {
+        m.abandon();
+        throw;
+    }
+}
+
+size_t FrameGraph::device_bytes() const {
+    const Impl& m = *impl_;
+    size_t bytes = m.images.bytes() + m.mask_logits.bytes() + m.class_logits.bytes() +
+                   m.device_params.bytes() + m.counters.bytes() + m.expanded_rows.bytes();
+    for (const Impl::Image& image : m.image) {
+        bytes += image.frame.bytes() + image.tables.bytes() + image.canvas.bytes() + image.segments.bytes() +
+                 image.scratch.bytes();
+    }
+    return bytes;
+}
+
+size_t FrameGraph::pinned_bytes() const {
+    const Impl& m = *impl_;
+    size_t bytes = m.params.bytes() + m.pool->bytes();
+    for (const Impl::Image& image : m.image) bytes += image.staging.bytes() + image.staged_tables.bytes();
+    return bytes;
+}
+
+}  // namespace fai::cuda

@@ -1,0 +1,98 @@
+// What the kernels know of an image: one struct in the device's memory, renewed before every frame, so that a
+// captured graph serves frames of any size and format.
+#pragma once
+
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include "csrc/core/frame.h"
+#include "csrc/core/pixel_axis.h"
+#include "csrc/math/colour.h"
+#include "cuda/api.h"
+
+namespace fai::cuda {
+
+// What postprocessing gathers about a query. The box starts as Region::empty() of the CPU's.
+struct Query {
+    float best, largest, total;  // logit of the best class, of the best column, and the softmax's sum
+    int32_t class_id;
+    float score;
+    int32_t out;  // not 0 where NaN or the threshold takes the query out
+    int32_t row_begin, row_end, column_begin, column_end;  // nodes inside
+    int32_t x1, y1, x2, y2;
+    unsigned long long area;
+    unsigned long long sum;  // in units of kSumUnit
+};
+
+struct Header {
+    int32_t count;  // of rows
+    int32_t candidates;
+    int64_t words;  // that the masks take
+};
+
+struct ImageParams {
+    int32_t active;  // 0: nothing is asked of this image
+
+    FrameLayout layout;
+    const uint8_t* plane[3];
+    math::YuvCoefficients yuv;
+    float scale[3], bias[3];
+    int32_t top, left;
+    Size content;
+    const Tap* rows;
+    const Tap* columns;
+
+    Size size;
+    PixelAxis x, y;
+    double threshold;
+    float mask_threshold;
+    int32_t mask_threshold_reachable;  // 0 where it is above 1
+    int32_t use_mask_score;
+
+    int32_t* counters;     // candidates
+    int32_t* candidates;   // (Q) query of each slot, instances only
+    Query* queries;        // (Q)
+    float* probabilities;  // (slots, h', w')
+    uint64_t* canvas;      // (slots, H, words a row): a mask is drawn where it may be, before it is cropped
+    void* segments;        // (H, W)
+    Row* kept;             // (Q) the rows again, for the kernels that follow
+    Header* kept_header;
+
+    Header* header;  // pinned, like the next two
+    Row* results;
+    uint64_t* payload;
+    int64_t payload_words;
+};
+
+inline constexpr int kThreads = 256;
+// A semantic contest keeps two values a query in shared memory.
+inline constexpr int32_t kMaxSemanticQueries = 1024;
+
+// Words of a row of a canvas.
+__host__ __device__ __forceinline__ int64_t canvas_words(Size size) { return (size.width + 63) / 64; }
+
+__device__ __forceinline__ float to_float(float value) { return value; }
+__device__ __forceinline__ float to_float(__half value) { return __half2float(value); }
+
+// ---- launchers. Grids depend on the network alone, so that they can be captured.
+
+void launch_preprocess(cudaStream_t stream, const GraphSpec& spec, const ImageParams* params, void* images);
+
+struct PostprocessLaunch {
+    const GraphSpec* spec;
+    const ImageParams* params;
+    const void* mask_logits;
+    const void* class_logits;
+    int multiprocessors;
+};
+
+void launch_postprocess(cudaStream_t stream, const PostprocessLaunch& launch);
+
+// The last two steps again, after a first run found too little room for the masks.
+void launch_pack(cudaStream_t stream, const PostprocessLaunch& launch);
+
+// out (count, height, width), a byte of 0 or 1 a pixel; `rows` in the device's memory.
+void launch_expand(cudaStream_t stream, const PostprocessLaunch& launch, int image, Size size,
+                   const Row* rows, int count, uint8_t* out);
+
+}  // namespace fai::cuda

@@ -1,0 +1,104 @@
+// What there is to run on, and what the runtime's errors mean.
+#include <cuda_runtime.h>
+
+#include <cstdio>
+#include <cstdlib>
+
+#include "cuda/api.h"
+#include "cuda/device.cuh"
+
+namespace fai::cuda {
+namespace {
+
+std::string version_text(int version) {
+    return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
+}
+
+std::string megabytes(size_t bytes) { return std::to_string(bytes >> 20) + " MiB"; }
+
+}  // namespace
+
+bool compiled() noexcept { return true; }
+int toolkit_version() noexcept { return CUDART_VERSION; }
+
+int driver_version() noexcept {
+    int version = 0;
+    if (cudaDriverGetVersion(&version) != cudaSuccess) {
+        cudaGetLastError();
+        return 0;
+    }
+    return version;
+}
+
+std::string explain(cudaError_t error, const char* what) {
+    switch (error) {
+        case cudaErrorInsufficientDriver:
+        case cudaErrorCompatNotSupportedOnDevice:
+        case cudaErrorStubLibrary: {
+            const int driver = driver_version();
+            if (driver == 0 || error == cudaErrorStubLibrary) {
+                return "no NVIDIA driver is installed here, or this process cannot reach it (in a container: "
+                       "start "
+                       "it with --gpus all); fai_fast runs on the CPU without one";
+            }
+            return message("the NVIDIA driver is too old: it supports CUDA ", version_text(driver),
+                           ", this build of fai_fast needs ", version_text(CUDART_VERSION),
+                           "; update the driver");
+        }
+        case cudaErrorNoDevice: {
+            const char* visible = std::getenv("CUDA_VISIBLE_DEVICES");
+            return message("there is an NVIDIA driver, but no GPU that this process may use",
+                           visible ? message(" (CUDA_VISIBLE_DEVICES is '", visible, "')") : "");
+        }
+        case cudaErrorMemoryAllocation: {
+            size_t free = 0, total = 0;
+            std::string room;
+            if (cudaMemGetInfo(&free, &total) == cudaSuccess) {
+                room = message(" (", megabytes(free), " of ", megabytes(total), " are free)");
+            } else {
+                cudaGetLastError();
+            }
+            return message("out of memory on the GPU", room, " while ", what,
+                           "; take a smaller im_size, batch_size or frame, or close what else runs there");
+        }
+        case cudaErrorNoKernelImageForDevice:
+        case cudaErrorInvalidDeviceFunction:
+        case cudaErrorUnsupportedPtxVersion:
+            return message("this build of fai_fast has no code for this GPU (", cudaGetErrorString(error),
+                           "); GPUs of compute capability 7.5 and later are supported");
+        default:
+            return message(what, " failed: ", cudaGetErrorName(error), ", ", cudaGetErrorString(error));
+    }
+}
+
+std::vector<Device> devices() {
+    int count = 0;
+    check(cudaGetDeviceCount(&count), "looking for GPUs");
+    if (count == 0) check(cudaErrorNoDevice, "looking for GPUs");
+    std::vector<Device> found;
+    for (int index = 0; index < count; ++index) {
+        cudaDeviceProp properties;
+        check(cudaGetDeviceProperties(&properties, index), "asking for a GPU's properties");
+        std::string uuid = "GPU-";
+        for (int i = 0; i < 16; ++i) {
+            char text[4];
+            std::snprintf(text, sizeof text, "%02x", static_cast<unsigned char>(properties.uuid.bytes[i]));
+            uuid += text;
+            if (i == 3 || i == 5 || i == 7 || i == 9) uuid += '-';
+        }
+        found.push_back({index, properties.name, properties.major, properties.minor,
+                         properties.multiProcessorCount, properties.totalGlobalMem, uuid});
+    }
+    return found;
+}
+
+void launch_host_function(uintptr_t stream, void (*function)(void*), void* context) {
+    check(cudaLaunchHostFunc(reinterpret_cast<cudaStream_t>(stream), function, context),
+          "cudaLaunchHostFunc");
+}
+
+void copy(void* to, const void* from, size_t bytes) {
+    check(cudaMemcpy(to, from, bytes, cudaMemcpyDefault), "cudaMemcpy");
+}
+
+}  // namespace fai::cuda
