@@ -1,25 +1,34 @@
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from bench import peers, report
+from bench import gpu, peers, plot, report
 from bench.floor import Floor
 
 _RESULTS = pytest.StashKey[list[report.Result]]()
+_GPU = pytest.StashKey[gpu.Report]()
+_END = pytest.StashKey[float]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("fai_fast benchmarks")
     group.addoption("--bench-quick", action="store_true", help="fewer cases and rounds, for CI")
     group.addoption("--bench-json", type=Path, metavar="PATH", help="write results and machine to PATH")
+    group.addoption("--bench-budget", type=float, metavar="SECONDS", help="begin no GPU case later than this")
+    group.addoption("--all-models", action="store_true", help="every model of the registry, on a GPU")
+    group.addoption("--plot", type=_figure, metavar="PATH", help="draw accuracy over speed (.png or .svg)")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_RESULTS] = []
+    config.stash[_GPU] = gpu.Report()
+    config.stash[_END] = time.monotonic() + (config.getoption("--bench-budget") or float("inf"))
     config.addinivalue_line("markers", "full: left out by --bench-quick")
     # A case that fails its check or is skipped before the clock starts says so by itself.
     config.addinivalue_line("filterwarnings", "ignore:Benchmark fixture was not used")
@@ -85,25 +94,71 @@ def compare(request: pytest.FixtureRequest, benchmark) -> Compare:
         stages: dict[str, float] | None = None,
     ) -> None:
         benchmark.group = kernel
+        report.settle()
         benchmark.pedantic(ours, rounds=10 if quick else 50, warmup_rounds=3)
-        times, rounds = report.interleave(
-            {report.OURS: ours, **rivals}, budget=0.3 if quick else 4.0, min_rounds=2 if quick else 5
+        times, rounds, others = report.interleave(
+            {report.OURS: ours, **rivals}, budget=0.3 if quick else 4.0, min_rounds=2 if quick else 9
         )
         request.config.stash[_RESULTS].append(
-            report.Result(kernel, case, threads, floor, times, rounds, agreement or {}, stages or {})
+            report.Result(kernel, case, threads, floor, times, rounds, agreement or {}, stages or {}, others)
         )
 
     return run
 
 
+@pytest.fixture
+def gpu_report(request: pytest.FixtureRequest) -> Iterator[gpu.Report]:
+    """Where a GPU case puts its figures, which are written down after every case: a run may be cut short."""
+    config = request.config
+    if time.monotonic() > config.stash[_END]:
+        found = config.stash[_GPU]
+        found.notes.append(f"not measured, no time was left: {request.node.name}")
+        pytest.skip("--bench-budget is used up")
+    yield config.stash[_GPU]
+    _write(config)
+
+
+def _write(config: pytest.Config) -> Path | None:
+    path: Path | None = config.getoption("--bench-json")
+    if path is None or not (config.stash[_RESULTS] or config.stash[_GPU]):
+        return None
+    written = json.loads(report.to_json(config.stash[_RESULTS], peers.absent))
+    if found := config.stash[_GPU]:
+        written["gpu"] = found.as_dict()
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(json.dumps(written, indent=1) + "\n")
+    part.replace(path)
+    return path
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    results = config.stash[_RESULTS]
-    if not results:
-        return
-    terminalreporter.section("fai_fast against its peers: medians of interleaved rounds, in ms")
-    for line in report.table(results, peers.absent):
-        terminalreporter.write_line(line)
-    if path := config.getoption("--bench-json"):
-        path.write_text(report.to_json(results, peers.absent) + "\n")
+    if results := config.stash[_RESULTS]:
+        terminalreporter.section("fai_fast against its peers: medians of interleaved rounds, in ms")
+        for line in report.table(results, peers.absent):
+            terminalreporter.write_line(line)
+    if found := config.stash[_GPU]:
+        terminalreporter.section("fai_fast on a GPU")
+        for line in found.table():
+            terminalreporter.write_line(line)
+    if path := _write(config):
         terminalreporter.write_line(f"written to {path}")
+    if path := config.getoption("--plot"):
+        terminalreporter.write_line(_drawn(found, path))
+
+
+def _figure(text: str) -> Path:
+    path = Path(text)
+    plot.check_suffix(path)
+    return path
+
+
+def _drawn(found: gpu.Report, path: Path) -> str:
+    """Draws what was measured, and says so; or why there is nothing to draw."""
+    if not found.models:
+        return f"not drawn: {path}: no model was measured on a GPU"
+    try:
+        plot.draw(found.as_dict(), path)
+    except (ImportError, ValueError) as error:
+        return f"not drawn: {path}: {error}"
+    return f"drawn: {path}"

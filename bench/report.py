@@ -23,7 +23,10 @@ from bench.floor import Floor, bandwidth
 
 OURS = "fai_fast"
 _BLOCK_S = 0.02  # a contender's turn in a round: one call if it takes longer, else as many as fit
-_PAUSE_S = 0.003  # between turns, so that the workers of the last contender's thread pool have gone to sleep
+_WATCH_S = 0.01  # longer than a tick of the kernel's clock, by which it counts the time of running threads
+_IDLE = 0.05  # of a core, at which a process counts as asleep
+_LONGEST_SETTLE_S = 2.0
+_NOTABLE = 0.1  # cores that others may use before the report says so
 _SLOW_S = 0.05  # from here on a call fills the caches itself and gets no untimed call before it
 _PACKAGES = (
     "numpy",
@@ -40,8 +43,9 @@ _PACKAGES = (
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds a call: median and quartiles over `calls` calls."""
+    """Seconds a call: median, quartiles and the least over `calls` calls."""
 
+    best: float
     median: float
     q1: float
     q3: float
@@ -50,7 +54,7 @@ class Times:
     @classmethod
     def of(cls, seconds: Sequence[float]) -> Times:
         q1, median, q3 = np.quantile(seconds, (0.25, 0.5, 0.75)).tolist()
-        return cls(median, q1, q3, len(seconds))
+        return cls(min(seconds), median, q1, q3, len(seconds))
 
 
 @dataclass
@@ -64,6 +68,8 @@ class Result:
     agreement: dict[str, float] = field(default_factory=dict)
     stages: dict[str, float] = field(default_factory=dict)
     """Of ours, median ms."""
+    others: float | None = None
+    """Cores that other processes kept busy meanwhile, on average; None where that is not known."""
 
     def as_dict(self) -> dict[str, Any]:
         ours = self.times[OURS].median
@@ -84,15 +90,20 @@ class Result:
             },
             "agreement": self.agreement,
             "stages_ms": self.stages,
+            "cores_busy_with_other_processes": self.others,
         }
 
 
 def interleave(
     contenders: dict[str, Callable[[], object]], budget: float, min_rounds: int
-) -> tuple[dict[str, Times], int]:
+) -> tuple[dict[str, Times], int, float | None]:
     """Times contenders in turns, round by round in one process, until `budget` seconds have passed.
 
-    The order turns by one each round, so that nobody always follows the same neighbour.
+    The order turns by one each round, so that nobody always follows the same neighbour, and nobody begins before the
+    threads of the last one sleep.
+
+    Returns:
+        Times, rounds, and how many cores other processes kept busy meanwhile.
     """
     calls, warm = {}, {}
     for name, run in contenders.items():
@@ -102,17 +113,48 @@ def interleave(
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     names = list(contenders)
     gc.collect()
-    end = time.perf_counter() + budget
+    machine_before, ours_before, start = _machine_seconds(), time.process_time(), time.perf_counter()
+    end = start + budget
     rounds = 0
     while rounds < min_rounds or time.perf_counter() < end:
         for name in names[rounds % len(names) :] + names[: rounds % len(names)]:
             run = contenders[name]
-            time.sleep(_PAUSE_S)
+            settle()
             if warm[name]:
                 run()
             seconds[name] += [_timed(run) for _ in range(calls[name])]
         rounds += 1
-    return {name: Times.of(values) for name, values in seconds.items()}, rounds
+    others = None
+    if machine_before is not None and (machine_after := _machine_seconds()) is not None:
+        used = machine_after - machine_before - (time.process_time() - ours_before)
+        others = max(0.0, used / (time.perf_counter() - start))
+    return {name: Times.of(values) for name, values in seconds.items()}, rounds, others
+
+
+def settle() -> None:
+    """Waits until no thread of this process runs: the workers of some pools go on spinning when the work is done.
+
+    ONNX Runtime's do so for 40 ms, and would take one of two cores from whoever comes next.
+    """
+    end = time.perf_counter() + _LONGEST_SETTLE_S
+    while True:
+        cpu, start = time.process_time(), time.perf_counter()
+        time.sleep(_WATCH_S)
+        now = time.perf_counter()
+        if time.process_time() - cpu < _IDLE * (now - start):
+            return
+        if now > end:
+            raise RuntimeError(f"threads of this process still run {_LONGEST_SETTLE_S} s after the last call")
+
+
+def _machine_seconds() -> float | None:
+    """CPU time that all processes of this machine, and others on its host, have used; None where unknown."""
+    try:
+        fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()
+    except OSError:
+        return None
+    user, nice, system, _, _, irq, softirq, steal = map(int, fields[1:9])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
 def _timed(run: Callable[[], object]) -> float:
@@ -186,6 +228,10 @@ def table(results: Sequence[Result], absent: dict[str, str]) -> list[str]:
         if result.stages:
             parts = ", ".join(f"{name} {time:.3g}" for name, time in result.stages.items())
             lines.append(f"stages of {result.kernel}, {result.case}, ms: {parts}")
+        if result.others is not None and result.others > _NOTABLE:
+            lines.append(
+                f"not alone: other processes kept {result.others:.1f} cores busy during {result.kernel}, {result.case}"
+            )
         for name, share in result.agreement.items():
             lines.append(f"agreement with {name}, {result.kernel}, {result.case}: {share:.3f}")
     lines += [f"absent: {name} ({reason})" for name, reason in absent.items()]

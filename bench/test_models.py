@@ -11,7 +11,7 @@ import fai_fast
 import numpy as np
 import pytest
 
-from bench import peers, scenes
+from bench import peers, report, scenes
 from bench.floor import Floor
 
 KEPT = 20
@@ -59,6 +59,7 @@ def test_end_to_end(name, size, frame_size, threads, compare, cache, tmp_path) -
             # The weights are random and so are the scores: one at the threshold may fall either way.
             assert abs(len(rows.query) - len(found)) <= 2, (len(rows.query), len(found))
             rivals["plain pipeline"] = lambda: run(frame, threshold)
+        report.settle()
         latencies = np.median([ours().latency for _ in range(10)], axis=0)
         stages = dict(zip(("decode", "preprocess", "engine", "postprocess"), latencies.tolist(), strict=True))
         written = frame[..., 0].nbytes if model.spec.config.predict_all_pixels else found.packed.bits.nbytes

@@ -1,11 +1,33 @@
 # The target `fai_fast_cuda` implements cuda/api.h: with nvcc from the .cu files, without it from stub.cpp.
+# FAI_FAST_CUDA=EMULATED, for tests: from the .cu files, compiled for the CPU against tests/cuda_emulator.
 include(CheckLanguage)
 
 option(FAI_FAST_CUDA_FROM_PYPI "Use the nvcc of the package nvidia-cuda-nvcc" OFF)
 
 string(TOUPPER "${FAI_FAST_CUDA}" FAI_FAST_CUDA)
-if(NOT FAI_FAST_CUDA MATCHES "^(AUTO|ON|OFF)$")
-    message(FATAL_ERROR "FAI_FAST_CUDA is '${FAI_FAST_CUDA}'; choose AUTO, ON or OFF")
+if(NOT FAI_FAST_CUDA MATCHES "^(AUTO|ON|OFF|EMULATED)$")
+    message(FATAL_ERROR "FAI_FAST_CUDA is '${FAI_FAST_CUDA}'; choose AUTO, ON, OFF or EMULATED (tests only)")
+endif()
+
+file(GLOB FAI_FAST_CUDA_SOURCES CONFIGURE_DEPENDS cuda/*.cu)
+list(FILTER FAI_FAST_CUDA_SOURCES EXCLUDE REGEX "/math_headers\\.cu$")
+
+if(FAI_FAST_CUDA STREQUAL "EMULATED")
+    set(FAI_FAST_EMULATOR ${CMAKE_CURRENT_SOURCE_DIR}/tests/cuda_emulator)
+    if(NOT EXISTS ${FAI_FAST_EMULATOR}/cuda_runtime.h)
+        message(FATAL_ERROR "FAI_FAST_CUDA=EMULATED needs the folder tests/cuda_emulator of the repository, and "
+            "${FAI_FAST_EMULATOR} is not there; choose AUTO, ON or OFF")
+    endif()
+    message(STATUS "CUDA: EMULATED on the CPU, for tests only (FAI_FAST_CUDA=EMULATED)")
+    set_source_files_properties(${FAI_FAST_CUDA_SOURCES} cuda/math_headers.cu PROPERTIES LANGUAGE CXX)
+    add_library(fai_fast_cuda STATIC ${FAI_FAST_CUDA_SOURCES} cuda/math_headers.cu
+        ${FAI_FAST_EMULATOR}/execution.cpp ${FAI_FAST_EMULATOR}/runtime.cpp)
+    target_include_directories(fai_fast_cuda BEFORE PRIVATE ${FAI_FAST_EMULATOR})
+    # nvcc includes cuda_runtime.h by itself, and knows `#pragma unroll`.
+    target_compile_options(fai_fast_cuda PRIVATE -O2 -Wno-unknown-pragmas "SHELL:-include cuda_runtime.h")
+    target_compile_definitions(fai_fast_cuda PUBLIC FAI_FAST_CUDA_EMULATED=1)
+    target_link_libraries(fai_fast_cuda PUBLIC fai_fast_flags PRIVATE ${CMAKE_DL_LIBS})
+    return()
 endif()
 
 # Sets CMAKE_CUDA_COMPILER where an nvcc works; leaves the reason in FAI_FAST_CUDA_REASON where none does.
@@ -85,8 +107,6 @@ target_compile_options(fai_fast_cuda_flags INTERFACE
     "$<$<COMPILE_LANGUAGE:CUDA>:--fmad=false;-Xcompiler=-Wall,-Wextra,-ffp-contract=off>")
 target_link_libraries(fai_fast_cuda_flags INTERFACE fai_fast_flags)
 
-file(GLOB FAI_FAST_CUDA_SOURCES CONFIGURE_DEPENDS cuda/*.cu)
-list(FILTER FAI_FAST_CUDA_SOURCES EXCLUDE REGEX "/math_headers\\.cu$")
 add_library(fai_fast_cuda STATIC ${FAI_FAST_CUDA_SOURCES})
 target_link_libraries(fai_fast_cuda PUBLIC fai_fast_cuda_flags)
 

@@ -186,6 +186,9 @@ class FrameGraph {
 // Calls `function` from a stream, in its order (cudaLaunchHostFunc): for tests, as an engine without a GPU.
 void launch_host_function(uintptr_t stream, void (*function)(void*), void* context);
 
+// Makes a device the calling thread's own, for packages that use whichever that is; gives the one before.
+int set_device(int device);
+
 // For tests and benchmarks: blocking copies between the host and a device address, in either direction.
 void copy(void* to, const void* from, size_t bytes);
 

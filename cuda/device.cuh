@@ -102,7 +102,13 @@ class Buffer {
 
 inline cudaError_t allocate_device(void** p, size_t bytes) { return cudaMalloc(p, bytes); }
 inline cudaError_t allocate_pinned(void** p, size_t bytes) {
-    return cudaHostAlloc(p, bytes, cudaHostAllocPortable | cudaHostAllocMapped);
+    const cudaError_t error = cudaHostAlloc(p, bytes, cudaHostAllocPortable | cudaHostAllocMapped);
+    if (error != cudaErrorMemoryAllocation) return error;
+    cudaGetLastError();
+    // explain() would speak of the GPU's memory.
+    throw CudaError(message("out of page-locked memory of the host: ", (bytes >> 20) + 1,
+                            " MiB were asked for; take a smaller batch_size or frame, or close what else "
+                            "uses a GPU"));
 }
 
 using DeviceBuffer = Buffer<allocate_device, free_device>;

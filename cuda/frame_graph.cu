@@ -52,13 +52,16 @@ class BlockPool {
         }
         if (!block) block = std::make_unique<Block>();
         if (block->payload_bytes < payload_bytes || block->queries < queries) {
-            const size_t before = block->memory.bytes();
+            {
+                const std::lock_guard lock(mutex_);
+                bytes_ -= block->memory.bytes();
+            }
             block->memory.reserve(kAlignment + aligned(sizeof(Row) * queries) +
                                   aligned(static_cast<size_t>(payload_bytes)));
             block->payload_bytes = payload_bytes;
             block->queries = queries;
             const std::lock_guard lock(mutex_);
-            bytes_ += block->memory.bytes() - before;
+            bytes_ += block->memory.bytes();
         }
         const std::lock_guard lock(mutex_);
         ++lent_;
@@ -473,6 +476,9 @@ FrameGraph::FrameGraph(const GraphSpec& spec) : impl_(new Impl) {
     std::memset(m.params.get(), 0, batch * sizeof(ImageParams));
     // What an engine reads before the first frame must be numbers.
     check(cudaMemsetAsync(m.images.get(), 0, m.images.bytes(), m.stream.get()), "cudaMemsetAsync");
+    // A frame of nobody's: loads the kernels, which not every way to capture allows.
+    m.before();
+    m.after();
     check(cudaStreamSynchronize(m.stream.get()), "starting");
 }
 
@@ -531,18 +537,20 @@ std::string FrameGraph::capture(Enqueue enqueue) {
             m.engine = nullptr;
             return "";
         } catch (const CudaError& error) {
-            m.exec = GraphExec();
             reason = error.what();
         }
     }
-    m.engine = std::move(enqueue);
+    run_uncaptured(std::move(enqueue));
     return reason;
 }
 
 void FrameGraph::run_uncaptured(Enqueue enqueue) {
-    impl_->check_process();
-    impl_->check_idle();
-    impl_->engine = std::move(enqueue);
+    Impl& m = *impl_;
+    m.check_process();
+    m.check_idle();
+    m.exec = GraphExec();
+    m.graph = Graph();
+    m.engine = std::move(enqueue);
 }
 
 void FrameGraph::enqueue_before() {
@@ -725,9 +733,11 @@ std::vector<std::shared_ptr<const Result>> FrameGraph::results() {
         if (!m.host_params()[index].active || m.spec.predict_all_pixels) continue;
         Impl::Image& own = m.image[index];
         own.payload_bytes = own.block->header()->words * 8;
-        m.payload = std::max(m.payload, own.payload_bytes + own.payload_bytes / 4);
         if (own.payload_bytes <= own.block->payload_bytes) continue;
-        std::unique_ptr<Block> larger = m.pool->take(m.spec.queries, m.payload);
+        const int64_t wanted = own.payload_bytes + own.payload_bytes / 4;
+        std::unique_ptr<Block> larger = m.pool->take(m.spec.queries, wanted);
+        // Not before: what there is no memory for, no later frame should ask for.
+        m.payload = std::max(m.payload, wanted);
         *larger->header() = *own.block->header();
         std::copy_n(own.block->rows(), own.block->header()->count, larger->rows());
         std::swap(own.block, larger);

@@ -108,6 +108,30 @@ __device__ void score(const T* logits, int32_t columns, bool softmax, Query& que
     query.area = query.sum = 0;
 }
 
+// Is one of these bytes' values NaN?
+__device__ __forceinline__ bool has_nan(uint32_t word, const float*) {
+    return (word & 0x7fffffffu) > 0x7f800000u;
+}
+__device__ __forceinline__ bool has_nan(uint32_t word, const __half*) {
+    return (word & 0x7fffu) > 0x7c00u || (word >> 16 & 0x7fffu) > 0x7c00u;
+}
+
+// A thread's share of a plane; sixteen bytes at a time where the plane consists of such.
+template <class T>
+__device__ __forceinline__ bool scan_for_nan(const T* mask, int64_t plane) {
+    bool nan = false;
+    if (plane * static_cast<int64_t>(sizeof(T)) % 16 == 0) {
+        const uint4* const vectors = reinterpret_cast<const uint4*>(mask);
+        for (int64_t i = threadIdx.x; i < plane * static_cast<int64_t>(sizeof(T)) / 16; i += kThreads) {
+            const uint4 v = vectors[i];
+            nan |= has_nan(v.x, mask) | has_nan(v.y, mask) | has_nan(v.z, mask) | has_nan(v.w, mask);
+        }
+    } else {
+        for (int64_t i = threadIdx.x; i < plane; i += kThreads) nan |= is_nan(to_float(mask[i]));
+    }
+    return nan;
+}
+
 // A block a query.
 template <class T, class C>
 __global__ void __launch_bounds__(kThreads)
@@ -119,10 +143,7 @@ __global__ void __launch_bounds__(kThreads)
     const int32_t q = blockIdx.x;
     const int64_t index = static_cast<int64_t>(blockIdx.y) * queries + q;
     bool nan = false;
-    if (semantic) {
-        const T* const mask = mask_logits + index * plane;
-        for (int64_t i = threadIdx.x; i < plane; i += kThreads) nan |= is_nan(to_float(mask[i]));
-    }
+    if (semantic) nan = scan_for_nan(mask_logits + index * plane, plane);
     nan = __syncthreads_or(nan);
     if (threadIdx.x >= 32) return;
     Query& query = image.queries[q];

@@ -97,6 +97,13 @@ void launch_host_function(uintptr_t stream, void (*function)(void*), void* conte
           "cudaLaunchHostFunc");
 }
 
+int set_device(int device) {
+    int before = 0;
+    check(cudaGetDevice(&before), "cudaGetDevice");
+    check(cudaSetDevice(device), "cudaSetDevice");
+    return before;
+}
+
 void copy(void* to, const void* from, size_t bytes) {
     check(cudaMemcpy(to, from, bytes, cudaMemcpyDefault), "cudaMemcpy");
 }

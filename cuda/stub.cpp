@@ -48,6 +48,7 @@ void FrameGraph::run_engine(const Enqueue&, const void*, void*, void*) { absent(
 size_t FrameGraph::device_bytes() const { absent(); }
 size_t FrameGraph::pinned_bytes() const { absent(); }
 void launch_host_function(uintptr_t, void (*)(void*), void*) { absent(); }
+int set_device(int) { absent(); }
 void copy(void*, const void*, size_t) { absent(); }
 
 }  // namespace fai::cuda

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import fai_fast
 import hypothesis
+import pytest
 
 # Derandomised, so that a red run can be had again. No deadline: sanitizers and busy machines are slow.
 hypothesis.settings.register_profile(
@@ -13,6 +16,14 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.data_too_large],
 )
 hypothesis.settings.load_profile("fai_fast")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing is kept in the home folder by those who name no cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FAI_FAST_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 def pytest_report_header() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -353,3 +354,126 @@ def test_what_is_kept_can_be_listed_and_removed(tmp_path):
     assert cache.remove(folder / "graph.onnx") == 0
     assert cache.remove(tmp_path / "nowhere" / "graph.onnx") == 0
     assert cache.list_artefacts(tmp_path / "nowhere") == []
+
+
+# What is remembered of files that are not the cache's own
+
+
+@pytest.fixture
+def hashed(monkeypatch):
+    """Every file that was read to be hashed."""
+    paths = []
+    sha256_of = cache.sha256_of
+    monkeypatch.setattr(cache, "sha256_of", lambda path: (paths.append(path), sha256_of(path))[1])
+    return paths
+
+
+@pytest.fixture
+def checkpoint(tmp_path, monkeypatch) -> Path:
+    """A file that has not been changed for longer than any file system's clock takes to tick."""
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"first content")
+    later(monkeypatch)
+    return path
+
+
+def later(monkeypatch) -> None:
+    """As if a minute had passed."""
+    now = time.time_ns
+    monkeypatch.setattr(cache.time, "time_ns", lambda: now() + 60_000_000_000)
+
+
+def remembered(path: Path) -> str:
+    return cache.remembered_sha256(path, path.parent / "cache")
+
+
+def test_a_hash_is_remembered_while_nobody_touches_the_file(checkpoint, hashed):
+    first = remembered(checkpoint)
+    assert remembered(checkpoint) == first == hashlib.sha256(b"first content").hexdigest()
+    assert hashed == [checkpoint]
+
+
+def test_a_file_with_a_restored_modification_time_is_hashed_again(checkpoint, hashed):
+    remembered(checkpoint)
+    before = checkpoint.stat()
+    time.sleep(0.05)  # longer than a tick of the clock that the inode's time of change is taken from
+    with checkpoint.open("r+b") as file:
+        file.write(b"other")
+    os.utime(checkpoint, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = checkpoint.stat()
+    assert (after.st_size, after.st_mtime_ns, after.st_ino) == (
+        before.st_size,
+        before.st_mtime_ns,
+        before.st_ino,
+    )
+    assert remembered(checkpoint) == hashlib.sha256(b"other content").hexdigest()
+    assert len(hashed) == 2
+
+
+def test_another_file_in_its_place_is_hashed_again(checkpoint, hashed):
+    first = remembered(checkpoint)
+    before = checkpoint.stat()
+    other = checkpoint.with_name("other")
+    other.write_bytes(b"other content")
+    os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))
+    os.replace(other, checkpoint)
+    assert remembered(checkpoint) == hashlib.sha256(b"other content").hexdigest() != first
+    assert len(hashed) == 2
+
+
+@pytest.mark.parametrize("field", ["path", "device", "inode", "size", "mtime_ns", "ctime_ns"])
+def test_every_sign_of_a_change_counts_by_itself(checkpoint, hashed, field):
+    first = remembered(checkpoint)
+    [kept] = (checkpoint.parent / "cache" / "hashes").iterdir()
+    record = json.loads(kept.read_text())
+    record["depends"][field] = "x" if field == "path" else record["depends"][field] + 1
+    kept.write_text(json.dumps(record | {"sha256": "0" * 64}))
+    assert remembered(checkpoint) == first
+    assert len(hashed) == 2
+    remembered(checkpoint)
+    assert len(hashed) == 2
+
+
+def test_the_hash_of_a_file_that_was_just_changed_is_not_kept(tmp_path, monkeypatch, hashed):
+    """Another change in the same tick of the clock, with the same size, would leave no sign."""
+    path = tmp_path / "new"
+    path.write_bytes(b"first content")
+    status = path.stat()
+    newest = max(status.st_mtime_ns, status.st_ctime_ns)
+    monkeypatch.setattr(cache.time, "time_ns", lambda: newest + 1_999_999_999)
+    remembered(path)
+    remembered(path)
+    assert len(hashed) == 2
+    monkeypatch.setattr(cache.time, "time_ns", lambda: newest + 2_000_000_001)
+    remembered(path)
+    remembered(path)
+    assert len(hashed) == 3
+
+
+def test_the_hash_of_a_file_that_changes_meanwhile_is_not_kept(checkpoint, monkeypatch):
+    sha256_of = cache.sha256_of
+
+    def slowly(path):
+        found = sha256_of(path)
+        path.write_bytes(b"other content")
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "sha256_of", slowly)
+        remembered(checkpoint)
+    assert remembered(checkpoint) == hashlib.sha256(b"other content").hexdigest()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"depends": 1}'])
+def test_a_damaged_record_of_a_hash_is_made_again(checkpoint, hashed, content):
+    first = remembered(checkpoint)
+    [kept] = (checkpoint.parent / "cache" / "hashes").iterdir()
+    kept.write_bytes(content)
+    assert remembered(checkpoint) == remembered(checkpoint) == first
+    assert len(hashed) == 2
+
+
+def test_a_cache_that_takes_nothing_is_no_reason_to_fail(checkpoint, hashed):
+    (checkpoint.parent / "cache").write_bytes(b"no folder")
+    assert remembered(checkpoint) == remembered(checkpoint)
+    assert len(hashed) == 2

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import enum
 import importlib.metadata
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import fai_fast
 import pytest
-from fai_fast import doctor
+from fai_fast import _core, doctor
 from fai_fast.engines import cpu, precision, select
-from fai_fast.errors import EngineError
+from fai_fast.errors import CudaError, EngineError
 
+NO_GPU = "no NVIDIA driver: install one"
 SECTIONS = ["system", "fai_fast", "packages", "engine", "precision", "cache", "gpu", "environment"]
 
 
@@ -22,6 +25,15 @@ SECTIONS = ["system", "fai_fast", "packages", "engine", "precision", "cache", "g
 def cache_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("FAI_FAST_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    def devices():
+        raise CudaError(NO_GPU)
+
+    monkeypatch.setattr(_core, "cuda_devices", devices)
+    monkeypatch.setattr(_core, "cuda_versions", lambda: {"driver": None, "toolkit": "13.0"})
 
 
 def test_every_section_is_found_out():
@@ -40,15 +52,16 @@ def test_facts():
     assert report["fai_fast"]["cuda"] == fai_fast.build_info()["cuda"]
     assert report["packages"]["numpy"] == importlib.metadata.version("numpy")
     choice = select.choose()
-    assert report["engine"] == {"auto": f"{choice.name} on cpu", **dict(choice.reasons)}
-    assert tuple(report["precision"]["native"]) == precision.candidates(choice.name)
+    assert report["engine"] == {"auto": str(choice), **dict(choice.reasons)}
+    if choice.device == "cpu":
+        assert tuple(report["precision"]["native"]) == precision.candidates(choice.name)
 
 
 @pytest.mark.parametrize(
     ("native", "words"),
     [(("fp32",), "fp32, the only one"), (("bf16", "fp16", "fp32"), "tries bf16, fp16 and keeps it where")],
 )
-def test_what_precision_auto_does(monkeypatch, native, words):
+def test_what_precision_auto_does(monkeypatch, no_gpu, native, words):
     monkeypatch.setattr(select.module(select.choose().name), "native_precisions", lambda: native)
     assert doctor.report()["precision"]["native"] == list(native)
     assert doctor.report()["precision"]["auto"].startswith(words)
@@ -115,12 +128,106 @@ def test_a_driver(tmp_path, monkeypatch, script, expected):
     tool.write_text(f"#!/bin/sh\n{script}\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
-    assert doctor.report()["gpu"] == expected
+    section = doctor.report()["gpu"]
+    assert {name: section[name] for name in expected} == expected
 
 
-def test_no_driver(tmp_path, monkeypatch):
+def test_no_driver(tmp_path, monkeypatch, no_gpu):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert doctor.report()["gpu"]["nvidia"] in ("no NVIDIA driver", "driver, no nvidia-smi")
+    section = doctor.report()["gpu"]
+    assert section["nvidia"] in ("no NVIDIA driver", "driver, no nvidia-smi")
+    assert section["cuda"] == NO_GPU
+    assert (section["cuda_driver"], section["cuda_toolkit"]) == (None, "13.0")
+
+
+CARD = {
+    "index": 0,
+    "name": "NVIDIA H200",
+    "compute_capability": (9, 0),
+    "memory": 140 << 30,
+    "multiprocessors": 132,
+    "uuid": "GPU-1",
+}
+
+
+class CudaPython:
+    """cuda.bindings.runtime of a machine with two GPUs, and which of them is current."""
+
+    class cudaError_t(enum.IntEnum):
+        cudaSuccess = 0
+        cudaErrorMemoryAllocation = 2
+
+    def __init__(self, answer):
+        self.answer, self.current, self.asked = answer, 1, []
+
+    def cudaGetDevice(self):
+        return self.cudaError_t.cudaSuccess, self.current
+
+    def cudaSetDevice(self, index):
+        self.current = index
+        return (self.cudaError_t.cudaSuccess,)
+
+    def cudaMemGetInfo(self):
+        self.asked.append(self.current)
+        return self.cudaError_t(self.answer), 100 << 30, 140 << 30
+
+
+@pytest.fixture
+def runtime(monkeypatch):
+    """Two GPUs, and what is to stand for cuda-python."""
+    monkeypatch.setattr(_core, "cuda_devices", lambda: [CARD, {**CARD, "index": 1, "uuid": "GPU-2"}])
+    monkeypatch.setattr(_core, "cuda_versions", lambda: {"driver": "13.1", "toolkit": "13.0"})
+    monkeypatch.setenv("PATH", "")
+
+    def use(module):
+        monkeypatch.setitem(sys.modules, "cuda", ModuleType("cuda"))
+        monkeypatch.setitem(sys.modules, "cuda.bindings", ModuleType("cuda.bindings"))
+        monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", module)
+
+    return use
+
+
+def test_gpus(runtime):
+    cuda_python = CudaPython(0)
+    runtime(cuda_python)
+    section = doctor._gpu()
+    assert (section["cuda_driver"], section["cuda_toolkit"]) == ("13.1", "13.0")
+    assert section["cuda:0"] == {
+        "name": "NVIDIA H200",
+        "compute_capability": "9.0",
+        "multiprocessors": 132,
+        "memory_mb": 140 << 10,
+        "free_mb": 100 << 10,
+        "uuid": "GPU-1",
+    }
+    assert section["cuda:1"]["uuid"] == "GPU-2"
+    assert cuda_python.asked == [0, 1]
+    assert cuda_python.current == 1
+    json.dumps(section)
+
+
+def test_free_memory_is_left_out_without_cuda_python_and_explained_where_it_fails(runtime):
+    runtime(None)
+    assert "free_mb" not in doctor._gpu()["cuda:0"]
+    runtime(CudaPython(2))
+    assert doctor._gpu()["cuda:0"]["free_mb"] == "not known: cudaErrorMemoryAllocation"
+
+
+def test_a_gpu_engine_and_its_precisions(runtime, monkeypatch):
+    runtime(None)
+    chosen = select.Choice("torch-cuda", "cuda", (("torch-cuda", "the fastest of those that work"),), index=1)
+    monkeypatch.setattr(select, "choose", lambda: chosen)
+    report = doctor.report()
+    assert report["engine"] == {
+        "auto": "torch-cuda on cuda:1",
+        "torch-cuda": "the fastest of those that work",
+    }
+    assert report["precision"] == {
+        "native": ["fp16", "fp32"],
+        "auto": "tries fp16 and keeps it where the masks agree with fp32",
+    }
+    monkeypatch.setattr(select.module("torch-cuda"), "native_precisions", lambda device: ("fp32",))
+    assert doctor.report()["precision"]["auto"] == "fp32, the only one that torch-cuda has on this GPU"
 
 
 def test_a_broken_section_does_not_hide_the_others(monkeypatch):
@@ -149,7 +256,7 @@ def test_text_has_every_fact():
     choice = select.choose()
     for fact in (
         fai_fast.__version__,
-        f"{choice.name} on cpu",
+        str(choice),
         importlib.metadata.version("numpy"),
         "FAI_FAST_CACHE",
     ):
@@ -160,5 +267,8 @@ def test_text_has_every_fact():
 
 def test_torch_is_not_imported():
     script = "import sys; from fai_fast import doctor; doctor.text(); print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    without_gpu = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, env=without_gpu
+    )
     assert (done.stdout, done.stderr) == ("False\n", "")

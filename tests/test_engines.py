@@ -27,7 +27,7 @@ onnx = pytest.importorskip("onnx")
 
 QUERIES, COLUMNS = 6, 5
 NAMES = ("images", "mask_logits", "class_logits")
-INSTALLED = [name for name in select.ENGINES[1:] if importlib.util.find_spec(name)]
+INSTALLED = [name for name in select.CPU_ENGINES if importlib.util.find_spec(name)]
 LONG = 60  # seconds that nothing here comes near: only a hang does
 
 
@@ -93,7 +93,7 @@ def file(folder):
     return write
 
 
-@pytest.fixture(params=select.ENGINES[1:])
+@pytest.fixture(params=select.CPU_ENGINES)
 def engine_module(request):
     if request.param not in INSTALLED:
         pytest.skip(f"{request.param} is not installed")
@@ -425,6 +425,39 @@ def test_quiet_and_private(engine_module, file, tmp_path):
     )
     assert out == "True False\n"
     assert list(home.rglob("*")) == []
+
+
+def test_openvino_comes_without_its_converter_until_somebody_asks(file):
+    """Which takes longer to import than all the rest of it, and would report to its makers."""
+    out = run_script(
+        f"""
+        import sys
+        from fai_fast.engines import openvino as engine
+
+        module = engine.package()
+        print("openvino.tools.ovc" in sys.modules, "openvino_telemetry" in sys.modules)
+        from openvino import convert_model
+        print(convert_model({str(file())!r}).inputs[0].get_any_name(), module.convert_model is convert_model)
+        print("openvino_telemetry" in sys.modules, hasattr(module, "convert_nothing"))
+        """
+    )
+    assert out == "False False\nimages True\nFalse False\n"
+
+
+def test_an_openvino_that_needs_its_converter_is_imported_with_it(tmp_path):
+    """As a later version may."""
+    tools = tmp_path / "openvino" / "tools" / "ovc"
+    tools.mkdir(parents=True)
+    (tools / "__init__.py").write_text("convert_model = 1\n")
+    (tmp_path / "openvino" / "__init__.py").write_text("from openvino.tools.ovc import convert_model\n")
+    out = run_script(
+        """
+        from fai_fast.engines import openvino as engine
+        print(engine.package().convert_model)
+        """,
+        PYTHONPATH=os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]),
+    )
+    assert out == "1\n"
 
 
 # What is refused
@@ -815,95 +848,6 @@ def test_depends(engine_module):
     assert engine_module.depends("bf16") != first
     with pytest.raises(ValueError, match="num_threads: got -1"):
         engine_module.depends(num_threads=-1)
-
-
-# Selection
-
-
-@needs_openvino
-def test_auto_takes_the_fastest():
-    choice = select.choose()
-    assert (choice.name, choice.device) == ("openvino", "cpu")
-    assert [name for name, _ in choice.reasons] == list(select.ENGINES[1:])
-    assert dict(choice.reasons)["openvino"] == "the fastest of those that work"
-    assert dict(choice.reasons)["onnxruntime"].startswith("openvino is faster and works; ")
-    assert select.choose(device="cpu") == choice
-
-
-def test_an_engine_that_is_asked_for(engine_module):
-    choice = select.choose(engine_module.NAME)
-    assert choice.name == engine_module.NAME
-    for name, why in choice.reasons:
-        assert why == ("asked for" if name == engine_module.NAME else f"{engine_module.NAME} was asked for")
-    assert select.module(choice.name) is engine_module
-
-
-@pytest.mark.skipif("onnxruntime" not in INSTALLED, reason="onnxruntime is not installed")
-def test_auto_goes_on_where_a_package_is_missing(monkeypatch):
-    monkeypatch.setitem(sys.modules, "openvino", None)
-    choice = select.choose()
-    assert choice.name == "onnxruntime"
-    assert dict(choice.reasons)["openvino"] == "not installed: pip install 'openvino'"
-
-
-@pytest.mark.skipif("onnxruntime" not in INSTALLED, reason="onnxruntime is not installed")
-def test_auto_says_when_it_passes_over_a_broken_package(monkeypatch, caplog):
-    def broken():
-        raise EngineError("openvino: cannot be imported (libtbb is missing)")
-
-    monkeypatch.setattr(ov_engine, "version", broken)
-    choice = select.choose()
-    assert choice.name == "onnxruntime"
-    assert dict(choice.reasons)["openvino"] == "cannot be imported (libtbb is missing)"
-    assert [record.getMessage() for record in caplog.records] == [
-        "engine openvino is passed over: cannot be imported (libtbb is missing)"
-    ]
-    with pytest.raises(EngineError, match=r"^openvino: cannot be imported"):
-        select.choose("openvino")
-
-
-def test_no_engine_at_all(monkeypatch):
-    for name in select.ENGINES[1:]:
-        monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(EngineError) as raised:
-        select.choose()
-    for words in ("no engine: ", "pip install 'openvino'", "pip install 'fai-fast[onnxruntime]'"):
-        assert words in str(raised.value)
-    with pytest.raises(
-        EngineError, match=r"^onnxruntime: not installed: pip install 'fai-fast\[onnxruntime\]'$"
-    ):
-        select.choose("onnxruntime")
-
-
-def test_a_folder_of_that_name_is_no_package(tmp_path):
-    (tmp_path / "onnxruntime").mkdir()
-    out = run_script(f"""
-        import sys
-        sys.path = [{str(tmp_path)!r}] + [path for path in sys.path if "site-packages" not in path]
-        import importlib.util
-        assert importlib.util.find_spec("onnxruntime") is not None
-        spec = importlib.util.spec_from_file_location("alone", {select.__file__!r})
-        sys.modules["fai_fast"] = sys.modules["fai_fast.arguments"] = sys.modules["fai_fast.errors"] = type(sys)("x")
-        sys.modules["fai_fast.arguments"].check_choice = sys.modules["fai_fast.errors"].EngineError = None
-        alone = sys.modules["alone"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(alone)
-        print(alone._installed("onnxruntime"), alone._installed("json"))
-        """)
-    assert out == "False True\n"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "words"),
-    [
-        (("abacus",), ValueError, "engine: got 'abacus', expected one of 'auto', 'openvino', 'onnxruntime'"),
-        ((None,), TypeError, "engine: got None"),
-        (("auto", "tpu"), ValueError, "device: got 'tpu', expected one of 'auto', 'cpu', 'cuda'"),
-        (("auto", "cuda"), EngineError, "the GPU engines are not part of this build yet"),
-    ],
-)
-def test_selection_arguments(arguments, error, words):
-    with pytest.raises(error, match=words):
-        select.choose(*arguments)
 
 
 # The CPU

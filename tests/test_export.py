@@ -27,6 +27,8 @@ ENGINES = [name for name in ("onnxruntime", "openvino") if importlib.util.find_s
 # Together these have everything that a published network has; the others are larger.
 QUICK = ("bisenetformer-m-ade", "bisenetformer-s-ade", "fai-mf-m-ade", "fai-mf-s-coco-ins")
 
+ENGINE = {"path": "a.engine", "format": "tensorrt"}
+
 
 def small_spec(family="bisenetformer", **changes):
     """A network that is quick to run: the smallest backbone, few and narrow layers."""
@@ -289,6 +291,19 @@ def test_export_takes_what_describes_a_model(weights, tmp_path):
         ({"batch": 1.0}, TypeError, "batch"),
         ({"precision": "int8"}, ValueError, "precision: got 'int8', expected one of 'fp32', 'fp16'"),
         ({"verify": 1}, TypeError, "verify: got 1, expected a bool"),
+        ({"format": "tflite"}, ValueError, "format: got 'tflite', expected one of 'onnx', 'tensorrt'"),
+        ({"target": "sm75"}, ValueError, "target: got 'sm75' with format='onnx', expected None"),
+        ({"format": "tensorrt"}, ValueError, r"path: got .*a\.onnx', expected a path that ends in \.engine"),
+        ({"path": "a.engine"}, ValueError, r"path: got .*a\.engine', expected a path that ends in \.onnx"),
+        ({**ENGINE, "target": "sm10"}, ValueError, "target: got 'sm10', expected one or more of sm75, "),
+        ({**ENGINE, "target": []}, ValueError, "target: got none"),
+        ({**ENGINE, "target": 75}, TypeError, "target: got 75"),
+        ({**ENGINE, "target": ["sm75", "current"]}, ValueError, "expected 'current' alone"),
+        (
+            {**ENGINE, "target": "sm75", "precision": "fp32"},
+            ValueError,
+            "precision: got 'fp32' with target 'sm75', expected 'fp16'",
+        ),
         ({"model": "no-such-model"}, ValueError, "no-such-model"),
         ({"model": None}, TypeError, "model: got NoneType"),
     ],

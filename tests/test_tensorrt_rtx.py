@@ -7,7 +7,9 @@ import importlib.util
 import fai_fast
 import numpy as np
 import pytest
-from fai_fast.errors import ExportError
+from fai_fast import _core
+from fai_fast.engines.tensorrt import flavour
+from fai_fast.errors import CudaError, EngineError, ExportError
 from fai_fast.exporter import tensorrt
 from fai_fast.exporter.builder import Builder, Value
 from fai_fast.exporter.graph import build_graph
@@ -54,8 +56,8 @@ CASES = [
 
 @pytest.mark.parametrize(("name", "target"), CASES)
 def test_every_model_builds_for_every_target(name, target, graph_of):
-    path = graph_of(name)
-    engine = tensorrt.build_engine(path, target)
+    # For sm75 this begins with the check that every product is float16, every shape fixed.
+    engine = tensorrt.build_engine(graph_of(name), target)
     # The weights, in float16, are in it.
     assert len(engine) > 0.8 * sum(value.size for value in state_of(name).values()) * 2
 
@@ -74,10 +76,17 @@ def product(tmp_path, dtype):
     return path
 
 
-def test_what_turing_refuses_is_an_error_with_the_reason(tmp_path):
+def test_what_turing_refuses_is_an_error_with_the_reason(tmp_path, monkeypatch):
     assert tensorrt.build_engine(product(tmp_path, np.float16), "sm75")
-    with pytest.raises(ExportError, match=r"cannot build .*product.onnx for sm75: "):
-        tensorrt.build_engine(product(tmp_path, np.float32), "sm75")
+    single = product(tmp_path, np.float32)
+    with pytest.raises(
+        ExportError, match=r"cannot build .*product\.onnx: .* MatMul product reads x in FLOAT"
+    ):
+        tensorrt.build_engine(single, "sm75")
+    # TensorRT-RTX itself, without the check before it.
+    monkeypatch.setattr("fai_fast.engines.tensorrt.check_for_turing", lambda model: None)
+    with pytest.raises(ExportError, match=r"cannot build .*product\.onnx for sm75: (?!it does not say why)"):
+        tensorrt.build_engine(single, "sm75")
 
 
 def test_several_targets_in_one_engine(tmp_path):
@@ -97,8 +106,60 @@ def test_wrong_arguments_are_named(tmp_path):
         tensorrt.build_engine(path, 75)
 
 
-def test_a_file_that_is_no_graph_is_an_error_with_the_parsers_reason(tmp_path):
+@pytest.mark.parametrize("target", ["sm75", "sm86"])
+def test_a_file_that_is_no_graph_is_an_error_with_the_parsers_reason(target, tmp_path):
     path = tmp_path / "text.onnx"
     path.write_text("no graph")
-    with pytest.raises(ExportError, match=r"TensorRT-RTX cannot read .*text.onnx: ."):
-        tensorrt.build_engine(path, "sm75")
+    with pytest.raises(ExportError, match=r"tensorrt_rtx: cannot read .*text\.onnx: ."):
+        tensorrt.build_engine(path, target)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """The demo model as one engine for two generations of GPUs, neither of which is here."""
+    pytest.importorskip("torch")
+    path = tmp_path_factory.mktemp("exported") / "shapes.engine"
+    targets = ["sm75", "sm86"]
+    return fai_fast.export("fai-mf-n-shapes", path, im_size=(96, 128), format="tensorrt", target=targets)
+
+
+def test_the_demo_model_is_exported_as_an_engine(exported):
+    path = exported.path
+    assert sorted(item.name for item in path.parent.iterdir()) == ["shapes.engine", "shapes.engine.json"]
+    assert exported.verified
+    assert exported.precision == "fp16"
+    assert exported.targets == ("sm75", "sm86")
+    assert exported.version == f"tensorrt_rtx {flavour('tensorrt_rtx').version()}"
+    weights = sum(np.prod(shape) for shape in state_shapes(exported.spec).values())
+    assert exported.file_size == path.stat().st_size > 0.8 * 2 * weights
+    record = tensorrt.read_record(path)
+    assert (record.spec, record.size, record.batch) == (exported.spec, exported.size, 1)
+    assert record.verification == exported.verification
+
+
+def test_loading_an_engine_without_a_gpu_is_an_error(exported, monkeypatch):
+    try:
+        found = _core.cuda_devices()
+    except CudaError:
+        found = []
+    if found:
+        pytest.skip("there is a GPU here")
+    rtx = flavour("tensorrt_rtx")
+    with pytest.raises(CudaError):
+        rtx.load_blob(exported.path)
+    # TensorRT-RTX itself, told that there is one.
+    card = {
+        "index": 0,
+        "name": "T4",
+        "compute_capability": (7, 5),
+        "memory": 1,
+        "multiprocessors": 40,
+        "uuid": "1",
+    }
+    monkeypatch.setattr(_core, "cuda_devices", lambda: [card])
+    monkeypatch.setattr(_core, "cuda_versions", lambda: {"driver": "13.0", "toolkit": "13.0"})
+    monkeypatch.setattr(_core, "set_cuda_device", lambda index: 0)
+    with pytest.raises(
+        EngineError, match=r"tensorrt_rtx: .*shapes\.engine cannot be loaded, build it again: .*CUDA"
+    ):
+        rtx.load_blob(exported.path)

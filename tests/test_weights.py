@@ -501,6 +501,25 @@ def test_located_weights_are_not_read_yet(tmp_path, model):
         found.read()
 
 
+def test_a_second_look_at_an_untouched_file_reads_nothing(tmp_path, model, state, monkeypatch):
+    path = tmp_path / "model.safetensors"
+    save_numpy(state, path)
+    now = time.time_ns
+    monkeypatch.setattr(cache.time, "time_ns", lambda: now() + 60_000_000_000)
+    first = locate(model, path, cache_dir=tmp_path / "cache")
+    monkeypatch.setattr(cache, "sha256_of", lambda path: pytest.fail("it was read"))
+    assert locate(model, path, cache_dir=tmp_path / "cache").sha256 == first.sha256
+
+
+def test_a_file_that_is_not_what_was_located_is_refused(tmp_path, model, state):
+    path = tmp_path / "model.safetensors"
+    save_numpy(state, path)
+    found = locate(model, path, cache_dir=tmp_path / "cache")
+    save_numpy(random_state(model, 1), path)
+    with pytest.raises(WeightsError, match=r"model\.safetensors changed while it was in use, or is damaged"):
+        found.read()
+
+
 def test_a_models_own_weights_are_those_beside_it_then_in_the_package_then_at_its_address(
     tmp_path, model, state, monkeypatch
 ):

@@ -119,7 +119,8 @@ py::object call_dlpack(py::handle object, const py::object& stream = py::none())
     py::dict keywords;
     if (!stream.is_none()) keywords["stream"] = stream;
     try {
-        py::dict newer(keywords);
+        // py::dict(keywords) would be the same dict.
+        auto newer = py::reinterpret_steal<py::dict>(PyDict_Copy(keywords.ptr()));
         newer["max_version"] = py::make_tuple(1, 0);
         return call(method, py::tuple(), newer);
     } catch (py::error_already_set& error) {

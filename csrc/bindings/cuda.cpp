@@ -8,6 +8,8 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "csrc/bindings/arrays.h"
@@ -62,6 +64,11 @@ class DeviceMasks {
   public:
     DeviceMasks(std::shared_ptr<const cuda::DeviceMemory> memory, int device, std::array<int64_t, 3> shape)
         : memory_(std::move(memory)), device_(device), shape_(shape) {}
+    DeviceMasks(DeviceMasks&&) = default;
+    // Freeing waits for all that runs on the device.
+    ~DeviceMasks() {
+        if (memory_) without_gil([&] { memory_.reset(); });
+    }
 
     py::tuple shape() const { return py::make_tuple(shape_[0], shape_[1], shape_[2]); }
     py::tuple dlpack_device() const { return py::make_tuple(dlpack::kCuda, device_); }
@@ -80,7 +87,15 @@ class DeviceMasks {
         if (!stream.is_none() && !py::isinstance<py::int_>(stream)) {
             throw TypeError(message("stream: got ", type_name(stream), ", expected an int or None"));
         }
-        const bool versioned = !max_version.is_none() && py::cast<py::tuple>(max_version)[0].cast<int>() >= 1;
+        bool versioned = false;
+        if (!max_version.is_none()) {
+            try {
+                versioned = py::cast<std::tuple<int, int>>(max_version) >= std::tuple(1, 0);
+            } catch (const py::cast_error&) {
+                throw TypeError(message("max_version: got ", type_name(max_version),
+                                        ", expected (major, minor) or None"));
+            }
+        }
         return versioned ? exported<dlpack::ManagedVersioned>("dltensor_versioned")
                          : exported<dlpack::Managed>("dltensor");
     }
@@ -327,7 +342,9 @@ class FrameGraph {
     }
 
     py::dict times() {
-        const cuda::StageTimes times = device().times();
+        const cuda::FrameGraph& graph = device();
+        cuda::StageTimes times;
+        without_gil([&] { times = graph.times(); });
         py::dict dict;
         dict["upload"] = times.upload;
         dict["preprocess"] = times.preprocess;
@@ -406,6 +423,9 @@ class FrameGraph {
 
 // For tests: puts a call of a Python function on a stream, in its order.
 void launch_host_function(uintptr_t stream, py::object function) {
+    if (!PyCallable_Check(function.ptr())) {
+        throw TypeError(message("function: got ", type_name(function), ", expected a function"));
+    }
     // Captured, it is called for every replay: never freed.
     auto* held = new py::object(std::move(function));
     without_gil([&] {
@@ -423,20 +443,33 @@ void launch_host_function(uintptr_t stream, py::object function) {
     });
 }
 
+// The bytes of an array that is to be copied from or to a device address.
+std::pair<void*, size_t> copied(const py::buffer& array, uintptr_t address, bool writable) {
+    const py::buffer_info info = array.request(writable);
+    py::ssize_t dense = info.itemsize;
+    for (auto i = static_cast<size_t>(info.ndim); i-- > 0; dense *= info.shape[i]) {
+        if (info.size > 0 && info.shape[i] != 1 && info.strides[i] != dense) {
+            throw ValueError("array: got one that is not C-contiguous");
+        }
+    }
+    if (cuda::FrameGraph::device_of(reinterpret_cast<const void*>(address)) < 0) {
+        throw ValueError(message("address: got ", address, ", which is outside any GPU's memory"));
+    }
+    return {info.ptr, static_cast<size_t>(info.size * info.itemsize)};
+}
+
 // For tests and benchmarks: blocking copies between an array and a device address.
-void copy_to_device(uintptr_t address, py::buffer array) {
-    const py::buffer_info info = array.request();
-    without_gil([&] {
-        cuda::copy(reinterpret_cast<void*>(address), info.ptr,
-                   static_cast<size_t>(info.size * info.itemsize));
+void copy_to_device(uintptr_t address, const py::buffer& array) {
+    const auto [data, bytes] = copied(array, address, false);
+    without_gil([&, data = data, bytes = bytes] {
+        cuda::copy(reinterpret_cast<void*>(address), data, bytes);
     });
 }
 
-void copy_from_device(py::buffer array, uintptr_t address) {
-    const py::buffer_info info = array.request(true);
-    without_gil([&] {
-        cuda::copy(info.ptr, reinterpret_cast<const void*>(address),
-                   static_cast<size_t>(info.size * info.itemsize));
+void copy_from_device(const py::buffer& array, uintptr_t address) {
+    const auto [data, bytes] = copied(array, address, true);
+    without_gil([&, data = data, bytes = bytes] {
+        cuda::copy(data, reinterpret_cast<const void*>(address), bytes);
     });
 }
 
@@ -445,6 +478,7 @@ void copy_from_device(py::buffer array, uintptr_t address) {
 void register_cuda(py::module_& m) {
     m.def("cuda_versions", cuda_versions);
     m.def("cuda_devices", cuda_devices);
+    m.def("set_cuda_device", cuda::set_device, py::arg("device"), py::call_guard<py::gil_scoped_release>());
     m.def("launch_host_function", launch_host_function, py::arg("stream"), py::arg("function"));
     m.def("copy_to_device", copy_to_device, py::arg("address"), py::arg("array"));
     m.def("copy_from_device", copy_from_device, py::arg("array"), py::arg("address"));

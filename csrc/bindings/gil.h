@@ -25,6 +25,9 @@ auto survive_exit(Call&& call) {
 // Runs body() without the GIL.
 template <class Body>
 void without_gil(Body&& body) {
+    // While the interpreter ends, its thread is the only one that Python still runs: it destroys what modules
+    // held, and there is nobody to make room for.
+    if (!Py_IsInitialized()) return std::forward<Body>(body)();
     std::exception_ptr error;
     PyThreadState* state = PyEval_SaveThread();
     try {

@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import os
-import secrets
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -31,12 +31,15 @@ __all__ = [
     "list_artefacts",
     "lock",
     "record_path",
+    "remembered_sha256",
     "remove",
     "sha256_of",
 ]
 
 PARTIAL_SUFFIX = ".part"
 _CHUNK = 1 << 20
+# FAT's clock ticks every two seconds; no other file system's is coarser.
+_TICK_NS = 2_000_000_000
 
 _log = logging.getLogger("fai_fast")
 
@@ -125,7 +128,7 @@ class Record:
     def write(self, path: Path) -> None:
         """Puts the record at `path`, as a whole or not at all."""
         text = json.dumps({**self.__dict__, "fai_fast": __version__}, indent=1, allow_nan=False)
-        temporary = path.with_name(f".tmp-{secrets.token_hex(8)}.json")
+        temporary = path.with_name(f".tmp-{os.urandom(8).hex()}.json")
         try:
             temporary.write_text(text, "utf-8")
             _sync(temporary)
@@ -276,6 +279,53 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
+def remembered_sha256(path: Path, folder: Path) -> str:
+    """:func:`sha256_of` for a file that is not the cache's own, such as a user's checkpoint; the cache remembers it.
+
+    It is taken anew when path, inode, size, modification time, or the inode's own time of change differs; no program
+    can set the last one, where there is one (not on Windows). A file that had just been changed when it was read is
+    read again the next time, as a second change in the same tick of the file system's clock would not show.
+
+    Args:
+        path: the file.
+        folder: the cache; see :func:`cache_folder`.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    status = path.stat()
+    identity = _identity(path, status)
+    kept = folder / "hashes" / f"{status.st_dev:x}-{status.st_ino:x}.json"
+    # One that is not readable is no loss: the file itself is there.
+    with suppress(OSError, ValueError):
+        record = Record.read(kept)
+        if record.depends == identity:
+            return record.sha256
+    began = time.time_ns()
+    sha256 = sha256_of(path)
+    settled = max(status.st_mtime_ns, status.st_ctime_ns) < began - _TICK_NS
+    if settled and _identity(path, path.stat()) == identity:
+        created = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        try:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            Record(identity, status.st_size, sha256, {}, created, status.st_mtime_ns).write(kept)
+        except OSError as error:
+            _log.info("the hash of %s is not kept: %s", path, error.strerror)
+    return sha256
+
+
+def _identity(path: Path, status: os.stat_result) -> dict[str, Any]:
+    """What tells another file, or other content of this one, as JSON."""
+    return {
+        "path": str(path.absolute()),
+        "device": status.st_dev,
+        "inode": status.st_ino,
+        "size": status.st_size,
+        "mtime_ns": status.st_mtime_ns,
+        "ctime_ns": status.st_ctime_ns,
+    }
+
+
 def _check(path: Path, depends: dict[str, Any]) -> Artefact | str:
     """The artefact, or why there is none that can be used."""
     try:
@@ -328,7 +378,7 @@ def _build(
     """Under the lock: whatever lies beside `path` half made is of a process that died."""
     for item in _leftovers(path):
         item.unlink(missing_ok=True)
-    temporary = path.with_name(f"{_prefix(path)}{secrets.token_hex(4)}{path.suffix}")
+    temporary = path.with_name(f"{_prefix(path)}{os.urandom(4).hex()}{path.suffix}")
     try:
         info = _as_json("what build returned", build(temporary) or {})
         if not temporary.is_file():

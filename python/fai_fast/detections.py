@@ -263,6 +263,9 @@ class Detections(_Immutable):
         size: (H, W) of the frame, pixels.
         tracker_id: int64 (N,) or None.
         latency: what finding them took, where a :class:`fai_fast.Model` did it, else None. No part of equality.
+        masks_device: bool (N, H, W) in a GPU's memory, where :meth:`fai_fast.Model.infer` was asked for it, else
+            None: an object with ``__dlpack__`` and ``__cuda_array_interface__``, for ``torch.from_dlpack``,
+            ``cupy.asarray`` and the like. A selection of rows does not keep it.
 
     Args:
         xyxy: numbers (N, 4), finite, x1 <= x2 and y1 <= y2.
@@ -302,6 +305,7 @@ class Detections(_Immutable):
         "class_names",
         "confidence",
         "latency",
+        "masks_device",
         "query",
         "size",
         "tracker_id",
@@ -315,6 +319,7 @@ class Detections(_Immutable):
     size: tuple[int, int]
     tracker_id: Int64 | None
     latency: Latency | None
+    masks_device: Any
     _packed: PackedMasks | None
     _source: _SegmentSource | None
     _source_rows: Int64 | None
@@ -363,6 +368,7 @@ class Detections(_Immutable):
             _source_rows=None if source is None else np.arange(n),
             _area=None,
             latency=None,
+            masks_device=None,
         )
 
     @classmethod
@@ -396,6 +402,7 @@ class Detections(_Immutable):
             _source_rows=None if source is None else np.arange(len(boxes)),
             _area=rows["area"],
             latency=None,
+            masks_device=None,
         )
 
     @classmethod
@@ -450,6 +457,7 @@ class Detections(_Immutable):
             _source_rows=None,
             _area=None,
             latency=None,
+            masks_device=None,
         )
 
     # ------------------------------------------------------------------------------------------------ rows
@@ -488,6 +496,7 @@ class Detections(_Immutable):
             _source_rows=None if self._source_rows is None else self._source_rows[rows],
             _area=None if self._area is None else self._area[rows],
             latency=self.latency,
+            masks_device=None,
         )
 
     def with_tracker_id(self, tracker_id: npt.ArrayLike | None) -> Detections:
@@ -496,9 +505,9 @@ class Detections(_Immutable):
         fields = {name: getattr(self, name) for name in self.__slots__}
         return self._make(**{**fields, "tracker_id": ids})
 
-    def _with_latency(self, latency: Latency) -> Detections:
-        """This result, which nobody else has seen yet, with what it took."""
-        self._set(latency=latency)
+    def _with_latency(self, latency: Latency, masks_device: Any = None) -> Detections:
+        """This result, which nobody else has seen yet, with what it took and its masks on the device."""
+        self._set(latency=latency, masks_device=masks_device)
         return self
 
     @property

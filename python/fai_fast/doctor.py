@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import os
 import platform
@@ -11,6 +12,8 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from fai_fast.errors import CudaError
 
 __all__ = ["report", "text"]
 
@@ -25,10 +28,18 @@ _PACKAGES = {
     "platformdirs": ("the cache", "platformdirs"),
     "tqdm": ("progress bars", "tqdm"),
     "torch": (
-        'weights in .pth files, weights="random", fai_fast.reference, losses, checking an export',
+        'weights in .pth files, weights="random", fai_fast.reference, losses, checking an export, torch-cuda',
         "fai-fast[torch]",
     ),
     "onnxruntime": ("the alternative engine on CPUs", "fai-fast[onnxruntime]"),
+    "onnxruntime-gpu": ("an engine on NVIDIA GPUs, in place of onnxruntime", "onnxruntime-gpu"),
+    "tensorrt": ("the fastest engine on NVIDIA GPUs", "fai-fast[tensorrt]"),
+    "tensorrt-rtx-cu13-libs": (
+        "the engine tensorrt_rtx on NVIDIA GPUs, and exporting for them without one",
+        "fai-fast[tensorrt-rtx]",
+    ),
+    "tensorrt-rtx-cu13-bindings": ("the same from Python", "fai-fast[tensorrt-rtx]"),
+    "cuda-python": ("the free memory of a GPU in this report", "fai-fast[cuda]"),
     "supervision": ("Detections.to_supervision() and drawing with it", "fai-fast[plot]"),
     "opencv-python-headless": ("Detections.polygons()", "fai-fast[polygons]"),
 }
@@ -37,6 +48,10 @@ _ALSO = {
     "opencv-python-headless": ("opencv-python", "opencv-contrib-python", "opencv-contrib-python-headless"),
     "onnxruntime": ("onnxruntime-gpu", "onnxruntime-openvino"),
     "pillow": ("pillow-simd",),
+    "tensorrt": ("tensorrt-cu13", "tensorrt-cu12"),
+    "tensorrt-rtx-cu13-libs": ("tensorrt-rtx", "tensorrt-rtx-cu12-libs"),
+    "tensorrt-rtx-cu13-bindings": ("tensorrt-rtx", "tensorrt-rtx-cu12-bindings"),
+    "cuda-python": ("cuda-bindings",),
 }
 
 
@@ -134,19 +149,24 @@ def _engine() -> dict[str, Any]:
     from fai_fast.engines import select
 
     choice = select.choose()
-    return {"auto": f"{choice.name} on {choice.device}", **dict(choice.reasons)}
+    return {"auto": str(choice), **dict(choice.reasons)}
 
 
 def _precision() -> dict[str, Any]:
     from fai_fast.engines import precision, select
 
-    name = select.choose().name
-    tried = precision.candidates(name)
+    choice = select.choose()
+    on_gpu = choice.device == "cuda"
+    tried: tuple[str, ...] = (
+        select.module(choice.name).native_precisions(choice.index)
+        if on_gpu
+        else precision.candidates(choice.name)
+    )
     return {
         "native": list(tried),
         "auto": f"tries {', '.join(tried[:-1])} and keeps it where the masks agree with fp32"
         if len(tried) > 1
-        else f"fp32, the only one that {name} has on this CPU",
+        else f"{tried[0]}, the only one that {choice.name} has on this {'GPU' if on_gpu else 'CPU'}",
     }
 
 
@@ -165,6 +185,50 @@ def _cache() -> dict[str, Any]:
 
 
 def _gpu() -> dict[str, Any]:
+    from fai_fast import _core
+    from fai_fast.engines import gpu
+
+    section: dict[str, Any] = {f"cuda_{name}": version for name, version in _core.cuda_versions().items()}
+    try:
+        for device in gpu.devices():
+            section[f"cuda:{device.index}"] = {
+                "name": device.name,
+                "compute_capability": ".".join(map(str, device.compute_capability)),
+                "multiprocessors": device.multiprocessors,
+                "memory_mb": device.memory >> 20,
+                **_free_memory(device.index),
+                "uuid": device.uuid,
+            }
+    except CudaError as error:
+        section["cuda"] = str(error)
+    return {**section, **_nvidia_smi()}
+
+
+def _free_memory(index: int) -> dict[str, Any]:
+    """The memory that no process holds: MiB, or why it is not known; nothing without cuda-python."""
+    try:
+        runtime = importlib.import_module("cuda.bindings.runtime")
+    except ImportError:
+        return {}
+
+    def checked(result: tuple[Any, ...]) -> tuple[Any, ...]:
+        if result[0] != runtime.cudaError_t.cudaSuccess:
+            raise CudaError(result[0].name)
+        return result[1:]
+
+    try:
+        (before,) = checked(runtime.cudaGetDevice())
+        checked(runtime.cudaSetDevice(index))
+        try:
+            free, _ = checked(runtime.cudaMemGetInfo())
+        finally:
+            checked(runtime.cudaSetDevice(before))
+    except (CudaError, RuntimeError) as error:  # RuntimeError where the driver lacks a function
+        return {"free_mb": f"not known: {error}"}
+    return {"free_mb": int(free) >> 20}
+
+
+def _nvidia_smi() -> dict[str, Any]:
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return {

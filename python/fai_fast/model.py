@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fai_fast.arguments import check_bool, check_int, check_number
-from fai_fast.detections import Detections, Latency
-from fai_fast.engines.base import Context, Engine
+from fai_fast.arguments import check_bool, check_choice, check_int, check_number
+from fai_fast.detections import Detections
+from fai_fast.engines.base import Engine
 from fai_fast.errors import FaiFastError, WeightsError
 from fai_fast.images import is_encoded, read_image
 from fai_fast.letterbox import Letterbox
-from fai_fast.ops import postprocess_batch, preprocess_frame
+from fai_fast.ops import postprocess_batch
+from fai_fast.pipelines import ContextPool, CpuPipeline, GpuPipeline, Pipeline, Request, Ticket, fill
 from fai_fast.prepare import Prepared, prepare
 from fai_fast.registry import ModelSpec
 from fai_fast.weights import Weights
 
+if TYPE_CHECKING:
+    from fai_fast.stream import Stream
+
 __all__ = ["Model", "load"]
 
-# More contexts than this would only wait for each other's cores.
-MAX_CONTEXTS = 4
 STAGES = ("decode", "preprocess", "engine", "postprocess", "total")
 
 
@@ -52,8 +53,8 @@ def load(
             :class:`fai_fast.ModelSpec`; or an ``.onnx`` file that :func:`fai_fast.export` wrote.
         weights: a path (.pth, .safetensors), an http(s) address, a state dict, "random" (to measure speed), or None
             for those that belong to the model.
-        engine: "auto", or one that ``fai-fast doctor`` lists, such as "openvino" and "onnxruntime".
-        device: "auto" or "cpu".
+        engine: "auto", or one that ``fai-fast doctor`` lists, such as "tensorrt", "torch-cuda" and "openvino".
+        device: "auto", "cpu", "cuda" or "cuda:1"; "auto" is the first GPU where one can be used.
         precision: "fp32", "fp16", "bf16", or "auto": the fastest that the device computes natively and whose masks
             agree with fp32's.
         im_size: the network's input, an int for a square or (height, width), multiples of 32; None for the size that
@@ -66,6 +67,7 @@ def load(
     Raises:
         TypeError, ValueError: an argument is wrong; the text names it.
         WeightsError, ExportError, EngineError: weights, export or engine failed; the text says what to do.
+        CudaError: a GPU is asked for, and there is none, or its driver is too old, or its memory is full.
 
     Example:
         >>> with fai_fast.load("fai-mf-n-shapes") as model:  # doctest: +SKIP
@@ -105,13 +107,25 @@ class Model:
     size: tuple[int, int]
     batch_size: int
 
-    def __init__(self, prepared: Prepared) -> None:
+    def __init__(self, prepared: Prepared, users: _Users | None = None) -> None:
         self._prepared = prepared
         self._engine: Engine = prepared.engine
         self.spec = prepared.spec
         self.size = prepared.size
         self.batch_size = prepared.batch_size
-        self._pool = _Pool(self._engine.context, MAX_CONTEXTS)
+        self._users = _Users(self._engine) if users is None else users
+        self._closed = False
+        self._raw: ContextPool | None = None
+        self._raw_lock = threading.Lock()
+        try:
+            self._pipeline: Pipeline = (
+                CpuPipeline(self.spec, self._engine, prepared.num_threads)
+                if prepared.gpu is None
+                else GpuPipeline(self.spec, prepared.gpu)
+            )
+        except BaseException:
+            self._users.leave()
+            raise
 
     # ------------------------------------------------------------------------------------------------ run
 
@@ -126,6 +140,7 @@ class Model:
         resize: str = "stretch",
         yuv_matrix: str = "bt601",
         yuv_range: str = "limited",
+        masks_device: bool = False,
     ) -> Detections:
         """Finds what is in a picture.
 
@@ -136,6 +151,10 @@ class Model:
             threshold: rows whose score is not above it are left out; None for the model's own.
             mask_threshold, use_mask_score: see :func:`fai_fast.postprocess`; None for the model's own.
             color, resize, yuv_matrix, yuv_range: see :func:`fai_fast.preprocess`.
+            masks_device: leave boolean masks in the GPU's memory too, as ``Detections.masks_device``.
+
+        A frame may lie in the memory of the model's GPU (DLPack or ``__cuda_array_interface__``: torch, CuPy, CV-CUDA,
+        torchcodec); it is read there, after the work on it that its producer has put on its stream.
 
         Returns:
             Masks and boxes in the picture's own size, with ``latency``.
@@ -145,18 +164,154 @@ class Model:
             FileNotFoundError, OSError: the file cannot be read.
             EngineError, FaiFastError: the engine failed, or the model is closed.
         """
-        return self.infer_batch(
-            [image],
-            threshold=threshold,
-            mask_threshold=mask_threshold,
-            use_mask_score=use_mask_score,
-            color=color,
-            resize=resize,
-            yuv_matrix=yuv_matrix,
-            yuv_range=yuv_range,
-        )[0]
+        options = self._options(threshold, mask_threshold, use_mask_score, masks_device)
+        layout = {"color": color, "resize": resize, "yuv_matrix": yuv_matrix, "yuv_range": yuv_range}
+        return self._pipeline.run(self._request([image], layout, options))[0]
 
     __call__ = infer
+
+    def submit(
+        self,
+        image: Any,
+        *,
+        threshold: float | None = None,
+        mask_threshold: float | None = None,
+        use_mask_score: bool | None = None,
+        color: str = "rgb",
+        resize: str = "stretch",
+        yuv_matrix: str = "bt601",
+        yuv_range: str = "limited",
+        masks_device: bool = False,
+    ) -> Ticket:
+        """:meth:`infer` that does not wait: several frames are on their way at once, and take less time together.
+
+        On a GPU the upload of a frame overlaps with the engine of the one before; frames are taken in order. With as
+        many on their way as there is room for, it waits for the first of them, whose result stays with its ticket.
+        The frame's memory must keep its content until :meth:`Ticket.result` returns.
+
+        Args:
+            As :meth:`infer`.
+
+        Raises:
+            What :meth:`infer` raises about its arguments; what the engine raises comes from :meth:`Ticket.result`.
+
+        Example:
+            >>> tickets = [model.submit(frame) for frame in frames]  # doctest: +SKIP
+            >>> results = [ticket.result() for ticket in tickets]  # doctest: +SKIP
+        """
+        options = self._options(threshold, mask_threshold, use_mask_score, masks_device)
+        layout = {"color": color, "resize": resize, "yuv_matrix": yuv_matrix, "yuv_range": yuv_range}
+        return Ticket(self._pipeline.submit(self._request([image], layout, options)))
+
+    async def infer_async(self, image: Any, **options: Any) -> Detections:
+        """:meth:`infer` for asyncio: the event loop goes on meanwhile, several may be awaited at once.
+
+        Runs in the loop's default executor. A call that is cancelled while its frame runs lets it end unseen; the
+        frame's memory is read until then.
+
+        Args:
+            image, options: as :meth:`infer`.
+
+        Raises:
+            What :meth:`infer` raises.
+
+        Example:
+            >>> found = await asyncio.gather(*map(model.infer_async, frames))  # doctest: +SKIP
+        """
+        import asyncio
+
+        return await asyncio.to_thread(self.infer, image, **options)
+
+    def stream(
+        self,
+        source: Any,
+        *,
+        policy: str | None = None,
+        depth: int = 2,
+        stride: int = 1,
+        threshold: float | None = None,
+        mask_threshold: float | None = None,
+        use_mask_score: bool | None = None,
+        resize: str = "stretch",
+        masks_device: bool = False,
+        on_error: str = "raise",
+        timeout: float | None = None,
+        backoff: tuple[float, float] = (0.5, 30.0),
+        retries: int | None = None,
+        color: str = "rgb",
+        yuv_matrix: str | None = None,
+        yuv_range: str | None = None,
+        frame_threads: bool = False,
+        format: str | None = None,
+        options: Mapping[str, str] | None = None,
+    ) -> Stream:
+        """The frames of a video, a camera or pictures, each with what was found in it, in order.
+
+        A video's frames go to the model as the decoder's own planes; nothing is converted or copied. Decoding and the
+        stages of several frames overlap.
+
+        Args:
+            source: a video file; an address (rtsp, http, ...); a camera, as its number or its device; a folder or
+                pattern of pictures, which come in the order of their names; an iterable of frames or of (timestamp in
+                seconds, frame), each as :meth:`infer` takes it or a PyAV frame; or a function that returns such an
+                iterable, called again to reconnect. Videos need the extra ``video``.
+            policy: "latest" keeps a live source live: of frames that come faster than they can be used, the older ones
+                are dropped and counted, and results that were overtaken too. "all" uses every frame and makes the
+                source wait. None is "latest" for cameras, addresses without an end, and functions, else "all".
+            depth: frames in the model at once; with 1 the results are the freshest, with more there are more of them.
+            stride: use every n-th frame.
+            threshold, mask_threshold, use_mask_score, resize, masks_device: see :meth:`infer`.
+            on_error: what to do when a live source ends or fails: "raise" the error, or "reconnect": open it again.
+            timeout: seconds without a frame after which the source counts as failed; None for 10 with cameras,
+                addresses and functions, and no limit with others.
+            backoff: seconds (first, longest) to wait before the source is opened again, doubled each time and shortened
+                at random by up to a half.
+            retries: how often in a row it is opened again before the error is raised; None for ever.
+            color: of an iterable's frames, see :func:`fai_fast.preprocess`; iterables may not write to a frame's memory
+                until its result is there.
+            yuv_matrix, yuv_range: None for what the video says of itself, "bt601" and "limited" where it says nothing.
+            frame_threads: decode several frames of a file at once: faster where there are cores to spare, but next to
+                a damaged frame others can be lost.
+            format, options: of FFmpeg, for sources that it does not guess, such as format="v4l2",
+                options={"video_size": "1280x720", "input_format": "mjpeg"} for a camera.
+
+        Returns:
+            An iterator of (:class:`fai_fast.stream.Frame`, :class:`fai_fast.Detections`) with ``dropped`` and
+            ``stats()``, closed by ``with``, by its end, and when nobody holds it any more. A frame that fails raises in
+            its place, with its number; those after it come when the stream is asked on.
+
+        Raises:
+            TypeError, ValueError: an argument is wrong; the text names it.
+            FileNotFoundError: there is no such source.
+            ImportError: PyAV is needed and missing.
+            ValueError, OSError, TimeoutError: while it runs: the source is no video, is damaged, fails, or is silent.
+
+        Example:
+            >>> with model.stream("rtsp://camera/1", on_error="reconnect") as stream:  # doctest: +SKIP
+            ...     for frame, detections in stream:
+            ...         print(frame.id, frame.pts, len(detections), stream.dropped)
+        """
+        from fai_fast.stream import Stream
+
+        infer = self._options(threshold, mask_threshold, use_mask_score, masks_device)
+        return Stream(
+            self,
+            source,
+            policy=policy,
+            depth=depth,
+            stride=stride,
+            on_error=on_error,
+            timeout=timeout,
+            backoff=backoff,
+            retries=retries,
+            color=color,
+            yuv_matrix=yuv_matrix,
+            yuv_range=yuv_range,
+            frame_threads=frame_threads,
+            format=format,
+            options=options,
+            infer={**infer, "resize": check_choice("resize", resize, ("stretch", "letterbox"))},
+        )
 
     def infer_batch(
         self,
@@ -180,11 +335,12 @@ class Model:
         """
         if not isinstance(images, (list, tuple)):
             raise TypeError(f"images: got {type(images).__name__}, expected a list or tuple of pictures")
-        options = self._postprocessing(threshold, mask_threshold, use_mask_score)
-        frames = {"color": color, "resize": resize, "yuv_matrix": yuv_matrix, "yuv_range": yuv_range}
+        options = self._options(threshold, mask_threshold, use_mask_score)
+        layout = {"color": color, "resize": resize, "yuv_matrix": yuv_matrix, "yuv_range": yuv_range}
         results: list[Detections] = []
         for start in range(0, len(images), self.batch_size):
-            results += self._run(images[start : start + self.batch_size], frames, options)
+            request = self._request(images[start : start + self.batch_size], layout, options)
+            results += self._pipeline.run(request)
         return results
 
     def queries(
@@ -202,72 +358,55 @@ class Model:
             inside the mask, -1 outside. Q * H * W * 2 bytes: 415 MB for 100 queries at 1080p.
         """
         frame = read_image(image) if is_encoded(image) else image
-        with self._pool.borrow() as context:
-            letterbox = self._fill(context, 0, frame, {"color": color, "resize": resize})
+        with self._contexts().borrow() as context:
+            letterbox = fill(self.spec, context, 0, frame, {"color": color, "resize": resize})
             context.run()
             mask_logits, class_logits = context.mask_logits[:1].copy(), context.class_logits[:1].copy()
-        # No score is below zero: every query that has pixels is returned.
-        options = {**self._postprocessing(-1.0, None, False), "class_names": None}
         boxed = letterbox if resize == "letterbox" else None
-        [found] = postprocess_batch(mask_logits, class_logits, letterbox.frame, letterbox=boxed, **options)
+        mask_threshold = self.spec.config.mask_threshold
+        [found] = postprocess_batch(
+            mask_logits,
+            class_logits,
+            letterbox.frame,
+            letterbox=boxed,
+            # No score is below zero: every query that has pixels is returned.
+            threshold=-1.0,
+            mask_threshold=mask_threshold,
+            predict_all_pixels=self.spec.config.predict_all_pixels,
+            num_threads=self._prepared.num_threads,
+        )
         class_ids, scores = _best_classes(class_logits[0])
         masks = np.full((len(class_ids), *letterbox.frame), -1, np.int16)
         for query, (x1, y1, x2, y2), mask in zip(
             found.query, found.xyxy.astype(np.int64), found.crops(), strict=True
         ):
             masks[query, y1:y2, x1:x2][mask] = class_ids[query]
-        for query, y, x in _lone_pixels(found, mask_logits[0], letterbox, options["mask_threshold"]):
+        for query, y, x in _lone_pixels(found, mask_logits[0], letterbox, mask_threshold):
             masks[query, y, x] = class_ids[query]
         return class_ids, scores, masks
 
-    def _run(
-        self, images: Sequence[Any], frames: Mapping[str, Any], options: Mapping[str, Any]
-    ) -> list[Detections]:
+    def _request(
+        self, images: Sequence[Any], layout: Mapping[str, str], options: Mapping[str, Any]
+    ) -> Request:
+        """The pictures, decoded where they are files."""
+        if self._closed:
+            raise FaiFastError("the model is closed; load it again")
         started = time.perf_counter()
-        decoded = [read_image(image) if is_encoded(image) else image for image in images]
-        in_memory = all(frame is image for frame, image in zip(decoded, images, strict=True))
-        decode_end = started if in_memory else time.perf_counter()
-        with self._pool.borrow() as context:
-            borrowed = time.perf_counter() if in_memory else decode_end
-            letterboxes = [self._fill(context, index, frame, frames) for index, frame in enumerate(decoded)]
-            preprocessed = time.perf_counter()
-            context.run()
-            ran = time.perf_counter()
-            results = postprocess_batch(
-                context.mask_logits[: len(images)],
-                context.class_logits[: len(images)],
-                [letterbox.frame for letterbox in letterboxes],
-                letterbox=letterboxes if frames.get("resize") == "letterbox" else None,
-                **options,
-            )
-        top = self.spec.config.top_k
-        results = [result if len(result) <= top else result[:top] for result in results]
-        ended = time.perf_counter()
-        latency = Latency(
-            1e3 * (decode_end - started),
-            1e3 * (preprocessed - borrowed),
-            1e3 * (ran - preprocessed),
-            1e3 * (ended - ran),
-        )
-        return [result._with_latency(latency) for result in results]
+        frames = [read_image(image) if is_encoded(image) else image for image in images]
+        in_memory = all(frame is image for frame, image in zip(frames, images, strict=True))
+        decode = 0.0 if in_memory else 1e3 * (time.perf_counter() - started)
+        return Request(frames, layout, decode=decode, **options)
 
-    def _fill(self, context: Context, index: int, frame: Any, options: Mapping[str, Any]) -> Letterbox:
-        config = self.spec.config
-        _, letterbox = preprocess_frame(
-            frame,
-            self.size,
-            mean=config.pixel_mean,
-            std=config.pixel_std,
-            dtype=None,
-            out=context.images[index : index + 1],
-            **options,
-        )
-        return letterbox
-
-    def _postprocessing(
-        self, threshold: float | None, mask_threshold: float | None, use_mask_score: bool | None
+    def _options(
+        self,
+        threshold: float | None,
+        mask_threshold: float | None,
+        use_mask_score: bool | None,
+        masks_device: bool = False,
     ) -> dict[str, Any]:
         config = self.spec.config
+        if check_bool("masks_device", masks_device) and self._prepared.gpu is None:
+            raise ValueError("masks_device: got True for a model on the CPU, expected False")
         return {
             "threshold": config.threshold if threshold is None else check_number("threshold", threshold),
             "mask_threshold": (
@@ -280,10 +419,19 @@ class Model:
                 if use_mask_score is None
                 else check_bool("use_mask_score", use_mask_score)
             ),
-            "predict_all_pixels": config.predict_all_pixels,
-            "class_names": self.spec.classes,
-            "num_threads": self._prepared.num_threads,
+            "masks_device": masks_device,
         }
+
+    def _contexts(self) -> ContextPool:
+        """Contexts of the engine alone, between arrays of the host."""
+        if isinstance(self._pipeline, CpuPipeline):
+            return self._pipeline.contexts
+        with self._raw_lock:
+            if self._raw is None:
+                self._raw = ContextPool(self._engine.context, 1)
+                if self._closed:
+                    self._raw.close()
+            return self._raw
 
     # ----------------------------------------------------------------------------------------- measure, tell
 
@@ -330,7 +478,9 @@ class Model:
     def info(self) -> dict[str, Any]:
         """What runs and why: ``name``, ``task``, ``classes`` (their number), ``im_size``, ``batch_size``, ``weights``,
         ``engine`` (the engine's own account), ``precision`` and ``precision_reason``, ``engine_reasons``,
-        ``verification`` of the exported graph, ``artefacts`` (files in the cache, and why each was built or not)."""
+        ``verification`` of the exported graph, ``artefacts`` (files in the cache, and why each was built or not),
+        ``execution`` (on a GPU: whether frames run as a captured graph, and why not), ``memory`` (on a GPU: bytes that
+        the buffers of frames take)."""
         return {
             "name": self.spec.name,
             "family": self.spec.family,
@@ -340,6 +490,8 @@ class Model:
             "batch_size": self.batch_size,
             **self._prepared.account,
             "engine": self._engine.info(),
+            "execution": self._pipeline.info(),
+            **({"memory": self._pipeline.memory()} if isinstance(self._pipeline, GpuPipeline) else {}),
         }
 
     @property
@@ -362,10 +514,27 @@ class Model:
 
     # --------------------------------------------------------------------------------------------- life cycle
 
+    def clone(self) -> Model:
+        """Another model that shares this one's engine and weights, with buffers and, on a GPU, a stream of its own.
+
+        Each is closed for itself; the engine goes with the last one.
+
+        Raises:
+            FaiFastError: the model is closed.
+        """
+        self._users.enter()
+        return Model(self._prepared, self._users)
+
     def close(self) -> None:
-        """Gives engine and buffers back, after frames in other threads have ended. Does nothing twice."""
-        self._pool.close()
-        self._engine.close()
+        """Gives engine and buffers back, after frames on their way have ended. Does nothing twice."""
+        with self._raw_lock:
+            if self._closed:
+                return
+            self._closed = True
+            if self._raw is not None:
+                self._raw.close()
+        self._pipeline.close()
+        self._users.leave()
 
     def __enter__(self) -> Model:
         return self
@@ -374,6 +543,28 @@ class Model:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class _Users:
+    """Counts the models that share an engine; the last one to leave closes it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._lock = threading.Lock()
+        self._count = 1
+
+    def enter(self) -> None:
+        with self._lock:
+            if self._count == 0:
+                raise FaiFastError("the model is closed; load it again")
+            self._count += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._count -= 1
+            if self._count:
+                return
+        self._engine.close()
 
 
 def _best_classes(class_logits: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
@@ -416,49 +607,3 @@ def _taps(letterbox: Letterbox, axis: int, cells: int) -> npt.NDArray[np.float64
     weights[np.arange(pixels), first] += 1 - (low - first)
     weights[np.arange(pixels), np.minimum(first + 1, cells - 1)] += low - first
     return weights
-
-
-class _Pool:
-    """Contexts made when first needed, each lent to one thread at a time."""
-
-    def __init__(self, make: Callable[[], Context], limit: int) -> None:
-        self._make = make
-        self._limit = limit
-        self._made = 0
-        self._free: list[Context] = []
-        self._changed = threading.Condition()
-        self._closed = False
-
-    @contextmanager
-    def borrow(self) -> Iterator[Context]:
-        context = self._take()
-        try:
-            yield context
-        finally:
-            with self._changed:
-                self._free.append(context)
-                self._changed.notify()
-
-    def _take(self) -> Context:
-        with self._changed:
-            while True:
-                if self._closed:
-                    raise FaiFastError("the model is closed; load it again")
-                if self._free:
-                    return self._free.pop()
-                if self._made < self._limit:
-                    self._made += 1
-                    break
-                self._changed.wait()
-        try:
-            return self._make()
-        except BaseException:
-            with self._changed:
-                self._made -= 1
-                self._changed.notify()
-            raise
-
-    def close(self) -> None:
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()

@@ -138,10 +138,9 @@ def preprocess_frame(
     """:func:`preprocess`, with the frame's size and where it lies in the input for every way to resize."""
     size = check_size("size", size)
     means, stds = check_channels("mean", mean), check_channels("std", std)
-    color = check_choice("color", color, _COLORS)
-    resize = check_choice("resize", resize, ("stretch", "letterbox"))
-    if type(image).__module__.startswith("PIL.") and hasattr(image, "mode"):
-        image, color = _from_pil(image, color)
+    image, color, resize, yuv_matrix, yuv_range = frame_arguments(
+        image, color=color, resize=resize, yuv_matrix=yuv_matrix, yuv_range=yuv_range
+    )
     tensor, frame, content, offset = _core.preprocess(
         image,
         size,
@@ -151,10 +150,32 @@ def preprocess_frame(
         resize,
         _float_dtype(dtype, out),
         out,
+        yuv_matrix,
+        yuv_range,
+    )
+    return tensor, Letterbox(frame, size, content, offset)
+
+
+def frame_arguments(
+    image: object,
+    *,
+    color: str = "rgb",
+    resize: str = "stretch",
+    yuv_matrix: str = "bt601",
+    yuv_range: str = "limited",
+) -> tuple[object, str, str, str, str]:
+    """A frame and how to read it, checked, in the order in which ``_core`` takes them. Raises TypeError, ValueError."""
+    color = check_choice("color", color, _COLORS)
+    resize = check_choice("resize", resize, ("stretch", "letterbox"))
+    if type(image).__module__.startswith("PIL.") and hasattr(image, "mode"):
+        image, color = _from_pil(image, color)
+    return (
+        image,
+        color,
+        resize,
         check_choice("yuv_matrix", yuv_matrix, ("bt601", "bt709")),
         check_choice("yuv_range", yuv_range, ("limited", "full")),
     )
-    return tensor, Letterbox(frame, size, content, offset)
 
 
 def postprocess(

@@ -16,6 +16,8 @@ from fai_fast.arguments import check_choice, check_int, check_threads
 from fai_fast.engines import precision as precisions
 from fai_fast.engines import select
 from fai_fast.engines.base import Engine
+from fai_fast.engines.gpu import GpuEngine
+from fai_fast.errors import EngineError, ExportError
 from fai_fast.registry import ModelSpec, load_spec
 from fai_fast.weights import Weights
 
@@ -39,6 +41,8 @@ class Prepared:
     account: dict[str, Any]
     weights: Callable[[], Weights] | None
     """Reads them; None where they are only in a graph."""
+    gpu: GpuEngine | None = None
+    """The engine again, where it runs on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +54,27 @@ class Graph:
     spec: ModelSpec
     size: tuple[int, int]
     batch_size: int
+    precision: str
     account: dict[str, Any]
     weights: Callable[[], Weights] | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """What graphs and engines are made from.
+
+    Attributes:
+        graph: the deployed graph in "fp32" or "fp16", exported unless the cache has it. Raises ExportError.
+        weights: None where there is only a graph.
+    """
+
+    spec: ModelSpec
+    size: tuple[int, int]
+    batch_size: int
+    graph: Callable[[str], Graph]
+    account: dict[str, Any]
+    weights: Callable[[], Weights] | None
+    weights_sha256: str | None
 
 
 def prepare(
@@ -73,38 +96,66 @@ def prepare(
     if not 1 <= batch_size <= MAX_BATCH:
         raise ValueError(f"batch_size: got {batch_size}, expected 1..{MAX_BATCH}")
     check_choice("engine", engine, select.ENGINES)
-    check_choice("device", device, select.DEVICES)
+    select.check_device(device)
+    if _is_engine_file(name_or_path):
+        return _given_engine(Path(name_or_path), weights, engine, device, precision, im_size, batch_size)
     # Importing an engine takes as long as reading a checkpoint's hash, and they do not need each other.
     with ThreadPoolExecutor(1) as beside:
-        chosen = beside.submit(select.choose, engine, device)
-        graph = _graph(name_or_path, weights, im_size, batch_size, cache_dir, chosen)
-    choice = chosen.result()
-    ready, account = _fastest(graph, choice.name, precision, threads, cache_dir)
-    return Prepared(
-        spec=graph.spec,
-        engine=ready,
-        size=graph.size,
-        batch_size=graph.batch_size,
-        num_threads=threads,
-        account={**graph.account, **account, "engine_reasons": dict(choice.reasons)},
-        weights=graph.weights,
-    )
+        chosen = beside.submit(select.candidates, engine, device)
+        source = _source(name_or_path, weights, im_size, batch_size, cache_dir, chosen)
+    choices = chosen.result()
+    for choice in choices:
+        try:
+            if choice.device == "cuda":
+                return _on_gpu(source, choice, precision, cache_dir)
+            graph = source.graph("fp32")
+            ready, account = _fastest(graph, choice.name, precision, threads, cache_dir)
+        except (EngineError, ExportError) as error:
+            if choice is choices[-1]:
+                raise
+            _log.warning("%s: engine %s is passed over: %s", source.spec.name, choice.name, error)
+            continue
+        return Prepared(
+            spec=graph.spec,
+            engine=ready,
+            size=graph.size,
+            batch_size=graph.batch_size,
+            num_threads=threads,
+            account={**graph.account, **account, "engine_reasons": dict(choice.reasons)},
+            weights=graph.weights,
+        )
+    raise AssertionError("select.candidates gives at least one")
 
 
-def _graph(
+def _source(
     name_or_path: Any,
     weights: Any,
     im_size: int | Sequence[int] | None,
     batch_size: int,
     cache_dir: Any,
-    chosen: Future[select.Choice],
-) -> Graph:
+    chosen: Future[list[select.Choice]],
+) -> Source:
     if isinstance(name_or_path, (str, os.PathLike)) and os.fspath(name_or_path).endswith(".onnx"):
-        return _given_graph(Path(name_or_path), weights, im_size, batch_size)
-    return _exported_graph(load_spec(name_or_path), weights, im_size, batch_size, cache_dir, chosen)
+        given = _given_graph(Path(name_or_path), weights, im_size, batch_size, cache_dir)
+        return Source(
+            given.spec,
+            given.size,
+            given.batch_size,
+            lambda _: given,
+            given.account,
+            None,
+            weights_sha256=None,
+        )
+    return _exported_source(load_spec(name_or_path), weights, im_size, batch_size, cache_dir, chosen)
 
 
-def _given_graph(path: Path, weights: Any, im_size: int | Sequence[int] | None, batch_size: int) -> Graph:
+def _is_engine_file(name_or_path: Any) -> bool:
+    return isinstance(name_or_path, (str, os.PathLike)) and os.fspath(name_or_path).endswith(".engine")
+
+
+def _given_graph(
+    path: Path, weights: Any, im_size: int | Sequence[int] | None, batch_size: int, cache_dir: Any
+) -> Graph:
     """A file of :func:`fai_fast.export`, which brings everything with it."""
     if not path.is_file():
         raise FileNotFoundError(f"name_or_path: no such file: {path}")
@@ -121,10 +172,11 @@ def _given_graph(path: Path, weights: Any, im_size: int | Sequence[int] | None, 
         )
     return Graph(
         path=path,
-        sha256=cache.sha256_of(path),
+        sha256=cache.remembered_sha256(path, cache.cache_folder(cache_dir)),
         spec=exported.spec,
         size=exported.size,
         batch_size=exported.batch,
+        precision=exported.precision,
         account={
             "weights": f"in {path}",
             "verification": exported.verification,
@@ -133,50 +185,274 @@ def _given_graph(path: Path, weights: Any, im_size: int | Sequence[int] | None, 
     )
 
 
-def _exported_graph(
+def _exported_source(
     spec: ModelSpec,
     source: Any,
     im_size: int | Sequence[int] | None,
     batch_size: int,
     cache_dir: Any,
-    chosen: Future[select.Choice],
-) -> Graph:
-    """The deployed graph of these weights, exported unless the cache has it."""
+    chosen: Future[list[select.Choice]],
+) -> Source:
+    """The deployed graph of these weights."""
     height, width = size = exporter.check_im_size(spec.im_size if im_size is None else im_size)
     found = weights.locate(spec, source, cache_dir=cache_dir)
     chosen.result()  # an engine that does not work is better known before minutes of export
-    folder = model_folder(spec, cache_dir)
+    account = {"weights": found.source, "weights_sha256": found.sha256}
 
-    def export(path: Path) -> dict[str, Any]:
-        _log.info("%s: exporting and verifying %dx%d, which is done once", spec.name, height, width)
-        return exporter.write(found.read(), path, size=size, batch=batch_size, precision="fp32").to_dict()
+    def graph(precision: str) -> Graph:
+        def export(path: Path) -> dict[str, Any]:
+            _log.info(
+                "%s: exporting and verifying %dx%d in %s, which is done once",
+                spec.name,
+                height,
+                width,
+                precision,
+            )
+            return exporter.write(
+                found.read(), path, size=size, batch=batch_size, precision=precision
+            ).to_dict()
 
+        kept = cache.artefact(
+            model_folder(spec, cache_dir)
+            / f"{height}x{width}-b{batch_size}-{precision}-{found.sha256[:12]}.onnx",
+            depends={
+                "weights": found.sha256,
+                "configuration": spec.to_dict(),
+                "size": [height, width],
+                "batch": batch_size,
+                "precision": precision,
+                "exporter": exporter.VERSION,
+            },
+            build=export,
+        )
+        return Graph(
+            path=kept.path,
+            sha256=kept.sha256,
+            spec=ModelSpec.from_dict(kept.info["spec"]),
+            size=size,
+            batch_size=batch_size,
+            precision=precision,
+            account={
+                **account,
+                "verification": kept.info["verification"],
+                "artefacts": {"graph": _said(kept)},
+            },
+            weights=found.read,
+        )
+
+    return Source(spec, size, batch_size, graph, account, found.read, found.sha256)
+
+
+# ------------------------------------------------------------------------------------------------------- GPU
+
+
+def _on_gpu(source: Source, choice: select.Choice, precision: str, cache_dir: Any) -> Prepared:
+    """The engine in the precision asked for; for "auto" the first whose masks agree with fp32's."""
+    module = select.module(choice.name)
+    known: dict[str, str] | None = module.GRAPH_PRECISION
+    native: tuple[str, ...] = module.native_precisions(choice.index)
+    if precision != "auto" and precision not in native:
+        raise EngineError(
+            f"{choice.name}: precision {precision} was asked for, expected one of {', '.join(native)}"
+        )
+    tried = native if precision == "auto" else (precision,)
+    refused: list[str] = []
+    for candidate in tried:
+        said: dict[str, str] = {}
+        graph: Graph | None = None
+        if known is None:
+            ready = _from_weights(source, choice, candidate)
+        else:
+            try:
+                graph = source.graph(known[candidate])
+            except ExportError as error:
+                if candidate == tried[-1]:
+                    raise
+                refused.append(f"{candidate}: {error}")
+                continue
+            if graph.precision != known[candidate]:
+                refused.append(f"{candidate}: {graph.path.name} is a {graph.precision} graph")
+                continue
+            ready, said = _built(graph, choice, candidate, cache_dir)
+        verdict = ""
+        if candidate != "fp32":
+            try:
+                holds, verdict = _gpu_agreement(source, graph, choice, candidate, ready, cache_dir)
+            except BaseException:
+                ready.close()
+                raise
+            if not holds:
+                ready.close()
+                refused.append(f"{candidate}: its masks differ from fp32's: {verdict}")
+                continue
+        reason = "; ".join(
+            filter(None, ["asked for" if precision != "auto" else "the fastest here", verdict])
+        )
+        return Prepared(
+            spec=source.spec if graph is None else graph.spec,
+            engine=ready,
+            gpu=ready,
+            size=source.size,
+            batch_size=source.batch_size,
+            num_threads=None,
+            account={
+                **(source.account if graph is None else graph.account),
+                "precision": candidate,
+                "precision_reason": "; ".join([*refused, reason]),
+                "artefacts": {**({} if graph is None else graph.account["artefacts"]), **said},
+                "engine_reasons": dict(choice.reasons),
+            },
+            weights=source.weights,
+        )
+    raise EngineError(f"{choice.name}: no precision can be used: {'; '.join(refused)}")
+
+
+def _from_weights(source: Source, choice: select.Choice, precision: str) -> GpuEngine:
+    if source.weights is None:
+        raise EngineError(
+            f"{choice.name}: runs from weights, and only a graph was given; load a model by its name"
+        )
+    ready: GpuEngine = select.module(choice.name).load_weights(
+        source.weights(), source.size, source.batch_size, precision=precision, device=choice.index
+    )
+    return ready
+
+
+def _built(
+    graph: Graph, choice: select.Choice, precision: str, cache_dir: Any
+) -> tuple[GpuEngine, dict[str, str]]:
+    """An engine for the graph, from the cache where this engine can keep what it compiled."""
+    module = select.module(choice.name)
+    ready: GpuEngine
+    if not hasattr(module, "compile_to"):
+        ready = module.load(graph.path, precision=precision, device=choice.index)
+        return ready, {}
+
+    def compiled() -> cache.Artefact:
+        def build(path: Path) -> dict[str, Any] | None:
+            _log.info("%s: building for %s, which is done once", graph.spec.name, choice)
+            info: dict[str, Any] | None = module.compile_to(
+                graph.path, path, precision=precision, device=choice.index
+            )
+            return info
+
+        return cache.artefact(
+            model_folder(graph.spec, cache_dir)
+            / f"{_stem(graph)}-{choice.name}-{precision}-gpu{choice.index}.engine",
+            {"graph": graph.sha256, **module.depends(precision, choice.index)},
+            build,
+        )
+
+    kept = compiled()
+    try:
+        ready = module.load_blob(kept.path, precision=precision, device=choice.index)
+    except EngineError as error:
+        if kept.built:
+            raise
+        _log.warning("%s is built again: %s", kept.path, error)
+        cache.remove(kept.path)
+        kept = compiled()
+        ready = module.load_blob(kept.path, precision=precision, device=choice.index)
+    return ready, {"engine": _said(kept)}
+
+
+def _gpu_agreement(
+    source: Source,
+    graph: Graph | None,
+    choice: select.Choice,
+    precision: str,
+    engine: GpuEngine,
+    cache_dir: Any,
+) -> tuple[bool, str]:
+    """Whether a GPU engine's masks agree with fp32's: measured once on synthetic frames, then remembered."""
+    module = select.module(choice.name)
+
+    def exact() -> Engine:
+        if graph is None:
+            return _from_weights(source, choice, "fp32")
+        if source.weights is None:
+            # The file is all there is: the CPU runs the same graph.
+            return _on_cpu(graph)
+        return _on_cpu(source.graph("fp32"))
+
+    def measure(path: Path) -> dict[str, Any]:
+        reference = exact()
+        try:
+            verdict = precisions.agreement(engine, reference, precisions.frames(engine.inputs[0]))
+        finally:
+            reference.close()
+        path.write_text(f"{verdict}\n")
+        return {"holds": verdict.holds, "verdict": str(verdict)}
+
+    height, width = source.size
+    sha256 = source.weights_sha256 if graph is None else graph.sha256
+    stem = f"{height}x{width}-b{source.batch_size}-{str(sha256)[:12]}"
     kept = cache.artefact(
-        folder / f"{height}x{width}-b{batch_size}-fp32-{found.sha256[:12]}.onnx",
-        depends={
-            "weights": found.sha256,
-            "configuration": spec.to_dict(),
-            "size": [height, width],
-            "batch": batch_size,
-            "precision": "fp32",
-            "exporter": exporter.VERSION,
-        },
-        build=export,
+        model_folder(source.spec, cache_dir)
+        / f"{stem}-{choice.name}-{precision}-gpu{choice.index}-agreement.txt",
+        {"source": sha256, **module.depends(precision, choice.index)},
+        measure,
     )
-    return Graph(
-        path=kept.path,
-        sha256=kept.sha256,
-        spec=ModelSpec.from_dict(kept.info["spec"]),
-        size=size,
-        batch_size=batch_size,
+    return bool(kept.info["holds"]), str(kept.info["verdict"])
+
+
+def _on_cpu(graph: Graph) -> Engine:
+    choice = select.choose("auto", "cpu")
+    ready: Engine = select.module(choice.name).load(graph.path, precision="fp32")
+    return ready
+
+
+def _given_engine(
+    path: Path,
+    weights: Any,
+    engine: str,
+    device: str,
+    precision: str,
+    im_size: int | Sequence[int] | None,
+    batch_size: int,
+) -> Prepared:
+    """A file of ``fai_fast.export(..., format="tensorrt")``, which was verified when it was exported."""
+    from fai_fast.exporter import tensorrt
+
+    record = tensorrt.read_record(path)
+    if weights is not None:
+        raise ValueError(f"weights: got some with {path.name}, expected None: the file holds its own")
+    if im_size is not None and exporter.check_im_size(im_size) != record.size:
+        raise ValueError(
+            f"im_size: got {im_size} with {path.name}, expected None or {record.size}, which is fixed"
+        )
+    if batch_size not in (1, record.batch):
+        raise ValueError(
+            f"batch_size: got {batch_size} with {path.name}, expected {record.batch}, which is fixed"
+        )
+    if precision not in ("auto", record.precision):
+        raise ValueError(
+            f"precision: got {precision!r} with {path.name}, expected 'auto' or {record.precision!r}"
+        )
+    if engine not in ("auto", record.package):
+        raise ValueError(f"engine: got {engine!r} with {path.name}, expected 'auto' or {record.package!r}")
+    choice = select.choose(record.package, device)
+    ready = select.module(choice.name).load_blob(path, precision=record.precision, device=choice.index)
+    return Prepared(
+        spec=record.spec,
+        engine=ready,
+        gpu=ready,
+        size=record.size,
+        batch_size=record.batch,
+        num_threads=None,
         account={
-            "weights": found.source,
-            "weights_sha256": found.sha256,
-            "verification": kept.info["verification"],
-            "artefacts": {"graph": _said(kept)},
+            "weights": f"in {path}",
+            "verification": record.verification,
+            "precision": record.precision,
+            "precision_reason": f"that of {path.name}",
+            "artefacts": {"engine": str(path)},
+            "engine_reasons": dict(choice.reasons),
         },
-        weights=found.read,
+        weights=None,
     )
+
+
+# ------------------------------------------------------------------------------------------------------- CPU
 
 
 def _fastest(

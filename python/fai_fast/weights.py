@@ -10,7 +10,6 @@ import os
 import re
 import struct
 import warnings
-import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fai_fast import cache, download
+from fai_fast import cache
 from fai_fast.errors import WeightsError
 from fai_fast.registry import ModelSpec, bundled_path, load_spec, models, spec
 from fai_fast.registry.shapes import is_optional, state_shapes
@@ -147,7 +146,7 @@ def locate(
         return _located_random(spec)
     if isinstance(weights, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
         return _located_url(spec, check_url("weights", text), cache.cache_folder(cache_dir), progress)
-    return _located_file(spec, Path(text).expanduser())
+    return _located_file(spec, Path(text).expanduser(), cache.cache_folder(cache_dir))
 
 
 def check_state(
@@ -201,6 +200,8 @@ def read_file(path: Path) -> dict[str, Any]:
 
 def file_problem(path: Path) -> str:
     """What is wrong with a checkpoint file, as far as can be told without unpickling it; empty if nothing is."""
+    import zipfile
+
     try:
         with path.open("rb") as file:
             head = file.read(1024)
@@ -276,27 +277,36 @@ def _located_random(spec: ModelSpec) -> Located:
     return Located(spec, source, sha256, None, read)
 
 
-def _located_file(spec: ModelSpec, path: Path) -> Located:
+def _located_file(spec: ModelSpec, path: Path, folder: Path) -> Located:
     if not path.is_file():
         problem = "is a folder, expected a file" if path.is_dir() else "does not exist"
         raise WeightsError(f"weights: {path} {problem}")
     try:
-        sha256 = cache.sha256_of(path)
+        sha256 = cache.remembered_sha256(path, folder)
     except OSError as error:
         raise WeightsError(f"weights: {path} cannot be read: {error.strerror}") from None
     return Located(spec, str(path), sha256, path, lambda: _checked_file(spec, path, str(path), sha256))
 
 
 def _checked_file(spec: ModelSpec, path: Path, source: str, sha256: str) -> Weights:
-    state, found = check_state(spec, read_file(path), source)
+    content = read_file(path)
+    # What is made of them is kept under this hash, which may have been taken long ago.
+    if cache.sha256_of(path) != sha256:
+        raise _Unreadable(
+            f"weights: {path} changed while it was in use, or is damaged: it is not what its hash was taken of; put "
+            "the right file there, or touch it if this is the one, and start again"
+        )
+    state, found = check_state(spec, content, source)
     return Weights(state, found, source, sha256)
 
 
 def _located_url(spec: ModelSpec, url: str, folder: Path, progress: bool) -> Located:
+    from fai_fast import download  # with it comes Python's HTTP, which few starts need
+
     path = download.cached_path(url, folder)
     source = f"{download.shown(url)} (in {path})"
     record = _fetched(url, path, progress)
-    sha256 = cache.sha256_of(path) if record is None else record.sha256
+    sha256 = cache.remembered_sha256(path, folder) if record is None else record.sha256
 
     def read() -> Weights:
         try:
@@ -321,6 +331,8 @@ def _located_url(spec: ModelSpec, url: str, folder: Path, progress: bool) -> Loc
 
 def _fetched(url: str, path: Path, progress: bool) -> cache.Record | None:
     """The record of the whole file at `path`, downloaded where needed; None for a file that somebody put there."""
+    from fai_fast import download
+
     record, problem = _kept(path)
     if problem is None:
         return record
@@ -358,6 +370,8 @@ def _kept(path: Path) -> tuple[cache.Record | None, str | None]:
 
 def _keep_record(path: Path, url: str) -> None:
     """A file that was put there by hand and fits is from now on checked like a downloaded one."""
+    from fai_fast import download
+
     info = {"url": download.shown(url), "by_hand": True, "mtime_ns": path.stat().st_mtime_ns}
     try:
         with cache.lock(path, "records"):

@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import NoReturn
 
 from fai_fast._core import __version__
-from fai_fast.cli import bench, cache, demo, doctor, export, models, predict
+from fai_fast.cli import bench, cache, demo, doctor, evaluate, export, models, predict, stream
 from fai_fast.cli.messages import UsageError, complain, said_by_the_library, sentence
 
 __all__ = ["main"]
@@ -32,6 +32,7 @@ EPILOG = """\
 examples:
   fai-fast models                                     what there is
   fai-fast predict bisenetformer-m-ade street.jpg     masks, boxes, and a drawn picture
+  fai-fast stream street.mp4 --save found.mp4         the same for a video or a camera
   fai-fast bench fai-mf-m-coco-ins --im-size 640 --weights random
   fai-fast COMMAND --help                             more, with examples
 
@@ -109,9 +110,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"fai-fast {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands", required=True)
-    for command in (demo, predict, models, export, bench, doctor, cache):
+    for command in (demo, predict, stream, models, export, bench, evaluate, doctor, cache):
         added = commands.add_parser(
-            command.__name__.rpartition(".")[2],
+            # A command may be called what a module may not.
+            getattr(command, "NAME", command.__name__.rpartition(".")[2]),
             help=command.HELP,
             description=command.DESCRIPTION,
             epilog=command.EPILOG,

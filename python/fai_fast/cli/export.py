@@ -1,4 +1,4 @@
-"""``fai-fast export``: a model as one ONNX file that needs nothing else."""
+"""``fai-fast export``: a model as one ONNX file that needs nothing else, or as a TensorRT engine."""
 
 from __future__ import annotations
 
@@ -12,25 +12,39 @@ from fai_fast.cli.options import count, size, usage
 if TYPE_CHECKING:
     from fai_fast.exporter import ExportReport
 
-HELP = "write a model as one ONNX file"
+SUFFIXES = {"onnx": ".onnx", "tensorrt": ".engine"}
+# As fai_fast.exporter.tensorrt has them, which takes longer to import than a usage text may take.
+TARGETS = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121", "current")
+
+HELP = "write a model as one ONNX file, or as a TensorRT engine"
 DESCRIPTION = """\
 Writes the deployed graph: equal to the reference network, but cheaper to compute, with a fixed input size and the
 weights in it. It is compared with the reference network before it counts as written, and the largest differences are
 printed. The file brings its name and classes with it, so that `fai-fast predict OUT.onnx picture.jpg` works. Its input
 `images` is normalised RGB (B, 3, h, w), its outputs are `mask_logits` and `class_logits`.
+
+With --format tensorrt that graph is built for the GPUs of --target, which need not be here (TensorRT-RTX must be
+installed). It runs there with the same version of TensorRT; keep OUT.engine.json, its record, beside it.
 """
 EPILOG = """\
 examples:
   fai-fast export fai-mf-n-shapes shapes.onnx
   fai-fast export bisenetformer-m-ade camera.onnx --im-size 384x640 --precision fp16
   fai-fast export my_model_folder mine.onnx --weights best.pth --batch 4
+  fai-fast export fai-mf-n-shapes shapes.engine --format tensorrt --target sm75
 """
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a name that `fai-fast models` lists, or a folder or file with "
                         "FocoosAI's model_info.json")  # fmt: skip
-    parser.add_argument("output", metavar="OUT.onnx", help="the file to write")
+    parser.add_argument("output", metavar="OUT", help="the file to write, ending with .onnx or .engine")
+    parser.add_argument("--format", choices=tuple(SUFFIXES), help="default: as OUT ends")
+    parser.add_argument(
+        "--target",
+        metavar="SM[,SM...]",
+        help=f"what a TensorRT engine is for: {', '.join(TARGETS)}; default: current, the GPU that is here",
+    )
     parser.add_argument(
         "--weights", metavar="W", help="a file (.pth, .safetensors), an http(s) address, or `random`"
     )
@@ -42,9 +56,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--precision",
-        default="fp32",
         choices=("fp32", "fp16"),
-        help="of weights and arithmetic; default: %(default)s",
+        help="of weights and arithmetic; default: fp32 in ONNX, fp16 in TensorRT",
     )
     parser.add_argument("--no-verify", action="store_true", help="do not compare with the reference network")
     parser.add_argument("--cache-dir", metavar="DIR", help="default: see `fai-fast cache path`")
@@ -55,10 +68,16 @@ def run(args: argparse.Namespace) -> int:
     from fai_fast.registry import load_spec
 
     output = Path(args.output)
-    if output.suffix.lower() != ".onnx":
-        raise UsageError(f"OUT.onnx: got {args.output!r}, expected a name that ends with .onnx")
+    kind = args.format or next((name for name, end in SUFFIXES.items() if output.suffix == end), "onnx")
+    if output.suffix != SUFFIXES[kind]:
+        expected = SUFFIXES[kind] if args.format else " or ".join(SUFFIXES.values())
+        raise UsageError(
+            f"OUT{SUFFIXES[kind]}: got {args.output!r}, expected a name that ends with {expected}"
+        )
     if not output.parent.is_dir():
-        raise UsageError(f"OUT.onnx: no such folder: {output.parent}")
+        raise UsageError(f"OUT{SUFFIXES[kind]}: no such folder: {output.parent}")
+    if args.target and kind != "tensorrt":
+        raise UsageError("--target: only with --format tensorrt")
     with usage():
         report = fai_fast.export(
             load_spec(args.model),
@@ -69,6 +88,8 @@ def run(args: argparse.Namespace) -> int:
             weights=args.weights,
             verify=not args.no_verify,
             cache_dir=args.cache_dir,
+            format=kind,
+            target=args.target.split(",") if args.target else None,
         )
     write_line(f"wrote {output}, {output.stat().st_size / 1e6:.1f} MB, in {report.seconds:.1f} s")
     for line in _lines(report):
@@ -83,6 +104,7 @@ def _lines(report: ExportReport) -> list[str]:
         "model": report.spec.name,
         "weights": report.weights,
         "input": f"images ({report.batch}, 3, {height}, {width}), {report.precision}",
+        **({"target": ", ".join(report.targets), "built by": report.version} if report.targets else {}),
         **{
             ("verified " if name == "against" else "  ") + name.replace("_", " "): v
             for name, v in verification.items()

@@ -63,13 +63,7 @@ def load(path: str | os.PathLike[str], *, precision: str = "fp32", num_threads: 
         )
     except Exception as error:  # ONNX Runtime raises a dozen kinds that share no base
         raise EngineError(f"{NAME}: {file} cannot be loaded: {reason(error)}") from error
-    ports = check_ports(
-        NAME,
-        file,
-        [_port(item) for item in session.get_inputs()],
-        [_port(item) for item in session.get_outputs()],
-    )
-    return Engine(session, ports, threads, file)
+    return Engine(session, session_ports(NAME, session, file), threads, file)
 
 
 def depends(precision: str = "fp32", num_threads: int | None = None) -> dict[str, Any]:
@@ -138,6 +132,11 @@ class Engine(OpenEngine):
 @cache
 def package() -> Any:
     """ONNX Runtime's own module, imported without its telemetry. Raises EngineError where it cannot be imported."""
+    return imported(NAME, "fai-fast[onnxruntime]")
+
+
+def imported(engine: str, install: str) -> Any:
+    """As :func:`package`, for any engine that ONNX Runtime drives."""
     # Since 1.29 importing onnxruntime identifies the device in the home folder and reports sessions over the network,
     # unless this is set at that moment. Who sets it in the environment has decided for himself.
     with import_lock:
@@ -146,10 +145,16 @@ def package() -> Any:
         try:
             return importlib.import_module("onnxruntime")
         except ImportError as error:
-            raise missing(NAME, "fai-fast[onnxruntime]", error) from error
+            raise missing(engine, install, error) from error
         finally:
             if before is None:
                 del os.environ[_TELEMETRY]
+
+
+def session_ports(engine: str, session: Any, path: Path) -> dict[str, Port]:
+    """The ports by name. Raises EngineError unless they are those of a deployed graph."""
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    return check_ports(engine, path, [_port(item) for item in inputs], [_port(item) for item in outputs])
 
 
 def _port(item: Any) -> Port:

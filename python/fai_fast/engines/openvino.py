@@ -7,7 +7,8 @@ import io
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 PRECISIONS = tuple(_HINTS)
 _DTYPES = {"f32": "float32", "f16": "float16"}
 _TELEMETRY = "openvino_telemetry"
+_CONVERTER = "openvino.tools.ovc"
 
 
 def load(path: str | os.PathLike[str], *, precision: str = "fp32", num_threads: int | None = None) -> Engine:
@@ -207,18 +209,51 @@ class Engine(OpenEngine):
 def package() -> Any:
     """OpenVINO's own module, imported without its telemetry. Raises EngineError where it cannot be imported."""
     with import_lock:
-        # Importing openvino reports to its makers over the network, from a thread of its own, and writes into the
-        # home folder, unless this package is missing. Nothing of that belongs into a library on a robot.
-        block = _TELEMETRY not in sys.modules
-        if block:
-            sys.modules[_TELEMETRY] = None  # type: ignore[assignment]
         try:
-            return importlib.import_module("openvino")
-        except ImportError as error:
-            raise missing(NAME, "openvino", error) from error
-        finally:
-            if block:
-                del sys.modules[_TELEMETRY]
+            # OpenVINO is made to work without its converter, which takes longer to import than all the rest of it.
+            with _hidden(_TELEMETRY, _CONVERTER):
+                module = importlib.import_module("openvino")
+        except ImportError:
+            try:
+                with _hidden(_TELEMETRY):
+                    return importlib.import_module("openvino")
+            except ImportError as error:
+                raise missing(NAME, "openvino", error) from error
+        if not hasattr(module, "convert_model"):
+            _convert_when_asked(module)
+        return module
+
+
+@contextmanager
+def _hidden(*names: str) -> Iterator[None]:
+    """Makes importing these modules fail, unless they are there already.
+
+    Importing OpenVINO's converter reports to its makers over the network, from a thread of its own, and writes into
+    the home folder, unless the telemetry is missing. Nothing of that belongs into a library on a robot.
+    """
+    names = tuple(name for name in names if name not in sys.modules)
+    sys.modules.update(dict.fromkeys(names))  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for name in names:
+            sys.modules.pop(name, None)
+
+
+def _convert_when_asked(module: Any) -> None:
+    """Gives the rest of the program `openvino.convert_model`, imported at its first use."""
+    others = getattr(module, "__getattr__", None)
+
+    def find(name: str) -> Any:
+        if name == "convert_model":
+            with suppress(ImportError), import_lock, _hidden(_TELEMETRY):
+                module.convert_model = importlib.import_module(_CONVERTER).convert_model
+                return module.convert_model
+        if others is not None:
+            return others(name)
+        raise AttributeError(f"module 'openvino' has no attribute {name!r}")
+
+    module.__getattr__ = find
 
 
 @cache

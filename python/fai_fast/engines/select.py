@@ -5,89 +5,213 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import ModuleType
+from pathlib import Path
+from typing import Any
 
 from fai_fast.arguments import check_choice
-from fai_fast.errors import EngineError
+from fai_fast.engines import gpu
+from fai_fast.errors import CudaError, EngineError
 
-__all__ = ["DEVICES", "ENGINES", "Choice", "choose", "module"]
+__all__ = [
+    "CPU_ENGINES",
+    "DEVICES",
+    "ENGINES",
+    "GPU_ENGINES",
+    "Choice",
+    "candidates",
+    "check_device",
+    "choose",
+    "module",
+]
 
 _log = logging.getLogger("fai_fast")
 
 
 @dataclass(frozen=True)
 class _Candidate:
-    """An engine: its module in this package, the package that it drives, and what installs that."""
+    """An engine: the package that it drives, what installs that, and the module of this package that does it.
+
+    Attributes:
+        packages: any of them will do.
+        part: a pattern in the package's folder for what only a build with CUDA has, or "".
+    """
 
     name: str
     device: str
-    package: str
+    packages: tuple[str, ...]
     install: str
+    module: str
+    part: str = ""
 
 
 # The fastest first.
 _CANDIDATES = (
-    _Candidate("openvino", "cpu", "openvino", "openvino"),
-    _Candidate("onnxruntime", "cpu", "onnxruntime", "fai-fast[onnxruntime]"),
+    _Candidate(
+        "tensorrt", "cuda", ("tensorrt", "tensorrt_bindings"), "pip install 'fai-fast[tensorrt]'", "tensorrt"
+    ),
+    _Candidate(
+        "tensorrt_rtx",
+        "cuda",
+        ("tensorrt_rtx", "tensorrt_rtx_bindings"),
+        "pip install 'fai-fast[tensorrt-rtx]'",
+        "tensorrt",
+    ),
+    _Candidate(
+        "torch-cuda",
+        "cuda",
+        ("torch",),
+        "install a build with CUDA, see https://pytorch.org/get-started",
+        "torch_cuda",
+        "lib/*torch_cuda*",
+    ),
+    _Candidate(
+        "onnxruntime-cuda",
+        "cuda",
+        ("onnxruntime",),
+        "pip uninstall onnxruntime, then pip install 'onnxruntime-gpu'",
+        "onnxruntime_cuda",
+        "capi/*onnxruntime_providers_cuda*",
+    ),
+    _Candidate("openvino", "cpu", ("openvino",), "pip install 'openvino'", "openvino"),
+    _Candidate("onnxruntime", "cpu", ("onnxruntime",), "pip install 'fai-fast[onnxruntime]'", "onnxruntime"),
 )
-ENGINES = ("auto", *(candidate.name for candidate in _CANDIDATES))
-DEVICES = ("auto", "cpu", "cuda")
+GPU_ENGINES = tuple(candidate.name for candidate in _CANDIDATES if candidate.device == "cuda")
+CPU_ENGINES = tuple(candidate.name for candidate in _CANDIDATES if candidate.device == "cpu")
+ENGINES = ("auto", *GPU_ENGINES, *CPU_ENGINES)
+DEVICES = ("auto", "cpu", "cuda", "cuda:N")
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The engine to use, the device that it runs on, and for every engine why it is used or not."""
+    """An engine to use, the device that it runs on, and for every engine why it is used or not.
+
+    Attributes:
+        device: "cpu" or "cuda".
+        index: the CUDA device's; 0 on the CPU.
+    """
 
     name: str
     device: str
     reasons: tuple[tuple[str, str], ...]
+    index: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.name} on {self.device}{f':{self.index}' if self.device == 'cuda' else ''}"
 
 
 def choose(engine: str = "auto", device: str = "auto") -> Choice:
-    """The engine that is asked for, or with "auto" the fastest that can be imported.
+    """The engine that is asked for, or with "auto" the fastest that can be imported: the first of :func:`candidates`.
 
-    Imports the chosen engine's package and no other. One that is installed but broken is passed over by "auto",
-    with a line in the log.
+    Args and Raises as there.
+    """
+    return candidates(engine, device)[0]
+
+
+def candidates(engine: str = "auto", device: str = "auto") -> list[Choice]:
+    """The engines to try in turn, at least one: where the first cannot be built or loaded, "auto" goes on to the next.
+
+    Imports the package of the first one and no other; where that one is installed but broken, "auto" passes it over
+    with a line in the log. Without a GPU that can be used, no GPU engine's package is imported.
 
     Args:
-        engine: "auto", "openvino" or "onnxruntime".
-        device: "auto" or "cpu"; "cuda" is not part of this build yet.
+        engine: "auto", or one of ENGINES.
+        device: "auto", "cpu", "cuda" (the first GPU) or "cuda:1".
 
     Raises:
         TypeError, ValueError: an argument is of the wrong type or value.
+        CudaError: a GPU is asked for, and there is none that can be used.
         EngineError: the engine, or with "auto" every engine, is not installed or cannot be imported.
     """
     check_choice("engine", engine, ENGINES)
-    check_choice("device", device, DEVICES)
-    if device == "cuda":
-        raise EngineError('device: got "cuda", but the GPU engines are not part of this build yet; use "cpu"')
-    chosen: _Candidate | None = None
-    reasons = []
+    kind, index = check_device(device)
+    asked = [candidate for candidate in _CANDIDATES if engine in ("auto", candidate.name)]
+    if kind != "auto" and all(candidate.device != kind for candidate in asked):
+        raise EngineError(f"{engine}: runs on {asked[0].device} only, but device {device!r} was asked for")
+    found, problem = _gpu(asked, kind, index)
+    if problem and (kind == "cuda" or engine in GPU_ENGINES):
+        raise CudaError(str(problem)) from problem
+
+    why: dict[str, str] = {}
+    usable: list[_Candidate] = []
     for candidate in _CANDIDATES:
-        if engine not in ("auto", candidate.name):
-            why = f"{engine} was asked for"
-        elif chosen is not None:
-            why = f"{chosen.name} is faster and works; {_installed_or_not(candidate)}"
-        elif not _installed(candidate.package):
-            why = _installed_or_not(candidate)
-        elif broken := _broken(candidate):
-            why = broken
+        if candidate not in asked:
+            why[candidate.name] = f"{engine} was asked for"
+        elif kind not in ("auto", candidate.device):
+            why[candidate.name] = f"device {device!r} was asked for"
+        elif candidate.device == "cuda" and problem:
+            why[candidate.name] = f"no NVIDIA GPU to use: {problem}"
+        elif lacking := _lacking(candidate):
+            why[candidate.name] = lacking
+        elif not usable and (broken := _broken(candidate)):
+            why[candidate.name] = broken
             if engine == "auto":
                 _log.warning("engine %s is passed over: %s", candidate.name, broken)
         else:
-            chosen = candidate
-            why = "asked for" if engine != "auto" else "the fastest of those that work"
-        reasons.append((candidate.name, why))
-    if chosen is None:
-        text = "; ".join(f"{name}: {why}" for name, why in reasons if engine in ("auto", name))
+            usable.append(candidate)
+    if not usable:
+        text = "; ".join(f"{name}: {text}" for name, text in why.items() if engine in ("auto", name))
         raise EngineError(f"no engine: {text}" if engine == "auto" else text)
-    return Choice(chosen.name, chosen.device, tuple(reasons))
+    return [
+        Choice(
+            name=chosen.name,
+            device=chosen.device,
+            reasons=_reasons(why, usable, chosen, engine),
+            index=found if chosen.device == "cuda" else 0,
+        )
+        for chosen in usable
+    ]
 
 
-def module(name: str) -> ModuleType:
-    """The module of an engine that :func:`choose` gave: ``load``, ``depends``, ``native_precisions``, ``version``."""
-    return importlib.import_module(f"fai_fast.engines.{check_choice('name', name, ENGINES[1:])}")
+def check_device(device: object) -> tuple[str, int | None]:
+    """("auto" | "cpu" | "cuda", the CUDA device's index or None). Raises TypeError, ValueError."""
+    if isinstance(device, str) and (match := re.fullmatch(r"cuda:([0-9]{1,3})", device)):
+        return "cuda", int(match[1])
+    if device == DEVICES[-1]:  # N is no number
+        raise ValueError(f"device: got {device!r}, expected a number for N, such as 'cuda:1'")
+    return check_choice("device", device, DEVICES), None
+
+
+def module(name: str) -> Any:
+    """What drives an engine that :func:`choose` gave: ``version``, ``depends``, ``native_precisions``, and a loader.
+
+    CPU engines have ``load``, and ``compile_to`` with ``load_blob`` where they keep what they compile. GPU engines have
+    ``GRAPH_PRECISION`` too, which says what graph each precision runs, and one of ``load``, ``compile_to`` with
+    ``load_blob``, and ``load_weights``.
+    """
+    check_choice("name", name, ENGINES[1:])
+    candidate = next(candidate for candidate in _CANDIDATES if candidate.name == name)
+    found = importlib.import_module(f"fai_fast.engines.{candidate.module}")
+    # One adapter drives both packages of TensorRT.
+    return found.flavour(name) if candidate.module == "tensorrt" else found
+
+
+def _gpu(asked: Sequence[_Candidate], kind: str, index: int | None) -> tuple[int, CudaError | None]:
+    """The index of the GPU to use, and why none can be used; looks for one only where an engine could use it."""
+    if kind == "cpu" or all(candidate.device == "cpu" for candidate in asked):
+        return 0, None
+    try:
+        return (gpu.devices()[0] if index is None else gpu.device(index)).index, None
+    except CudaError as error:
+        return 0, error
+
+
+def _reasons(
+    why: dict[str, str], usable: Sequence[_Candidate], chosen: _Candidate, engine: str
+) -> tuple[tuple[str, str], ...]:
+    said = dict(why)
+    for place, candidate in enumerate(usable):
+        if candidate is not chosen:
+            said[candidate.name] = (
+                f"{chosen.name} is faster and works; installed"
+                if place > usable.index(chosen)
+                else "failed when it was loaded"
+            )
+        else:
+            said[candidate.name] = "asked for" if engine != "auto" else "the fastest of those that work"
+    return tuple((name, said[name]) for name in ENGINES[1:])
 
 
 def _broken(candidate: _Candidate) -> str:
@@ -99,16 +223,20 @@ def _broken(candidate: _Candidate) -> str:
     return ""
 
 
-def _installed_or_not(candidate: _Candidate) -> str:
-    if _installed(candidate.package):
-        return "installed"
-    return f"not installed: pip install '{candidate.install}'"
+def _lacking(candidate: _Candidate) -> str:
+    """What is not installed, and how to install it; or ""."""
+    folder = next(filter(None, map(_installed, candidate.packages)), None)
+    if folder is None:
+        return f"not installed: {candidate.install}"
+    if candidate.part and not any(folder.glob(candidate.part)):
+        return f"{candidate.packages[0]} is installed without CUDA: {candidate.install}"
+    return ""
 
 
-def _installed(package: str) -> bool:
-    """Whether `package` is there, without importing it. A folder of that name without code is no package."""
+def _installed(package: str) -> Path | None:
+    """The folder of `package`, without importing it. A folder of that name without code is no package."""
     try:
         spec = importlib.util.find_spec(package)
     except ValueError:  # imported by unusual ways, without a specification
-        return True
-    return spec is not None and spec.origin is not None
+        return Path()
+    return None if spec is None or spec.origin is None else Path(spec.origin).parent

@@ -1,6 +1,7 @@
 """The deployed graph: the reference network made cheaper without changing what it computes, as an ONNX file.
 
-:func:`export` writes and verifies one. ``docs/deployed_graph.md`` says what is folded and why it is equal.
+:func:`export` writes and verifies one, and builds TensorRT engines from it. ``docs/deployed_graph.md`` says what is
+folded and why it is equal, ``docs/gpu.md`` what becomes of it on a GPU.
 """
 
 from __future__ import annotations
@@ -8,9 +9,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ __all__ = ["VERSION", "ExportReport", "ExportedInfo", "check_im_size", "export",
 VERSION = 1
 """Counts changes of what is exported: a file of another version is exported again."""
 PRECISIONS = ("fp32", "fp16")
+FORMATS = {"onnx": ".onnx", "tensorrt": ".engine"}
 MAX_BATCH = 256
 MAX_SIDE = 8192
 _KEY = "fai_fast."
@@ -38,7 +41,7 @@ class ExportReport:
     """What was written.
 
     Attributes:
-        path: the ONNX file.
+        path: the file.
         spec: of the model, its depth as in the weights.
         size: (height, width) of the images.
         batch: how many at once.
@@ -48,6 +51,10 @@ class ExportReport:
         verification: what was measured against the reference network, None if nothing was; see
             :class:`fai_fast.exporter.verify.Verification`.
         seconds: building, verifying and writing.
+        format: "onnx" or "tensorrt".
+        targets: compute capabilities that an engine was built for, such as "sm86"; none for ONNX.
+        version: of what built an engine, such as "tensorrt_rtx 1.7.1"; None for ONNX.
+        file_size: bytes.
     """
 
     path: Path
@@ -59,6 +66,10 @@ class ExportReport:
     weights_sha256: str
     verification: dict[str, Any] | None
     seconds: float
+    format: str = "onnx"
+    targets: tuple[str, ...] = ()
+    version: str | None = None
+    file_size: int = 0
 
     @property
     def verified(self) -> bool:
@@ -79,6 +90,10 @@ class ExportReport:
             "verified": self.verified,
             "verification": self.verification,
             "seconds": round(self.seconds, 3),
+            "format": self.format,
+            "targets": list(self.targets),
+            "version": self.version,
+            "file_size": self.file_size,
         }
 
 
@@ -101,12 +116,18 @@ def export(
     *,
     im_size: int | Sequence[int] | None = None,
     batch: int = 1,
-    precision: str = "fp32",
+    precision: str | None = None,
     weights: Any = None,
     verify: bool = True,
     cache_dir: str | os.PathLike[str] | None = None,
+    format: str = "onnx",
+    target: str | Sequence[str] | None = None,
 ) -> ExportReport:
     """Writes a model's deployed graph as an ONNX file that ``fai_fast.load`` and any ONNX engine run.
+
+    Or, with ``format="tensorrt"``, builds that graph for GPUs that need not be here, as a file for ``fai_fast.load``
+    and the same version of TensorRT on such a GPU. The record that is written beside it, ``path`` with ".json" added,
+    must stay with it: ``fai_fast.load`` takes no engine without.
 
     Its input is ``images`` (B, 3, height, width), normalised RGB as :func:`fai_fast.preprocess` gives it; its outputs
     are ``mask_logits`` (B, Q, height / s, width / s), s = 4 for fai_mf and 8 for bisenetformer, and ``class_logits``
@@ -115,42 +136,80 @@ def export(
     Args:
         model: a name of :func:`fai_fast.models`, a folder or file with FocoosAI's ``model_info.json``, a ModelSpec, a
             network of :func:`fai_fast.reference.build`, a :class:`fai_fast.Model`, or a ``fai_fast.weights.Weights``.
-        path: the file to write, ending in ``.onnx``, in a folder that exists.
+        path: the file to write, ending in ``.onnx`` or, for TensorRT, ``.engine``, in a folder that exists.
         im_size: an int for a square or (height, width), multiples of 32; None for the size it was trained at.
         batch: images at once.
-        precision: "fp32", or "fp16" for GPUs: input, outputs, weights and all products are float16.
+        precision: "fp32", or "fp16" for GPUs: input, outputs, weights and all products are float16. None for "fp32"
+            in ONNX and "fp16" in TensorRT.
         weights: as for :func:`fai_fast.load`; None where `model` brings its own.
         verify: whether to hold the graph against the reference network, which needs PyTorch.
         cache_dir: where downloaded weights are kept.
+        format: "onnx" or "tensorrt".
+        target: for TensorRT, compute capabilities: "sm75" (T4), "sm86", ..., or several, which needs TensorRT-RTX; or
+            None or "current" for the GPU that is here, which the full TensorRT builds for too.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong type or value.
         FileNotFoundError, OSError: the folder is not there, or cannot be written to.
         WeightsError: the weights cannot be found or do not fit.
-        ExportError: the graph is not equal to the reference network (mask probabilities within 1e-4 in fp32; IoU of the
-            masks at least 0.99 in fp16), or cannot be run. Nothing is left at `path` that was not there before.
+        CudaError: an engine for the GPU that is here, and there is none.
+        ExportError: TensorRT is not installed, or cannot build for the target; or the graph is not equal to the
+            reference network (mask probabilities within 1e-4 in fp32; IoU of the masks at least 0.99 in fp16), or
+            cannot be run. Nothing is left at `path` that was not there before.
 
     Example:
         >>> fai_fast.export("bisenetformer-m-ade", "ade.onnx", im_size=(384, 640)).verified  # doctest: +SKIP
         True
+        >>> fai_fast.export("bisenetformer-m-ade", "ade.engine", format="tensorrt", target="sm75")  # doctest: +SKIP
     """
+    suffix = FORMATS[check_choice("format", format, tuple(FORMATS))]
     if not isinstance(path, (str, os.PathLike)):
-        raise TypeError(f"path: got {type(path).__name__}, expected a path that ends in .onnx")
-    target = Path(os.fsdecode(path))
-    if target.suffix != ".onnx":
-        raise ValueError(f"path: got {str(target)!r}, expected a path that ends in .onnx")
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"path: no such folder: {target.parent}; create it first")
+        raise TypeError(f"path: got {type(path).__name__}, expected a path that ends in {suffix}")
+    place = Path(os.fsdecode(path))
+    if place.suffix != suffix:
+        raise ValueError(f"path: got {str(place)!r}, expected a path that ends in {suffix}")
+    if not place.parent.is_dir():
+        raise FileNotFoundError(f"path: no such folder: {place.parent}; create it first")
     size = None if im_size is None else check_im_size(im_size)
     batch = _check_batch(batch)
+    if precision is None:
+        precision = "fp16" if format == "tensorrt" else "fp32"
     check_choice("precision", precision, PRECISIONS)
     check_bool("verify", verify)
+    if format == "tensorrt":
+        targets = _check_targets(target, precision)
+    elif target is not None:
+        raise ValueError(f"target: got {target!r} with format='onnx', expected None, or format='tensorrt'")
     found = _weights_of(model, weights, cache_dir)
     if size is None:
         size = check_im_size(found.spec.im_size)
-    with replacing(target) as temporary:
-        report = write(found, temporary, size=size, batch=batch, precision=precision, verify=verify)
-    return ExportReport(**{**vars(report), "path": target})
+    options: dict[str, Any] = {"size": size, "batch": batch, "precision": precision, "verify": verify}
+    if format == "tensorrt":
+        return _export_engine(found, place, targets, options)
+    with replacing(place) as temporary:
+        report = write(found, temporary, **options)
+    return replace(report, path=place)
+
+
+def _export_engine(
+    found: Weights, place: Path, targets: Sequence[str], options: dict[str, Any]
+) -> ExportReport:
+    from fai_fast.exporter import tensorrt
+
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="fai_fast-") as folder:
+        report = write(found, Path(folder) / "graph.onnx", **options)
+        _log.info("%s: building for %s", report.spec.name, ", ".join(targets))
+        record = tensorrt.write_engine(report.path, place, report, targets)
+    return replace(
+        report,
+        path=place,
+        seconds=time.perf_counter() - start,
+        format="tensorrt",
+        targets=record.targets,
+        version=f"{record.package} {record.version}",
+        file_size=place.stat().st_size,
+    )
 
 
 def write(
@@ -193,7 +252,16 @@ def write(
     path.write_bytes(model.SerializeToString())
     seconds = time.perf_counter() - start
     report = ExportReport(
-        path, spec, size, batch, precision, weights.source, weights.sha256, verification, seconds
+        path,
+        spec,
+        size,
+        batch,
+        precision,
+        weights.source,
+        weights.sha256,
+        verification,
+        seconds,
+        file_size=path.stat().st_size,
     )
     _log.info(
         "%s: exported %dx%d %s in %.1f s; verification: %s",
@@ -251,6 +319,19 @@ def check_im_size(im_size: object) -> tuple[int, int]:
     if any(side % 32 or side > MAX_SIDE for side in sides):
         raise ValueError(f"im_size: got {sides}, expected multiples of 32, at most {MAX_SIDE}")
     return sides
+
+
+def _check_targets(target: str | Sequence[str] | None, precision: str) -> tuple[str, ...]:
+    """What to build for, where that can be built here: better known before minutes of export."""
+    from fai_fast.exporter import tensorrt
+
+    targets = tensorrt.check_targets(tensorrt.CURRENT if target is None else target)
+    if "sm75" in targets and precision != "fp16":
+        raise ValueError(
+            f"precision: got {precision!r} with target 'sm75', expected 'fp16', all that it takes"
+        )
+    tensorrt.check_builder(targets)
+    return targets
 
 
 def _check_batch(batch: object) -> int:

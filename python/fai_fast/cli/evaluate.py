@@ -1,0 +1,166 @@
+"""``fai-fast eval``: accuracy on labelled pictures, beside the published figures."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from typing import TYPE_CHECKING, Any
+
+from fai_fast.cli.messages import STDOUT, UsageError, write_json, write_line
+from fai_fast.cli.options import MODEL_HELP, add_model_options, count, load, number
+from fai_fast.errors import EngineError
+
+if TYPE_CHECKING:
+    from fai_fast.evaluate import Report
+    from fai_fast.model import Model
+
+NAME = "eval"
+HELP = "measure accuracy on labelled pictures: COCO's mask AP, ADE20K's mIoU"
+DESCRIPTION = """\
+Runs a model on labelled pictures and prints its accuracy in percent, for each metric and class, beside the published
+figures. Instance models: --images and --coco, mask AP by faster-coco-eval (pip install 'fai-fast[eval]'); categories
+are matched with the model's classes by name. Semantic models: --ade, mIoU and pixel accuracy.
+
+--compare and --compare-engines measure several precisions and engines on the same pictures. The first one is what the
+others are held against; those that this machine cannot run are listed with the reason. The exit code is 1 if AP or
+mIoU falls by more than --tolerance.
+
+What is measured is what the model returns. The published figures let one mask count for several classes (AP) and add
+up all queries at a pixel (mIoU), so some tenths of a point lie between the two.
+"""
+EPILOG = """\
+the JSON: the figures of the table, engine, precision, input size and the published figures; with a comparison
+  {"tolerance": ..., "runs": [{"engine": ..., "precision": ..., "problem": why it cannot run, or null,
+                               "difference": from the first run, "fell": ..., "report": as above}, ...]}
+
+examples:
+  fai-fast eval --model fai-mf-m-coco-ins --images val2017 --coco instances_val2017.json
+  fai-fast eval --model bisenetformer-m-ade --ade ADEChallengeData2016 --json measured.json
+  fai-fast eval --model mine --images photos --coco mine.json --limit 500 --compare fp32,bf16,fp16
+  fai-fast eval --model fai-mf-s-coco-ins --images val2017 --coco instances_val2017.json \\
+      --compare-engines openvino,onnxruntime
+"""
+
+_log = logging.getLogger("fai_fast")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, metavar="MODEL", help=MODEL_HELP)
+    group = parser.add_argument_group("labelled pictures")
+    truth = group.add_mutually_exclusive_group(required=True)
+    truth.add_argument("--coco", metavar="FILE", help="COCO's instances JSON; needs --images")
+    truth.add_argument(
+        "--ade",
+        metavar="DIR",
+        help="a folder with images/validation and annotations/validation, or images and annotations; label images "
+        "hold 0 for unlabelled, then the classes from 1 on",
+    )
+    group.add_argument("--images", metavar="DIR", help="the folder of the pictures that --coco names")
+    group.add_argument("--limit", type=count, metavar="N", help="the first N pictures")
+    group.add_argument(
+        "--skip-missing",
+        action="store_true",
+        help="leave out pictures that are not there, in place of an error",
+    )
+    parser.add_argument(
+        "--threshold",
+        type=number,
+        default=0.0,
+        metavar="T",
+        help="leave out what scores less; AP counts all that a model says, so the default is 0",
+    )
+    parser.add_argument(
+        "--json", metavar="FILE", help="write the figures as JSON too; - for stdout, in place of the table"
+    )
+    group = parser.add_argument_group("comparisons")
+    group.add_argument("--compare", type=_names, metavar="P,P", help="precisions, such as fp32,bf16,fp16")
+    group.add_argument(
+        "--compare-engines", type=_names, metavar="E,E", help="engines, such as openvino,onnxruntime"
+    )
+    group.add_argument(
+        "--tolerance",
+        type=number,
+        default=0.005,
+        metavar="T",
+        help="of 1, that AP or mIoU may fall by; default: %(default)s",
+    )
+    add_model_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from fai_fast import evaluate
+
+    configurations = _configurations(args)
+    data: evaluate.CocoData | evaluate.AdeData
+    # Before the model, which may take minutes to make ready.
+    if args.coco is not None:
+        if args.images is None:
+            raise UsageError("--coco: needs --images, the folder of the pictures")
+        data = evaluate.CocoData.read(
+            args.images, args.coco, limit=args.limit, skip_missing=args.skip_missing
+        )
+    else:
+        if args.images is not None:
+            raise UsageError("--images: belongs to --coco; --ade names the pictures' folder too")
+        data = evaluate.AdeData.read(args.ade, limit=args.limit, skip_missing=args.skip_missing)
+
+    def measure(model: Model) -> Report:
+        return data.measure(model, threshold=args.threshold, progress=False if args.quiet else None)
+
+    if not configurations:
+        with load(args.model, args) as model:
+            report = measure(model)
+        _write(args.json, report.table(), report.to_dict())
+        return 0
+
+    def make(engine: str, precision: str) -> Model:
+        _log.info("measuring %s %s", engine, precision)
+        asked = argparse.Namespace(**{**vars(args), "engine": engine, "precision": precision})
+        try:
+            return load(args.model, asked)
+        except UsageError as error:
+            if (engine, precision) == configurations[0]:
+                raise
+            # Such as an engine that has no such precision: no reason to give up the others.
+            raise EngineError(str(error)) from error
+
+    comparison = evaluate.compare(make, measure, configurations, tolerance=100 * args.tolerance)
+    _write(args.json, comparison.table(), comparison.to_dict())
+    return 1 if comparison.fallen else 0
+
+
+def _configurations(args: argparse.Namespace) -> list[tuple[str, str]]:
+    """Engine and precision of each run of a comparison; none without one."""
+    from fai_fast.engines.select import ENGINES
+    from fai_fast.prepare import PRECISIONS
+
+    for option, given, single, value, known in (
+        ("--compare", args.compare, "--precision", args.precision, PRECISIONS),
+        ("--compare-engines", args.compare_engines, "--engine", args.engine, ENGINES),
+    ):
+        if given is not None and value != "auto":
+            raise UsageError(f"{option}: got {single} {value} too, expected only one of these options")
+        if unknown := [name for name in given or () if name not in known]:
+            raise UsageError(f"{option}: got {', '.join(unknown)}, expected some of {', '.join(known)}")
+    if args.compare is None and args.compare_engines is None:
+        return []
+    return [
+        (engine, precision)
+        for engine in args.compare_engines or [args.engine]
+        for precision in args.compare or [args.precision]
+    ]
+
+
+def _names(text: str) -> list[str]:
+    """Names between commas, none twice."""
+    names = [name.strip() for name in text.split(",")]
+    if not all(names) or len(set(names)) < len(names):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected names with commas between them, none twice")
+    return names
+
+
+def _write(target: str | None, table: str, document: dict[str, Any]) -> None:
+    if target != STDOUT:
+        write_line(table)
+    if target is not None:
+        write_json(target, document)

@@ -1,0 +1,414 @@
+"""``fai-fast stream``: a video or a camera to live statistics, JSON lines and an annotated video."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fai_fast.cli.messages import STDOUT, UsageError, complain, counted, sentence, write_line
+from fai_fast.cli.options import MODEL_HELP, add_model_options, count, load, number
+from fai_fast.errors import FaiFastError
+from fai_fast.files import replacing
+
+if TYPE_CHECKING:
+    from fai_fast import Detections
+    from fai_fast.stream import Frame, Stream
+
+HELP = "find objects in a video or a camera's pictures, live"
+DESCRIPTION = """\
+Runs a model on every frame of a video file, or on the newest frame of a live source, and shows how it keeps up. SOURCE
+is a video file, an address (rtsp://, http://), a camera (0, /dev/video0), or a folder or pattern of pictures. Needs
+PyAV: pip install 'fai-fast[video]'
+Ctrl-C ends it; the files that it writes are complete then, and not there before.
+"""
+EPILOG = """\
+a line of the JSON, for each frame:
+  {"frame": number in the source, "pts": seconds or null, "size": [H, W],
+   "latency_ms": {"decode": ..., ..., "total": ...}, "detections": [as in `fai-fast predict --help`]}
+
+examples:
+  fai-fast stream street.mp4 --model fai-mf-s-coco-ins --save found.mp4
+  fai-fast stream 0 --model bisenetformer-m-ade --option video_size=1280x720 --option input_format=mjpeg
+  fai-fast stream rtsp://camera/1 --model fai-mf-s-coco-ins --reconnect --json - | jq '.detections[].class_name'
+  fai-fast stream long.mkv --stride 10 --json found.jsonl --max-frames 1000
+"""
+
+INTERRUPTED = 130
+SUFFIXES = (".mp4", ".mkv", ".mov", ".avi")
+# Seconds between two statistics: on a terminal, and elsewhere.
+REFRESH, REPORT = 0.25, 5.0
+# Of an annotated video whose source has no rate.
+RATE = Fraction(30)
+
+_log = logging.getLogger("fai_fast")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SOURCE", help="a video, an address, a camera, or pictures")
+    parser.add_argument(
+        "--model", default="fai-mf-n-shapes", metavar="M", help=f"{MODEL_HELP}; default: %(default)s"
+    )
+    policy = parser.add_mutually_exclusive_group()
+    policy.add_argument(
+        "--latest",
+        action="store_const",
+        const="latest",
+        dest="policy",
+        help="drop frames rather than fall behind; the default for live sources",
+    )
+    policy.add_argument(
+        "--all",
+        action="store_const",
+        const="all",
+        dest="policy",
+        help="use every frame; the default for files",
+    )
+    parser.add_argument(
+        "--stride", type=count, default=1, metavar="N", help="use every N-th frame; default: %(default)s"
+    )
+    parser.add_argument(
+        "--depth",
+        type=count,
+        default=2,
+        metavar="N",
+        help="frames in the model at once; default: %(default)s",
+    )
+    parser.add_argument(
+        "--threshold", type=number, metavar="T", help="leave out what scores less; default: the model's own"
+    )
+    parser.add_argument("--max-frames", type=count, metavar="N", help="end after N results")
+    group = parser.add_argument_group("source")
+    group.add_argument(
+        "--reconnect", action="store_true", help="open a live source again when it ends or fails"
+    )
+    group.add_argument(
+        "--timeout",
+        type=_seconds,
+        metavar="S",
+        help="seconds without a frame after which the source has failed; default: 10 for live ones",
+    )
+    group.add_argument(
+        "--format", metavar="F", help="of FFmpeg, where it does not guess it: v4l2, avfoundation, ..."
+    )
+    group.add_argument(
+        "--option",
+        type=_option,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="of FFmpeg's input, such as video_size=1280x720; may be repeated",
+    )
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "--json", metavar="FILE", help="write a line of JSON a frame; - for stdout, as they come"
+    )
+    group.add_argument(
+        "--save", metavar="FILE", help=f"write a video with what was found drawn on it: {', '.join(SUFFIXES)}"
+    )
+    add_model_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    _check_outputs(args)
+    source = int(args.source) if args.source.isdecimal() and not os.path.exists(args.source) else args.source
+    with ExitStack() as stack:
+        model = stack.enter_context(load(args.model, args))
+        stream = stack.enter_context(
+            model.stream(
+                source,
+                policy=args.policy,
+                depth=args.depth,
+                stride=args.stride,
+                threshold=args.threshold,
+                on_error="reconnect" if args.reconnect else "raise",
+                timeout=args.timeout,
+                format=args.format,
+                options=dict(args.option),
+            )
+        )
+        lines = None if args.json is None else stack.enter_context(_Lines(args.json))
+        video = None if args.save is None else stack.enter_context(_Video(Path(args.save), args.stride))
+        interrupt = stack.enter_context(_Interrupt())
+        statistics = stack.enter_context(_Statistics(stream, quiet=args.quiet))
+        frames = failed = 0
+        try:
+            while frames != args.max_frames:
+                try:
+                    frame, detections = next(stream)
+                except StopIteration:
+                    break
+                except (OSError, ValueError, FaiFastError) as error:
+                    complain(sentence(error).removeprefix("source: "))
+                    failed += 1
+                    # What an engine cannot do with this frame, it cannot do with the next.
+                    if isinstance(error, FaiFastError):
+                        break
+                    continue
+                # No file ends within a line, or within a frame.
+                with interrupt.later():
+                    if lines is not None:
+                        lines.write(frame, detections)
+                    if video is not None:
+                        video.write(frame, detections, stream.rate)
+                statistics.show(frame, detections)
+                frames += 1
+        except KeyboardInterrupt:
+            interrupt.came = True
+        if not failed and lines is not None:
+            lines.open()  # also where there was no frame
+        stats = stream.stats()
+    written = " and ".join(item for item in (args.json, args.save) if item not in (None, STDOUT))
+    _log.info(
+        "%s, %.1f fps, p50 %.1f ms, p99 %.1f ms, %d dropped%s%s",
+        counted(stats.frames, "frame"),
+        stats.fps,
+        stats.p50,
+        stats.p99,
+        stats.dropped,
+        f", {failed} failed" if failed else "",
+        f"; wrote {written}" if written and stats.frames else "",
+    )
+    return INTERRUPTED if interrupt.came else 1 if failed else 0
+
+
+def _check_outputs(args: argparse.Namespace) -> None:
+    """UsageError where an output cannot be written; told before the model is loaded."""
+    for option, target in (("--json", args.json), ("--save", args.save)):
+        if target in (None, STDOUT):
+            continue
+        path = Path(target)
+        if option == "--save" and path.suffix.lower() not in SUFFIXES:
+            raise UsageError(
+                f"--save: got {path.name!r}, expected a name that ends with {', '.join(SUFFIXES)}"
+            )
+        if path.is_dir() or not path.parent.is_dir():
+            raise UsageError(
+                f"{option}: {path} is a folder, expected a file's name"
+                if path.is_dir()
+                else f"{option}: no such folder: {path.parent}"
+            )
+        if path.exists() and os.path.exists(args.source) and os.path.samefile(path, args.source):
+            raise UsageError(f"{option}: {path} is the source itself, expected another name")
+    if args.save == STDOUT:
+        raise UsageError("--save: got -, expected a file's name")
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (value > 0 and math.isfinite(value)):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected seconds above 0")
+    return value
+
+
+def _option(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected NAME=VALUE")
+    return name, value
+
+
+# ---------------------------------------------------------------------------------------------------- outputs
+
+
+class _Output:
+    """A file that is begun with its first frame, so that a source that gives none leaves an older file alone."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._files = ExitStack()
+
+    def __enter__(self: Any) -> Any:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._files.__exit__(kind, error, trace)
+
+    def _begin(self) -> Path:
+        return self._files.enter_context(replacing(self._path))
+
+
+class _Lines(_Output):
+    """JSON lines, to a file or, at once, to stdout."""
+
+    def __init__(self, target: str) -> None:
+        super().__init__(Path(target))
+        self._file = sys.stdout if target == STDOUT else None
+        self._to_stdout = target == STDOUT
+
+    def open(self) -> None:
+        if self._file is None and not self._to_stdout:
+            self._file = self._files.enter_context(self._begin().open("w", encoding="utf-8"))
+
+    def write(self, frame: Frame, detections: Detections) -> None:
+        self.open()
+        if self._file is None:  # started without a stdout
+            return
+        content = detections.to_dict()
+        latency = detections.latency
+        document = {
+            "frame": frame.id,
+            "pts": frame.pts,
+            "size": list(frame.size),
+            "latency_ms": None if latency is None else {**latency._asdict(), "total": latency.total},
+            "detections": content["detections"],
+        }
+        self._file.write(json.dumps(document, allow_nan=False) + "\n")
+        if self._to_stdout:
+            self._file.flush()
+
+
+class _Video(_Output):
+    """An annotated video, H.264 where the encoder is there, else MPEG-4, with the source's timing."""
+
+    def __init__(self, path: Path, stride: int) -> None:
+        super().__init__(path)
+        import av
+
+        self._av: Any = av
+        self._stride = stride
+        self._stream: Any = None
+        self._first: float | None = None
+        self._place = -1
+
+    def write(self, frame: Frame, detections: Detections, rate: Fraction | None) -> None:
+        from fai_fast import render
+
+        picture = render.draw(frame.image(), detections)
+        if self._stream is None:
+            self._open(picture.shape[:2], rate)
+            self._first = frame.pts
+        packed = self._av.VideoFrame.from_ndarray(self._fitted(picture), format="rgb24")
+        place = self._place + 1
+        if frame.pts is not None and self._first is not None:
+            # On a grid of the source's rate, frames that were dropped leave gaps and those after them stay in time.
+            place = max(place, round((frame.pts - self._first) * self._rate))
+        self._place = place
+        packed.pts, packed.time_base = place, 1 / self._rate
+        self._container.mux(self._stream.encode(packed))
+
+    def _open(self, size: tuple[int, int], rate: Fraction | None) -> None:
+        rate = rate / self._stride if rate is not None and 0 < rate <= 240 else RATE
+        # MPEG-4 has 16 bits for it.
+        self._rate = rate.limit_denominator(1001)
+        path = self._begin()
+        options = {"movflags": "faststart"} if path.suffix.lower() in (".mp4", ".mov") else {}
+        self._container = self._files.enter_context(self._av.open(str(path), "w", options=options))
+        codec = "libx264" if "libx264" in self._av.codecs_available else "mpeg4"
+        stream = self._container.add_stream(codec, rate=self._rate)
+        # Chroma has half the size.
+        stream.height, stream.width = (side - side % 2 for side in size)
+        stream.pix_fmt = "yuv420p"
+        if codec == "libx264":
+            stream.options = {"preset": "veryfast"}
+        else:
+            stream.bit_rate = 4_000_000
+        self._stream = stream
+        self._files.callback(lambda: self._container.mux(stream.encode(None)))
+
+    def _fitted(self, picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        height, width = self._stream.height, self._stream.width
+        if picture.shape[0] - height in (0, 1) and picture.shape[1] - width in (0, 1):
+            return np.ascontiguousarray(picture[:height, :width])
+        from PIL import Image, ImageOps
+
+        return np.asarray(ImageOps.pad(Image.fromarray(picture), (width, height)))
+
+
+class _Statistics:
+    """How the stream keeps up: one line that changes on a terminal, elsewhere a line now and then."""
+
+    def __init__(self, stream: Stream, *, quiet: bool) -> None:
+        from tqdm import tqdm  # type: ignore[import-untyped]
+
+        self._stream = stream
+        self._quiet = quiet
+        self._bar = tqdm(bar_format="{desc}", file=sys.stderr, leave=False, disable=True if quiet else None)
+        self._next = time.monotonic() + (REPORT if self._bar.disable else 0)
+
+    def show(self, frame: Frame, detections: Detections) -> None:
+        now = time.monotonic()
+        if self._quiet or now < self._next:
+            return
+        stats = self._stream.stats()
+        text = (
+            f"frame {frame.id}{'' if frame.pts is None else f' at {frame.pts:.1f} s'}, "
+            f"{counted(len(detections), 'object')}, {stats.fps:.1f} fps, p50 {stats.p50:.0f} p90 {stats.p90:.0f} "
+            f"p99 {stats.p99:.0f} ms, waiting {stats.queue_age:.0f} ms, {stats.dropped} dropped"
+            + (f", {stats.reconnects} reconnects" if stats.reconnects else "")
+        )
+        if self._bar.disable:
+            self._next = now + REPORT
+            write_line(f"fai-fast: {text}", sys.stderr)
+        else:
+            self._next = now + REFRESH
+            self._bar.set_description_str(text)
+
+    def __enter__(self) -> _Statistics:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+
+class _Interrupt:
+    """Ctrl-C and SIGTERM as KeyboardInterrupt, but not while something is written.
+
+    Attributes:
+        came: whether one came.
+    """
+
+    def __init__(self) -> None:
+        self.came = False
+        self._writing = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    @contextmanager
+    def later(self) -> Iterator[None]:
+        self._writing = True
+        try:
+            yield
+        finally:
+            self._writing = False
+        if self.came:
+            raise KeyboardInterrupt
+
+    def __enter__(self) -> _Interrupt:
+        if threading.current_thread() is threading.main_thread():
+            # Whoever ignores a signal, such as a shell for its background jobs, wants it ignored.
+            for kind, usual in (
+                (signal.SIGINT, signal.default_int_handler),
+                (signal.SIGTERM, signal.SIG_DFL),
+            ):
+                if signal.getsignal(kind) == usual:
+                    self._before[kind] = signal.signal(kind, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for kind, handler in self._before.items():
+            signal.signal(kind, handler)
+
+    def _handle(self, *_: object) -> None:
+        self.came = True
+        if not self._writing:
+            raise KeyboardInterrupt

@@ -1,0 +1,326 @@
+"""What every GPU engine offers: work put on a CUDA stream, between device buffers that a ``_core.FrameGraph`` owns.
+
+A GPU engine is an :class:`~fai_fast.engines.base.Engine` too: its :class:`HostContext` runs it alone, between NumPy
+arrays.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from fai_fast import _core
+from fai_fast.engines.base import (
+    INPUT,
+    OUTPUTS,
+    Array,
+    Engine,
+    OpenContext,
+    OpenEngine,
+    Port,
+    check_process,
+    reason,
+)
+from fai_fast.errors import CudaError, EngineError
+
+__all__ = [
+    "Device",
+    "GpuContext",
+    "GpuEngine",
+    "HostContext",
+    "OpenGpuContext",
+    "OpenGpuEngine",
+    "depends",
+    "device",
+    "devices",
+    "translated",
+]
+
+# As in base.py: a forked child must not run destructors that call a driver which its parent set up.
+_opened: weakref.WeakSet[OpenGpuContext] = weakref.WeakSet()
+_inherited: list[OpenGpuContext] = []
+
+
+@dataclass(frozen=True)
+class Device:
+    """A GPU: its CUDA index, its name, ``compute_capability`` as (major, minor), ``memory`` in bytes."""
+
+    index: int
+    name: str
+    compute_capability: tuple[int, int]
+    memory: int
+    multiprocessors: int
+    uuid: str
+
+
+def devices() -> tuple[Device, ...]:
+    """The GPUs of this machine, at least one. Raises CudaError: built without CUDA, no driver or too old, no GPU."""
+    return tuple(
+        Device(
+            index=found["index"],
+            name=found["name"],
+            compute_capability=(found["compute_capability"][0], found["compute_capability"][1]),
+            memory=found["memory"],
+            multiprocessors=found["multiprocessors"],
+            uuid=str(found["uuid"]),
+        )
+        for found in _core.cuda_devices()
+    )
+
+
+def device(index: int) -> Device:
+    """The GPU of that CUDA index. Raises CudaError where there is none."""
+    found = devices()
+    for item in found:
+        if item.index == index:
+            return item
+    there = ", ".join(f"cuda:{item.index} ({item.name})" for item in found)
+    raise CudaError(f"device: got cuda:{index}, expected one of {there}")
+
+
+def depends(index: int) -> dict[str, Any]:
+    """What every file compiled for a GPU depends on, as JSON values: ``gpu``, ``compute_capability``, ``driver``."""
+    found = device(index)
+    major, minor = found.compute_capability
+    return {
+        "gpu": found.name,
+        "compute_capability": f"{major}.{minor}",
+        "driver": _core.cuda_versions()["driver"],
+    }
+
+
+class GpuContext(Protocol):
+    """One place to run a GPU engine: three device buffers that are bound once."""
+
+    def enqueue(self, stream: int) -> None:
+        """Puts one run on a stream and returns: no synchronisation, no allocation after the first call.
+
+        Args:
+            stream: a cudaStream_t of the engine's device.
+
+        Raises:
+            EngineError: the engine or context is closed, the process was forked after loading, or the engine failed.
+        """
+        ...
+
+    def capture(self, frame_graph: _core.FrameGraph) -> str | None:
+        """Captures a frame's work around this engine; None, or why every frame now calls :meth:`enqueue` instead."""
+        ...
+
+    def close(self) -> None:
+        """Lets go of what the context holds. What was put on a stream must have ended. Does nothing twice."""
+        ...
+
+
+class GpuEngine(Engine, Protocol):
+    """An :class:`~fai_fast.engines.base.Engine` on a GPU.
+
+    Attributes:
+        device: the CUDA device's index.
+    """
+
+    @property
+    def device(self) -> int: ...
+
+    def bind(self, images: int, mask_logits: int, class_logits: int, stream: int) -> GpuContext:
+        """A context over device memory of the ports' shapes and dtypes, C-contiguous, 256-byte aligned, used in place.
+
+        Args:
+            images, mask_logits, class_logits: device addresses; they must outlive the context.
+            stream: the cudaStream_t that runs will be put on.
+
+        Raises:
+            TypeError, ValueError: an address or the stream is no address; the text names it.
+            EngineError: the engine is closed, or cannot bind the buffers.
+        """
+        ...
+
+
+class OpenGpuContext(ABC):
+    """A GPU context's life cycle; an engine adds how to enqueue a run and what to let go of."""
+
+    def __init__(self, engine: OpenGpuEngine) -> None:
+        self._engine = engine.name
+        self._lock = threading.RLock()  # a signal handler may close the context that its thread is running
+        self._closed = False
+        self._process = os.getpid()
+        _opened.add(self)
+
+    def enqueue(self, stream: int) -> None:
+        # Before the lock, which a thread that the child does not have may hold.
+        check_process(self._engine, self._process)
+        with self._lock:
+            self._check_open()
+            with translated(self._engine, "running failed"):
+                self._enqueue(stream)
+
+    def capture(self, frame_graph: _core.FrameGraph) -> str | None:
+        check_process(self._engine, self._process)
+        with self._lock:
+            self._check_open()
+            with translated(self._engine, "capturing failed"):
+                return self._capture(frame_graph)
+
+    def close(self) -> None:
+        if os.getpid() != self._process:
+            return
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._release()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EngineError(f"{self._engine}: the context is closed, make another with engine.bind()")
+
+    def _capture(self, frame_graph: _core.FrameGraph) -> str | None:
+        return frame_graph.capture(self.enqueue)
+
+    @abstractmethod
+    def _enqueue(self, stream: int) -> None: ...
+
+    @abstractmethod
+    def _release(self) -> None: ...
+
+
+class OpenGpuEngine(OpenEngine):
+    """A GPU engine's description and life cycle; an engine adds ``_bind_device`` and ``_unload``."""
+
+    def __init__(self, ports: Mapping[str, Port], device_index: int, info: Mapping[str, Any]) -> None:
+        """`info` needs ``version``, ``precision``, ``path`` and what only this engine has."""
+        found = device(device_index)
+        major, minor = found.compute_capability
+        super().__init__(
+            ports,
+            {
+                "device": f"cuda:{device_index}",
+                "device_name": found.name,
+                "compute_capability": f"{major}.{minor}",
+                "threads": None,
+                **info,
+            },
+        )
+        self.device = device_index
+        self._bound: weakref.WeakSet[OpenGpuContext] = weakref.WeakSet()
+
+    def bind(self, images: int, mask_logits: int, class_logits: int, stream: int) -> OpenGpuContext:
+        given = {"images": images, "mask_logits": mask_logits, "class_logits": class_logits}
+        for name, address in given.items():
+            _check_address(name, address)
+            if address == 0:
+                raise ValueError(f"{name}: got 0, expected the address of device memory")
+        _check_address("stream", stream)
+        check_process(self.name, self._process)
+        with self._lock:
+            if self._closed:
+                raise EngineError(f"{self.name}: the engine is closed, load it again")
+            with translated(self.name, "binding the buffers failed"):
+                context = self._bind_device(images, mask_logits, class_logits, stream)
+            self._bound.add(context)
+            return context
+
+    def context(
+        self, images: Array | None = None, mask_logits: Array | None = None, class_logits: Array | None = None
+    ) -> OpenContext:
+        with _unwrapped():
+            return super().context(images, mask_logits, class_logits)
+
+    def _bind(self, arrays: Mapping[str, Array]) -> OpenContext:
+        return HostContext(self, arrays)
+
+    def _release(self) -> None:
+        for context in list(self._bound):
+            context.close()
+        self._unload()
+
+    @abstractmethod
+    def _bind_device(
+        self, images: int, mask_logits: int, class_logits: int, stream: int
+    ) -> OpenGpuContext: ...
+
+    @abstractmethod
+    def _unload(self) -> None:
+        """Lets go of the engine itself, after its contexts."""
+
+
+class HostContext(OpenContext):
+    """A GPU engine alone, between arrays of the host: ``run()`` uploads, runs the engine, downloads and waits."""
+
+    def __init__(self, engine: OpenGpuEngine, arrays: Mapping[str, Array]) -> None:
+        super().__init__(engine, arrays)
+        batch, _, height, width = arrays[INPUT].shape
+        masks, classes = (arrays[name] for name in OUTPUTS)
+        self._graph: _core.FrameGraph | None = _core.FrameGraph(
+            device=engine.device,
+            batch=batch,
+            size=(height, width),
+            dtype=str(arrays[INPUT].dtype),
+            mask_logits=masks.shape[1:],
+            mask_dtype=str(masks.dtype),
+            class_logits=classes.shape[1:],
+            class_dtype=str(classes.dtype),
+            mean=(0.0, 0.0, 0.0),
+            std=(1.0, 1.0, 1.0),
+            predict_all_pixels=False,
+            softmax=False,
+        )
+        self._context = engine.bind(
+            self._graph.images, self._graph.mask_logits, self._graph.class_logits, self._graph.stream
+        )
+
+    def run(self) -> None:
+        with _unwrapped():
+            super().run()
+
+    def _run(self) -> None:
+        assert self._graph is not None
+        self._graph.run_engine(self._context.enqueue, self._images, self._mask_logits, self._class_logits)
+
+    def _release(self) -> None:
+        self._context.close()
+        if self._graph is not None:
+            self._graph.close()
+        self._graph = None
+
+
+@contextmanager
+def translated(engine: str, what: str) -> Iterator[None]:
+    """Turns what an engine's package raises into an EngineError "engine: what: why"; keeps fai_fast's own."""
+    try:
+        yield
+    except EngineError:
+        raise
+    except Exception as error:  # the packages raise many kinds that share no base
+        raise EngineError(f"{engine}: {what}: {reason(error)}") from error
+
+
+@contextmanager
+def _unwrapped() -> Iterator[None]:
+    """Raises a CudaError or EngineError that a base class has translated once more as it was."""
+    try:
+        yield
+    except EngineError as error:
+        if isinstance(error.__cause__, EngineError):
+            raise error.__cause__ from error.__cause__.__cause__
+        raise
+
+
+def _check_address(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: got {type(value).__name__}, expected an int, an address")
+    if value < 0:
+        raise ValueError(f"{name}: got {value}, expected an address")
+
+
+def _keep_inherited() -> None:
+    _inherited.extend(_opened)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_keep_inherited)

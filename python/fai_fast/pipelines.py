@@ -1,0 +1,439 @@
+"""How frames go through a model: stage after stage on the CPU, as one captured graph on a GPU."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from fai_fast import _core
+from fai_fast.detections import Detections, Latency
+from fai_fast.engines.base import Context, Engine
+from fai_fast.engines.gpu import GpuContext, GpuEngine
+from fai_fast.errors import FaiFastError
+from fai_fast.letterbox import Letterbox
+from fai_fast.ops import frame_arguments, postprocess_batch, preprocess_frame
+from fai_fast.registry import ModelSpec
+
+__all__ = ["CpuPipeline", "GpuPipeline", "Pending", "Pipeline", "Request", "Ticket"]
+
+# More contexts than this would only wait for each other's cores.
+MAX_CONTEXTS = 4
+# Frames that overlap when they are submitted: one is uploaded, one runs, one comes back.
+DEPTH = 3
+
+_log = logging.getLogger("fai_fast")
+
+
+@dataclass(frozen=True)
+class Request:
+    """Frames that go through the engine together, and what is asked of them.
+
+    Attributes:
+        frames: at most the engine's batch; arrays as :func:`fai_fast.preprocess` takes them.
+        layout: ``color``, ``resize``, ``yuv_matrix``, ``yuv_range`` of all of them.
+        decode: milliseconds that opening them took.
+    """
+
+    frames: Sequence[Any]
+    layout: Mapping[str, str]
+    threshold: float
+    mask_threshold: float
+    use_mask_score: bool
+    masks_device: bool = False
+    decode: float = 0.0
+
+
+class Pending(ABC):
+    """Frames on their way."""
+
+    @abstractmethod
+    def results(self, timeout: float | None = None) -> list[Detections]:
+        """One for each frame, the same every time. Raises TimeoutError after `timeout` seconds, and what failed."""
+
+    @abstractmethod
+    def done(self) -> bool:
+        """Whether :meth:`results` would not wait."""
+
+
+class Pipeline(ABC):
+    """Runs requests; safe to call from several threads."""
+
+    @abstractmethod
+    def run(self, request: Request) -> list[Detections]: ...
+
+    @abstractmethod
+    def submit(self, request: Request) -> Pending: ...
+
+    @abstractmethod
+    def info(self) -> str:
+        """How frames run, in words."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Waits for the frames on their way, whose results stay, and lets go of everything. Does nothing twice."""
+
+
+class Ticket:
+    """A frame that :meth:`fai_fast.Model.submit` took; :meth:`result` waits for what was found in it."""
+
+    def __init__(self, pending: Pending) -> None:
+        self._pending = pending
+
+    def result(self, timeout: float | None = None) -> Detections:
+        """What :meth:`fai_fast.Model.infer` would have returned, the same object every time.
+
+        Args:
+            timeout: seconds to wait at most; None for as long as it takes.
+
+        Raises:
+            TimeoutError: it took longer; the frame is still on its way.
+            EngineError: the frame failed.
+        """
+        return self._pending.results(timeout)[0]
+
+    def done(self) -> bool:
+        """Whether :meth:`result` would not wait."""
+        return self._pending.done()
+
+
+# ------------------------------------------------------------------------------------------------------- CPU
+
+
+class CpuPipeline(Pipeline):
+    """Preprocessing, an engine and postprocessing on the CPU, one thread a request."""
+
+    def __init__(self, spec: ModelSpec, engine: Engine, num_threads: int | None) -> None:
+        self._spec = spec
+        self._num_threads = num_threads
+        self.contexts = ContextPool(engine.context, MAX_CONTEXTS)
+        self._lock = threading.Lock()
+        self._workers: ThreadPoolExecutor | None = None
+
+    def info(self) -> str:
+        return "one stage after the other"
+
+    def run(self, request: Request) -> list[Detections]:
+        with self.contexts.borrow() as context:
+            started = time.perf_counter()
+            letterboxes = [
+                fill(self._spec, context, index, frame, request.layout)
+                for index, frame in enumerate(request.frames)
+            ]
+            preprocessed = time.perf_counter()
+            context.run()
+            ran = time.perf_counter()
+            results = postprocess_batch(
+                context.mask_logits[: len(request.frames)],
+                context.class_logits[: len(request.frames)],
+                [letterbox.frame for letterbox in letterboxes],
+                letterbox=letterboxes if request.layout.get("resize") == "letterbox" else None,
+                threshold=request.threshold,
+                mask_threshold=request.mask_threshold,
+                use_mask_score=request.use_mask_score,
+                predict_all_pixels=self._spec.config.predict_all_pixels,
+                class_names=self._spec.classes,
+                num_threads=self._num_threads,
+            )
+        top = self._spec.config.top_k
+        results = [result if len(result) <= top else result[:top] for result in results]
+        latency = Latency(
+            request.decode,
+            1e3 * (preprocessed - started),
+            1e3 * (ran - preprocessed),
+            1e3 * (time.perf_counter() - ran),
+        )
+        return [result._with_latency(latency) for result in results]
+
+    def submit(self, request: Request) -> Pending:
+        with self._lock:
+            self.contexts.check_open()
+            if self._workers is None:
+                # Two, so that the stages around one frame's engine overlap with the other's.
+                self._workers = ThreadPoolExecutor(2, thread_name_prefix="fai_fast")
+            return _CpuPending(self._workers.submit(self.run, request))
+
+    def close(self) -> None:
+        with self._lock:
+            workers, self._workers = self._workers, None
+        if workers is not None:
+            workers.shutdown()
+        self.contexts.close()
+
+
+class _CpuPending(Pending):
+    def __init__(self, future: Future[list[Detections]]) -> None:
+        self._future = future
+
+    def results(self, timeout: float | None = None) -> list[Detections]:
+        from concurrent.futures import TimeoutError as Late
+
+        try:
+            return self._future.result(timeout)
+        except Late as error:
+            if self._future.done():
+                raise
+            raise _late(timeout) from error
+
+    def done(self) -> bool:
+        return self._future.done()
+
+
+def fill(spec: ModelSpec, context: Context, index: int, frame: Any, layout: Mapping[str, str]) -> Letterbox:
+    """Writes a frame into a context's input, as image `index` of its batch."""
+    _, _, height, width = context.images.shape
+    _, letterbox = preprocess_frame(
+        frame,
+        (height, width),
+        mean=spec.config.pixel_mean,
+        std=spec.config.pixel_std,
+        dtype=None,
+        out=context.images[index : index + 1],
+        **layout,
+    )
+    return letterbox
+
+
+class ContextPool:
+    """Contexts made when first needed, each lent to one thread at a time."""
+
+    def __init__(self, make: Callable[[], Context], limit: int) -> None:
+        self._make = make
+        self._limit = limit
+        self._made = 0
+        self._free: list[Context] = []
+        self._changed = threading.Condition()
+        self._closed = False
+
+    @contextmanager
+    def borrow(self) -> Iterator[Context]:
+        context = self._take()
+        try:
+            yield context
+        finally:
+            with self._changed:
+                self._free.append(context)
+                self._changed.notify()
+
+    def check_open(self) -> None:
+        if self._closed:
+            raise FaiFastError("the model is closed; load it again")
+
+    def _take(self) -> Context:
+        with self._changed:
+            while True:
+                self.check_open()
+                if self._free:
+                    return self._free.pop()
+                if self._made < self._limit:
+                    self._made += 1
+                    break
+                self._changed.wait()
+        try:
+            return self._make()
+        except BaseException:
+            with self._changed:
+                self._made -= 1
+                self._changed.notify()
+            raise
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+
+# ------------------------------------------------------------------------------------------------------- GPU
+
+
+class GpuPipeline(Pipeline):
+    """Frames as CUDA graphs, up to DEPTH at a time: the upload of one overlaps with the engine of another, and the
+    engine takes them in the order in which they were submitted."""
+
+    def __init__(self, spec: ModelSpec, engine: GpuEngine) -> None:
+        self._spec = spec
+        self._engine = engine
+        self._lock = threading.Lock()  # held while a frame is submitted, so that all go in one order
+        self._closed = False
+        self._last: _core.FrameGraph | None = None
+        # An engine that cannot run is better known now than at the first frame.
+        self._slots = [_Slot(spec, engine)]
+        if reason := self._slots[0].uncaptured:
+            _log.info("%s: frames run without a captured graph: %s", spec.name, reason)
+
+    def info(self) -> str:
+        reason = self._slots[0].uncaptured if self._slots else None
+        return f"uncaptured: {reason}" if reason else "one captured CUDA graph"
+
+    def memory(self) -> dict[str, int]:
+        """Bytes that the frames' buffers take: "device", "pinned"."""
+        with self._lock:
+            held = [slot.graph.memory() for slot in self._slots]
+        return {place: sum(item[place] for item in held) for place in ("device", "pinned")}
+
+    def run(self, request: Request) -> list[Detections]:
+        return self.submit(request).results()
+
+    def submit(self, request: Request) -> Pending:
+        frames = [frame_arguments(frame, **request.layout) for frame in request.frames]
+        with self._lock:
+            if self._closed:
+                raise FaiFastError("the model is closed; load it again")
+            slot = self._take()
+            with slot.lock:
+                slot.graph.submit(
+                    frames, request.threshold, request.mask_threshold, request.use_mask_score, self._last
+                )
+                self._last = slot.graph
+                return slot.lend(self._spec, request)
+
+    def _take(self) -> _Slot:
+        """A slot without a frame; where there is none, the one whose frame was submitted first, which is waited for."""
+        slot = next((slot for slot in self._slots if slot.idle), None)
+        if slot is None and len(self._slots) < DEPTH:
+            slot = _Slot(self._spec, self._engine)
+            self._slots.append(slot)
+        if slot is None:
+            slot = self._slots[0]
+            slot.settle()  # the result stays with its ticket
+        # In the order of their frames.
+        self._slots.remove(slot)
+        self._slots.append(slot)
+        return slot
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            self._last = None
+            slots, self._slots = self._slots, []
+            for slot in slots:
+                slot.settle()
+                slot.close()
+
+
+class _Slot:
+    """A frame graph, the engine's context in it, and the frame that it is working on."""
+
+    def __init__(self, spec: ModelSpec, engine: GpuEngine) -> None:
+        [images] = engine.inputs
+        masks, classes = engine.outputs
+        self.lock = threading.RLock()
+        self.graph = _core.FrameGraph(
+            device=engine.device,
+            batch=images.shape[0],
+            size=images.shape[2:],
+            dtype=images.dtype,
+            mask_logits=masks.shape[1:],
+            mask_dtype=masks.dtype,
+            class_logits=classes.shape[1:],
+            class_dtype=classes.dtype,
+            mean=spec.config.pixel_mean,
+            std=spec.config.pixel_std,
+            predict_all_pixels=spec.config.predict_all_pixels,
+            softmax=not spec.config.cls_sigmoid,
+        )
+        try:
+            self._context: GpuContext = engine.bind(
+                self.graph.images, self.graph.mask_logits, self.graph.class_logits, self.graph.stream
+            )
+            self.uncaptured = self._context.capture(self.graph)
+        except BaseException:
+            self.graph.close()
+            raise
+        self._pending: weakref.ref[_GpuPending] | None = None
+
+    @property
+    def idle(self) -> bool:
+        return self._pending is None
+
+    def lend(self, spec: ModelSpec, request: Request) -> _GpuPending:
+        pending = _GpuPending(self, spec, request)
+        self._pending = weakref.ref(pending)
+        return pending
+
+    def release(self) -> None:
+        self._pending = None
+
+    def settle(self) -> None:
+        """Ends the frame, whose results its owner gets, if there is still one."""
+        with self.lock:
+            if self._pending is None:
+                return
+            pending = self._pending()
+            if pending is not None:
+                pending.finish(None)
+                return
+            try:
+                self.graph.wait(-1.0)
+            finally:
+                self.release()
+
+    def close(self) -> None:
+        with self.lock:
+            self.graph.close()
+            self._context.close()
+
+
+class _GpuPending(Pending):
+    def __init__(self, slot: _Slot, spec: ModelSpec, request: Request) -> None:
+        self._slot: _Slot | None = slot
+        self._lock = slot.lock
+        self._spec = spec
+        self._decode = request.decode
+        self._masks_device = request.masks_device
+        self._results: list[Detections] | None = None
+        self._error: Exception | None = None
+
+    def results(self, timeout: float | None = None) -> list[Detections]:
+        if not self.finish(timeout):
+            raise _late(timeout)
+        if self._error is not None:
+            raise self._error
+        assert self._results is not None
+        return self._results
+
+    def done(self) -> bool:
+        return self.finish(0.0)
+
+    def finish(self, timeout: float | None) -> bool:
+        """Waits for the frame and takes its results from the slot; False where `timeout` was too short."""
+        seconds = -1.0 if timeout is None else max(float(timeout), 0.0)
+        with self._lock:
+            if self._slot is None:
+                return True
+            try:
+                if not self._slot.graph.wait(seconds):
+                    return False
+                self._results = self._collect(self._slot.graph)
+            except Exception as error:
+                self._error = error
+            self._slot.release()
+            self._slot = None
+            return True
+
+    def _collect(self, graph: _core.FrameGraph) -> list[Detections]:
+        began = time.perf_counter()
+        found = graph.results(self._spec.config.top_k, self._masks_device)
+        results = [Detections._from_core(rows, rows["size"], self._spec.classes) for rows in found]
+        times = graph.times()
+        latency = Latency(
+            self._decode,
+            times["upload"] + times["preprocess"],
+            times["engine"],
+            times["postprocess"] + 1e3 * (time.perf_counter() - began),
+        )
+        return [
+            result._with_latency(latency, rows.get("masks_device"))
+            for result, rows in zip(results, found, strict=True)
+        ]
+
+
+def _late(timeout: float | None) -> TimeoutError:
+    return TimeoutError(f"timeout: the frame took longer than {timeout} s; ask again")

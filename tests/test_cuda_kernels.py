@@ -1,0 +1,58 @@
+"""What nvcc says of the kernels: no spilled registers, no local memory, on the oldest card and on a recent one."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+NVCC = shutil.which("nvcc")
+ARCHITECTURES = ("75", "90")
+# As cmake/cuda.cmake compiles them.
+FLAGS = ["-std=c++20", "-O3", "--fmad=false", f"-I{ROOT}"]
+REPORT = re.compile(
+    r"Compiling entry function '(?P<kernel>\w+)' for 'sm_(?P<architecture>\d+)'.*?"
+    r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads",
+    re.DOTALL,
+)
+
+pytestmark = pytest.mark.skipif(NVCC is None, reason="there is no nvcc")
+
+
+def report(source: Path, tmp_path: Path) -> list[re.Match[str]]:
+    targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHITECTURES]
+    command = [str(NVCC), *FLAGS, *targets, "-Xptxas=-v", "-c", str(source), "-o", str(tmp_path / "out.o")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return list(REPORT.finditer(done.stdout + done.stderr))
+
+
+@pytest.mark.parametrize(
+    ("source", "kernels"),
+    [
+        ("preprocess", {"preprocess"}),
+        ("postprocess", {"score_queries", "find_nodes", "draw_instances", "contest", "finish", "pack", "expand"}),
+    ],
+)
+def test_nothing_spills_and_nothing_is_in_local_memory(source, kernels, tmp_path):
+    found = report(ROOT / "cuda" / f"{source}.cu", tmp_path)
+    for architecture in ARCHITECTURES:
+        # Names are mangled: each holds the kernel's behind its length.
+        names = [match["kernel"] for match in found if match["architecture"] == architecture]
+        assert {k for k in kernels if any(f"{len(k)}{k}" in name for name in names)} == kernels
+    wasteful = [
+        f"{match['kernel']} on sm_{match['architecture']}: {match['stack']} bytes of stack, "
+        f"{match['stores']} + {match['loads']} bytes spilled"
+        for match in found
+        if any(int(match[what]) for what in ("stack", "stores", "loads"))
+    ]
+    assert wasteful == []
+
+
+def test_every_kernel_is_in_these_files():
+    kernels = [path.name for path in sorted((ROOT / "cuda").glob("*.cu")) if "__global__" in path.read_text()]
+    assert kernels == ["math_headers.cu", "postprocess.cu", "preprocess.cu"]
