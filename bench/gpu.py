@@ -1,18 +1,22 @@
 """Measuring on a GPU: what the card can do, an engine alone, the kernels alone, and the report of it all.
 
-`python -m bench.gpu` runs every kernel on a few small frames and compares with the CPU: for compute-sanitizer.
+`python -m bench.gpu kernels` runs every kernel on a few small frames and compares with the CPU, for compute-sanitizer;
+`python -m bench.gpu frames [COUNT]` runs 2,000 frames of changing sizes and fails where memory grows.
 """
 
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cache, cached_property
+from pathlib import Path
 from typing import Any
 
 import fai_fast
@@ -30,6 +34,7 @@ T4_MEMORY, T4_LINK = 320e9, 12e9
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 _COPIED = 1 << 30
 _UPLOADED = 1 << 28
+_HOST_NOISE = 8 << 20  # of a process that allocates and frees
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,7 @@ class Cuda:
             error, *values = found(*arguments)
             if error != self._runtime.cudaError_t.cudaSuccess:
                 raise RuntimeError(f"{name}: {error.name}")
-            return values[0] if len(values) == 1 else None
+            return values[0] if len(values) == 1 else tuple(values) or None
 
         return call
 
@@ -333,7 +338,13 @@ def captured(graph: _core.FrameGraph) -> _core.FrameGraph:
 
 
 def stages(
-    graph: _core.FrameGraph, frames: Sequence[object], color: str, threshold: float, runs: int, batch: int = 1
+    graph: _core.FrameGraph,
+    frames: Sequence[object],
+    color: str,
+    threshold: float,
+    runs: int,
+    batch: int = 1,
+    warmup: int = 3,
 ) -> dict[str, list[float]]:
     """Milliseconds of each stage, by events, over `runs` replays; "empty" is the stage of an engine that does nothing,
     "host" what results() takes."""
@@ -341,7 +352,7 @@ def stages(
         name: [] for name in ("upload", "preprocess", "empty", "postprocess", "host")
     }
     taken = itertools.cycle(frames)
-    for run in range(runs + 3):
+    for run in range(warmup + runs):
         batched = [(next(taken), color, "stretch", "bt601", "limited") for _ in range(batch)]
         graph.submit(batched, threshold, 0.5, True)
         graph.wait(-1.0)
@@ -349,7 +360,7 @@ def stages(
         rows = graph.results(100)
         host = 1e3 * (time.perf_counter() - started)
         del rows
-        if run < 3:
+        if run < warmup:
             continue
         times = graph.times()
         for name in ("upload", "preprocess", "postprocess"):
@@ -615,7 +626,7 @@ def interleave(
     raise AssertionError("unreachable")
 
 
-# ------------------------------------------------------------------------------------------------- sanitizers
+# ----------------------------------------------------------------------------------------- checks, not times
 
 
 def exercise() -> int:
@@ -672,5 +683,55 @@ def _small_frame(color: str, height: int, width: int) -> NDArray[np.uint8]:
     return scenes.frame(height, width, 1 if color == "gray" else 3)
 
 
+def grow(count: int) -> str:
+    """Runs frames of changing sizes and formats, and says what they took. Raises AssertionError where memory grew."""
+    runtime, unknown = cuda()
+    if runtime is None and not emulated():
+        sys.exit(f"the card's memory cannot be watched: {unknown}")
+    rng = np.random.default_rng(0)
+    sizes = [(2 * int(h), 2 * int(w)) for h, w in rng.integers(30, 301, (16, 2))]
+    frames = [(color, _small_frame(color, *size)) for size in sizes for color in ("rgb", "nv12", "gray")]
+    said = []
+    for semantic in (False, True):
+        scene = scenes.regions(40, 40, 9) if semantic else scenes.instances(40, 40, 9)
+        graph = captured(frame_graph(size=(160, 160), logits=scene.as_float16(), semantic=semantic))
+        before: tuple[int, ...] = ()
+        for number in range(count):
+            # The first rounds reserve what the largest frame needs, and fill the pool of results.
+            if number == min(4 * len(frames), count // 2):
+                before = _held(graph)
+            color, frame = frames[number * 7 % len(frames)]
+            graph.submit([(frame, color, "stretch", "bt601", "limited")], 0.3, 0.5, True)
+            graph.wait(-1.0)
+            assert graph.results(100), "a frame without a result"
+        growth = [now - then for now, then in zip(_held(graph), before, strict=True)]
+        kind = "semantic" if semantic else "instance"
+        said.append(f"{kind}: {count} frames, bytes more in the graph, on the card, in the process: {growth}")
+        assert max(growth[:2]) <= 0, said[-1]
+        assert growth[2] <= _HOST_NOISE, said[-1]
+        graph.close()
+    return "\n".join(said)
+
+
+def _held(graph: _core.FrameGraph) -> tuple[int, int, int]:
+    """Bytes held by the graph, by everybody on the card (0 where unknown), and by this process."""
+    runtime, _ = cuda()
+    free, total = (0, 0) if runtime is None else runtime.cudaMemGetInfo()
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+    return sum(graph.memory().values()), total - free, resident
+
+
+def main(arguments: Sequence[str]) -> None:
+    match arguments:
+        case ["kernels"]:
+            print(f"{exercise()} frames on {card().name}: as on the CPU")
+        case ["frames"]:
+            print(grow(2000))
+        case ["frames", count] if count.isdigit() and int(count) >= 10:
+            print(grow(int(count)))
+        case _:
+            sys.exit(__doc__)
+
+
 if __name__ == "__main__":
-    print(f"{exercise()} frames on {card().name}: as on the CPU")
+    main(sys.argv[1:])

@@ -477,3 +477,11 @@ def test_a_cache_that_takes_nothing_is_no_reason_to_fail(checkpoint, hashed):
     (checkpoint.parent / "cache").write_bytes(b"no folder")
     assert remembered(checkpoint) == remembered(checkpoint)
     assert len(hashed) == 2
+
+
+def test_remembered_hashes_can_be_forgotten(checkpoint, hashed):
+    assert remembered(checkpoint) == remembered(checkpoint)
+    cache.forget_hashes(checkpoint.parent / "cache")
+    assert len(hashed) == 1
+    remembered(checkpoint)
+    assert len(hashed) == 2

@@ -17,6 +17,7 @@ from fai_fast.engines.gpu import Device
 ROOT = Path(__file__).parents[1]
 sys.path += [str(ROOT), str(ROOT / "tools")]
 import gpu_check  # noqa: E402
+
 from bench import gpu, plot  # noqa: E402
 
 CARD = {"name": "A card", "compute_cap": "9.0", "driver_version": "580", "memory.total": "1 MiB"}
@@ -134,7 +135,7 @@ def test_a_stage_out_of_time_may_still_write(tmp_path):
         "except KeyboardInterrupt:\n"
         "    print('written')\n"
     )
-    found = gpu_check.run(stage("slow", script), 2.0, tmp_path / "log.txt")
+    found = gpu_check.run(stage("slow", script), 3.0, tmp_path / "log.txt")
     assert found.status == "cut"
     assert found.tail == "working\nwritten\n"
 
@@ -148,7 +149,7 @@ def test_a_stage_that_will_not_stop_is_killed(tmp_path, monkeypatch):
 def shell(*arguments, **environment):
     return subprocess.run(
         ["bash", str(ROOT / "tools/gpu_check.sh"), *arguments],
-        env={**os.environ, "PYTHON": sys.executable, **environment},
+        env={**os.environ, "PYTHON": sys.executable, "FAI_FAST_CUDA": "", **environment},
         capture_output=True,
         text=True,
         check=False,
@@ -156,12 +157,15 @@ def shell(*arguments, **environment):
 
 
 def test_a_dry_run_says_what_would_run(tmp_path):
-    done = shell(str(tmp_path / "out"), "--dry-run")
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'A card, 8.9, 580.1, 24576 MiB, 00000000:01:00.0'\n")
+    tool.chmod(0o755)
+    done = shell(str(tmp_path / "out"), "--dry-run", PATH=f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     assert done.returncode == 0, done.stderr
     names = [line[2:].split(":")[0] for line in done.stdout.splitlines() if ": at most" in line]
     assert names == ["build", "import", "tests", "benchmarks", "frames", "memcheck", "racecheck"]
     commands = [shlex.split(line) for line in done.stdout.splitlines() if not line.startswith("#")]
-    assert any("cmake.define.CMAKE_CUDA_ARCHITECTURES=75-real" in command for command in commands)
+    assert any("cmake.define.CMAKE_CUDA_ARCHITECTURES=89-real" in command for command in commands)
     assert not (tmp_path / "out").exists()
 
 
@@ -422,6 +426,8 @@ def test_the_engine_alone(runtime, kind):
     else:
         assert ("cudaGraphInstantiate", graph, 0) in runtime._runtime.calls
         assert names.count("cudaGraphLaunch") == 30
+        alone.close()
+        assert runtime._runtime.calls[-1] == ("cudaGraphExecDestroy", "executable")
         assert set(enqueued) == ({9} if kind == "captured" else set())
 
 

@@ -231,9 +231,22 @@ def test_any_letterbox(network, frame, target, options):
     options=options_of,
 )
 def test_many_queries(network, size, options):
-    """From 256 queries on a label takes two bytes."""
     mask_logits, class_logits, activation = network
     compare(mask_logits, class_logits, size, activation=activation, **options)
+
+
+@pytest.mark.parametrize("queries", [255, 256, 257])
+def test_labels_of_one_byte_and_of_two(queries):
+    """From 256 queries on a label takes two bytes."""
+    masks = np.full((queries, 6, 8), np.nan, np.float32)
+    masks[-1], masks[-2] = -2.0, -3.0
+    masks[-2, :, 4:] = 4.0
+    classes = np.zeros((queries, 3), np.float32)
+    classes[:, 1] = 3.0
+    found = compare(masks, classes, (21, 33), predict_all_pixels=True, threshold=0.0)
+    assert sorted(found.query) == [queries - 2, queries - 1]
+    masks[:] = np.nan
+    assert len(compare(masks, classes, (21, 33), predict_all_pixels=True, threshold=0.0)) == 0
 
 
 @MODES

@@ -28,6 +28,7 @@ __all__ = [
     "Record",
     "artefact",
     "cache_folder",
+    "forget_hashes",
     "list_artefacts",
     "lock",
     "record_path",
@@ -235,6 +236,13 @@ def remove(path: str | os.PathLike[str]) -> int:
                 freed += item.stat().st_size
                 item.unlink()
     return freed
+
+
+def forget_hashes(folder: Path) -> None:
+    """Lets go of what :func:`remembered_sha256` keeps in this cache; the files themselves are nobody's here."""
+    for kept in (folder / "hashes").glob("*.json"):
+        with suppress(OSError):
+            kept.unlink()
 
 
 @contextmanager

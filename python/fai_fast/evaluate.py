@@ -168,16 +168,18 @@ def _figures(title: str, here: Figures, published: Mapping[str, float]) -> list[
     lines = [f"{title:<{width}}  {'here':>6}  {'published':>9}  {'difference':>10}"]
     for name, value in here.items():
         known = published.get(name)
-        both = value is not None and known is not None
-        lines.append(
-            f"{name:<{width}}  {_percent(value):>6}  {_percent(known):>9}  "
-            f"{format(cast(float, value) - cast(float, known), '+.2f') if both else '-':>10}"
-        )
+        by = None if value is None or known is None else value - known
+        lines.append(f"{name:<{width}}  {_percent(value):>6}  {_percent(known):>9}  {_signed(by):>10}")
     return lines
 
 
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
+
+
+def _signed(difference: float | None) -> str:
+    # Adding zero turns -0.0 into 0.0.
+    return "-" if difference is None else f"{round(difference, 2) + 0.0:+.2f}"
 
 
 def _some(names: Sequence[object]) -> str:
@@ -273,7 +275,8 @@ class CocoData:
         threshold = check_number("threshold", threshold)
         if model.spec.task != "instance":
             raise ValueError(
-                f"model: {model.spec.name} is a {model.spec.task} model, expected an instance one; measure it with ade()"
+                f"model: {model.spec.name} is a {model.spec.task} model, expected an instance one; "
+                "measure it with ade()"
             )
         category_of = self._category_of(model.spec.classes)
         rows: list[dict[str, Any]] = []
@@ -335,8 +338,8 @@ class CocoData:
         with_objects = {self.categories[item["category_id"]] for item in self.annotations}
         if set(unknown) & with_objects or len(lacking) == len(classes):
             raise ValueError(
-                f"annotations: categories of {self.source} are no classes of the model: {_quoted(unknown)}; its classes "
-                f"without a category: {_quoted(lacking)}; rename the categories"
+                f"annotations: categories of {self.source} are no classes of the model: {_quoted(unknown)}; "
+                f"its classes without a category: {_quoted(lacking)}; rename the categories"
             )
         if lacking:
             _log.info(
@@ -402,14 +405,15 @@ def _read_json(file: Path) -> dict[str, list[Any]]:
 
 def _field(record: Mapping[str, Any], name: str, kind: type, where: str) -> Any:
     value = record.get(name)
-    # A bool is an int in Python, not in JSON.
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise ValueError(f"{where}: {name!r} is {str(value):.40}, expected {kind.__name__}")
+    # A bool is an int in Python, not in JSON; and the evaluator's ids have 64 bits.
+    wrong = isinstance(value, bool) or (isinstance(value, int) and abs(value) > 2**53)
+    if wrong or not isinstance(value, kind):
+        raise ValueError(f"{where}: {name!r} is {value!s:.40}, expected {kind.__name__}")
     return value
 
 
 def _categories(records: list[Any], file: Path) -> dict[int, str]:
-    categories = {}
+    categories: dict[int, str] = {}
     for i, record in enumerate(records):
         where = f"annotations: {file}: categories[{i}]"
         key, name = _field(record, "id", int, where), _field(record, "name", str, where)
@@ -447,7 +451,7 @@ def _annotations(
     """The records of the pictures in `sizes`, with what the evaluator reads of them."""
     from faster_coco_eval.core import mask as masks
 
-    kept = []
+    kept: list[dict[str, Any]] = []
     for i, record in enumerate(records):
         where = f"annotations: {file}: annotations[{i}]"
         image, category = _field(record, "image_id", int, where), _field(record, "category_id", int, where)
@@ -462,11 +466,11 @@ def _annotations(
         _check_segmentation(segmentation, (height, width), where)
         crowd, area = record.get("iscrowd", 0), record.get("area")
         if crowd not in (0, 1):
-            raise ValueError(f"{where}: 'iscrowd' is {str(crowd):.40}, expected 0 or 1")
+            raise ValueError(f"{where}: 'iscrowd' is {crowd!s:.40}, expected 0 or 1")
         if area is None:
             area = masks.area(masks.segmToRle(segmentation, width, height))
         elif not _is_number(area):
-            raise ValueError(f"{where}: 'area' is {str(area):.40}, expected a number")
+            raise ValueError(f"{where}: 'area' is {area!s:.40}, expected a number")
         kept.append(
             {
                 # The evaluator takes 0 for "no match", and the same id for the same object.
@@ -486,9 +490,9 @@ def _check_segmentation(value: Any, size: tuple[int, int], where: str) -> None:
     if isinstance(value, list) and value:
         for polygon in value:
             if not isinstance(polygon, list) or len(polygon) < 4 or len(polygon) % 2:
-                raise ValueError(f"{where}: a polygon is {str(polygon):.40}, expected [x, y, x, y, ...]")
+                raise ValueError(f"{where}: a polygon is {polygon!s:.40}, expected [x, y, x, y, ...]")
             if not all(_is_number(item) and abs(item) <= 2 * MAX_SIDE for item in polygon):
-                raise ValueError(f"{where}: a polygon is {str(polygon):.40}, expected coordinates in pixels")
+                raise ValueError(f"{where}: a polygon is {polygon!s:.40}, expected coordinates in pixels")
     elif isinstance(value, dict):
         if value.get("size") != list(size):
             raise ValueError(f"{where}: RLE of size {value.get('size')}, expected {list(size)}, its image's")
@@ -501,7 +505,7 @@ def _check_segmentation(value: Any, size: tuple[int, int], where: str) -> None:
         ):
             raise ValueError(f"{where}: its RLE counts are damaged, expected runs that fill the image")
     else:
-        raise ValueError(f"{where}: 'segmentation' is {str(value):.40}, expected polygons or RLE")
+        raise ValueError(f"{where}: 'segmentation' is {value!s:.40}, expected polygons or RLE")
 
 
 def _runs(text: str) -> list[int]:
@@ -525,7 +529,8 @@ def _runs(text: str) -> list[int]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether it is a number of JSON that fits what counts pixels; NaN is in no range."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= 2**53
 
 
 # ------------------------------------------------------------------------------------------------------ ADE20K
@@ -769,7 +774,7 @@ class Comparison:
                 continue
             figures = "".join(f"  {_percent(run.report.metrics[key]):>6}" for key, _ in columns)
             by = self.difference(run)
-            text = "-" if run is self.runs[0] or by is None else f"{by:+.2f}"
+            text = _signed(None if run is self.runs[0] else by)
             mark = f"  fell by more than {self.tolerance:g}" if run in self.fallen else ""
             lines.append(f"{name:<{width}}{figures}  {text:>10}{mark}")
         return "\n".join(lines)
@@ -797,8 +802,11 @@ def compare(
 
     Example:
         >>> data = CocoData.read("val2017", "instances_val2017.json")  # doctest: +SKIP
-        >>> print(compare(lambda engine, precision: fai_fast.load("fai-mf-s-coco-ins", engine=engine, precision=precision),
-        ...               data.measure, [("openvino", "fp32"), ("openvino", "bf16")]).table())  # doctest: +SKIP
+        >>> load = lambda engine, precision: fai_fast.load(
+        ...     "fai-mf-s-coco-ins", engine=engine, precision=precision
+        ... )  # doctest: +SKIP
+        >>> runs = [("openvino", "fp32"), ("openvino", "bf16")]  # doctest: +SKIP
+        >>> print(compare(load, data.measure, runs).table())  # doctest: +SKIP
     """
     if not configurations:
         raise ValueError("configurations: got none, expected at least one engine and precision")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 import weakref
@@ -15,7 +16,7 @@ from typing import Any
 
 from fai_fast import _core
 from fai_fast.detections import Detections, Latency
-from fai_fast.engines.base import Context, Engine
+from fai_fast.engines.base import Context, Engine, check_process
 from fai_fast.engines.gpu import GpuContext, GpuEngine
 from fai_fast.errors import FaiFastError
 from fai_fast.letterbox import Letterbox
@@ -262,6 +263,7 @@ class GpuPipeline(Pipeline):
         self._engine = engine
         self._lock = threading.Lock()  # held while a frame is submitted, so that all go in one order
         self._closed = False
+        self._process = os.getpid()
         self._last: _core.FrameGraph | None = None
         # An engine that cannot run is better known now than at the first frame.
         self._slots = [_Slot(spec, engine)]
@@ -283,6 +285,8 @@ class GpuPipeline(Pipeline):
 
     def submit(self, request: Request) -> Pending:
         frames = [frame_arguments(frame, **request.layout) for frame in request.frames]
+        # Before the lock, which a thread that a forked child does not have may hold.
+        check_process(self._engine.name, self._process)
         with self._lock:
             if self._closed:
                 raise FaiFastError("the model is closed; load it again")
@@ -343,7 +347,9 @@ class _Slot:
             self._context: GpuContext = engine.bind(
                 self.graph.images, self.graph.mask_logits, self.graph.class_logits, self.graph.stream
             )
-            self.uncaptured = self._context.capture(self.graph)
+            reason = self._context.capture(self.graph)
+            # What a Python engine raised comes with the lines of its traceback.
+            self.uncaptured = reason and reason.splitlines()[0]
         except BaseException:
             self.graph.close()
             raise

@@ -42,7 +42,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from fai_fast.cache import cache_folder, list_artefacts, remove
+    from fai_fast.cache import cache_folder, forget_hashes, list_artefacts, remove
 
     folder = cache_folder(args.cache_dir)
     if args.action == "path":
@@ -60,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
         write_line("nothing removed")
         return 1
     freed = sum(remove(item.path) for item in kept)
+    forget_hashes(folder)
     write_line(f"removed {counted(len(kept), 'file')}, {_megabytes(freed)}, from {folder}")
     return 0
 

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fai_fast.cli.messages import STDOUT, UsageError, complain, counted, sentence, write_line
-from fai_fast.cli.options import MODEL_HELP, add_model_options, count, load, number
+from fai_fast.cli.options import MODEL_HELP, add_model_options, count, load, number, usage
 from fai_fast.errors import FaiFastError
 from fai_fast.files import replacing
 
@@ -129,8 +129,8 @@ def run(args: argparse.Namespace) -> int:
     source = int(args.source) if args.source.isdecimal() and not os.path.exists(args.source) else args.source
     with ExitStack() as stack:
         model = stack.enter_context(load(args.model, args))
-        stream = stack.enter_context(
-            model.stream(
+        with usage():
+            stream = model.stream(
                 source,
                 policy=args.policy,
                 depth=args.depth,
@@ -141,7 +141,7 @@ def run(args: argparse.Namespace) -> int:
                 format=args.format,
                 options=dict(args.option),
             )
-        )
+        stack.enter_context(stream)
         lines = None if args.json is None else stack.enter_context(_Lines(args.json))
         video = None if args.save is None else stack.enter_context(_Video(Path(args.save), args.stride))
         interrupt = stack.enter_context(_Interrupt())
@@ -174,23 +174,24 @@ def run(args: argparse.Namespace) -> int:
             lines.open()  # also where there was no frame
         stats = stream.stats()
     written = " and ".join(item for item in (args.json, args.save) if item not in (None, STDOUT))
-    _log.info(
-        "%s, %.1f fps, p50 %.1f ms, p99 %.1f ms, %d dropped%s%s",
-        counted(stats.frames, "frame"),
-        stats.fps,
-        stats.p50,
-        stats.p99,
-        stats.dropped,
-        f", {failed} failed" if failed else "",
-        f"; wrote {written}" if written and stats.frames else "",
-    )
+    if stats.frames or not failed:
+        _log.info(
+            "%s, %.1f fps, p50 %.1f ms, p99 %.1f ms, %d dropped%s%s",
+            counted(stats.frames, "frame"),
+            stats.fps,
+            stats.p50,
+            stats.p99,
+            stats.dropped,
+            f", {failed} failed" if failed else "",
+            f"; wrote {written}" if written and stats.frames else "",
+        )
     return INTERRUPTED if interrupt.came else 1 if failed else 0
 
 
 def _check_outputs(args: argparse.Namespace) -> None:
     """UsageError where an output cannot be written; told before the model is loaded."""
     for option, target in (("--json", args.json), ("--save", args.save)):
-        if target in (None, STDOUT):
+        if target is None or (option == "--json" and target == STDOUT):
             continue
         path = Path(target)
         if option == "--save" and path.suffix.lower() not in SUFFIXES:
@@ -205,8 +206,6 @@ def _check_outputs(args: argparse.Namespace) -> None:
             )
         if path.exists() and os.path.exists(args.source) and os.path.samefile(path, args.source):
             raise UsageError(f"{option}: {path} is the source itself, expected another name")
-    if args.save == STDOUT:
-        raise UsageError("--save: got -, expected a file's name")
 
 
 def _seconds(text: str) -> float:

@@ -1,0 +1,280 @@
+"""``fai-fast stream``: what it prints and writes, and that what it writes is whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import av
+import fai_fast
+import numpy as np
+import pytest
+from fai_fast import cli
+from fai_fast.errors import EngineError
+from fai_fast.stream import Stream
+from PIL import Image
+from videos import SIZE, Fake, picture, stream_threads, value, write_video
+
+
+class Model(Fake):
+    """In place of a network: `asked` is what load() got, `streamed` what stream() got."""
+
+    def stream(self, source, *, threshold=None, **options):
+        self.streamed = {"source": source, "threshold": threshold, **options}
+        return Stream(self, source, **options)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+@pytest.fixture
+def model(monkeypatch):
+    made = Model()
+
+    def load(name, **arguments):
+        made.asked = {"name": name, **arguments}
+        return made
+
+    monkeypatch.setattr(fai_fast, "load", load)
+    yield made
+    made.close()
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FAI_FAST_TRACEBACK", raising=False)
+    return tmp_path
+
+
+def run(capsys, *argv):
+    """Exit code, stdout, stderr."""
+    code = cli.main(["stream", *map(str, argv)])
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    assert stream_threads() == []
+    return code, captured.out, captured.err
+
+
+def lines(text):
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def frames(path):
+    """(seconds, RGB) of each frame of a video."""
+    with av.open(str(path)) as container:
+        return [(frame.time, frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+
+
+def test_it_writes_json_lines_and_a_video(capsys, model, folder):
+    write_video("in.mp4", 12, rate=20)
+    code, out, err = run(capsys, "in.mp4", "--json", "out.jsonl", "--save", "out.mp4")
+    assert (code, out) == (0, "")
+    assert err.startswith("fai-fast: 12 frames, ")
+    assert err.endswith(" 0 dropped; wrote out.jsonl and out.mp4\n")
+    assert model.asked["name"] == "fai-mf-n-shapes"
+    entries = lines(Path("out.jsonl").read_text())
+    assert [entry["frame"] for entry in entries] == list(range(12))
+    assert [entry["pts"] for entry in entries] == pytest.approx([index / 20 for index in range(12)])
+    for index, entry in enumerate(entries):
+        assert entry["size"] == list(SIZE)
+        [row] = entry["detections"]
+        assert row["xyxy"] == [0, 0, 1, 1]
+        assert row["confidence"] == pytest.approx(model.seen[index] / 256)
+        assert entry.keys() == {"frame", "pts", "size", "latency_ms", "detections"}
+    drawn = frames("out.mp4")
+    assert [seconds for seconds, _ in drawn] == pytest.approx([index / 20 for index in range(12)])
+    for index, (_, image) in enumerate(drawn):
+        assert image.shape == (*SIZE, 3)
+        # Away from the label.
+        assert abs(int(image[40, 50].mean()) - (255 - value(index))) < 12
+    with av.open("out.mp4") as container:
+        assert container.streams.video[0].average_rate == 20
+    assert sorted(os.listdir()) == ["in.mp4", "out.jsonl", "out.mp4"]
+
+
+def test_options_reach_the_stream(capsys, model):
+    write_video("in.mp4", 12)
+    options = "--model m --stride 3 --depth 1 --threshold 0.25 --max-frames 2 --latest --timeout 5 --engine openvino"
+    code, out, _ = run(capsys, "in.mp4", *options.split(), "--option", "probesize=5000", "--json", "-")
+    assert code == 0
+    assert len(lines(out)) == 2
+    assert (model.asked["name"], model.asked["engine"]) == ("m", "openvino")
+    assert model.streamed == {
+        "source": "in.mp4",
+        "policy": "latest",
+        "depth": 1,
+        "stride": 3,
+        "threshold": 0.25,
+        "on_error": "raise",
+        "timeout": 5.0,
+        "format": None,
+        "options": {"probesize": "5000"},
+    }
+
+
+def test_all_and_stride(capsys, model):
+    write_video("in.mkv", 12, codec="ffv1", size=(47, 65))
+    code, out, err = run(capsys, "in.mkv", "--all", "--stride", "5", "--save", "out.avi", "--json", "-", "-q")
+    assert (code, err) == (0, "")
+    assert [entry["frame"] for entry in lines(out)] == [0, 5, 10]
+    drawn = frames("out.avi")
+    # Chroma is halved: the odd row and column go.
+    assert [image.shape for _, image in drawn] == [(46, 64, 3)] * 3
+    assert [seconds for seconds, _ in drawn] == pytest.approx([0, 0.2, 0.4])
+
+
+def test_pictures_of_several_sizes_fit_into_one_video(capsys, model):
+    Path("in").mkdir()
+    for index, size in enumerate([(48, 64), (64, 48), (20, 20)]):
+        Image.fromarray(picture(index, size)).save(f"in/{index}.png")
+    Path("in/1b.png").write_bytes(b"text")
+    code, out, err = run(capsys, "in", "--save", "out.mkv", "--json", "-")
+    assert code == 1
+    assert [entry["frame"] for entry in lines(out)] == [0, 1, 3]
+    assert [entry["pts"] for entry in lines(out)] == [None] * 3
+    errors = err.splitlines()
+    assert errors[0].startswith("fai-fast: error: frame 2: image: in/1b.png is no picture")
+    assert errors[1].endswith(", 1 failed; wrote out.mkv")
+    assert [image.shape for _, image in frames("out.mkv")] == [(48, 64, 3)] * 3
+
+
+def test_a_source_that_fails_leaves_what_came_before(capsys, model):
+    write_video("in.avi", 12, codec="mjpeg", pix_fmt="yuvj420p")
+    data = Path("in.avi").read_bytes()
+    places = [i for i in range(len(data)) if data[i : i + 3] == b"\xff\xd8\xff"]
+    damaged = bytearray(data)
+    damaged[places[7] : places[7] + 590] = bytes(590)
+    Path("in.avi").write_bytes(damaged)
+    code, _, err = run(capsys, "in.avi", "--json", "out.jsonl", "--save", "out.mp4")
+    assert code == 1
+    assert err.startswith("fai-fast: error: frame 7: source: in.avi is damaged at 0.280 s: ")
+    assert [entry["frame"] for entry in lines(Path("out.jsonl").read_text())] == [*range(7), *range(8, 12)]
+    assert [round(25 * seconds) for seconds, _ in frames("out.mp4")] == [*range(7), *range(8, 12)]
+
+
+def test_an_engine_that_fails_ends_it(capsys, model):
+    model._fail = lambda number: EngineError("out of memory") if number == 3 else None
+    write_video("in.mp4", 12)
+    code, _, err = run(capsys, "in.mp4", "--json", "out.jsonl")
+    assert code == 1
+    assert err.splitlines()[0] == "fai-fast: error: frame 3: out of memory"
+    assert len(lines(Path("out.jsonl").read_text())) == 3
+
+
+@pytest.mark.parametrize("source", ["text.mp4", "gone.mp4"])
+def test_a_source_that_gives_nothing_leaves_older_files(capsys, model, source):
+    Path("text.mp4").write_text("no video")
+    for name in ("out.jsonl", "out.mp4"):
+        Path(name).write_text("old")
+    code, out, err = run(capsys, source, "--json", "out.jsonl", "--save", "out.mp4")
+    assert (code, out) == (1, "")
+    [line] = err.splitlines()
+    assert line.startswith("fai-fast: error: ")
+    assert source in line
+    assert [Path(name).read_text() for name in ("out.jsonl", "out.mp4")] == ["old", "old"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["in.mp4", "--save", "out.gif"], "--save: got 'out.gif', expected a name that ends with .mp4"),
+        (["in.mp4", "--save", "-"], "--save: got '-', expected a name that ends with .mp4"),
+        (["in.mp4", "--save", "./in.mp4"], "--save: in.mp4 is the source itself, expected another name"),
+        (["in.mp4", "--json", "in.mp4"], "--json: in.mp4 is the source itself, expected another name"),
+        (["in.mp4", "--json", "gone/a.jsonl"], "--json: no such folder: gone"),
+        (["in.mp4", "--json", "."], "--json: . is a folder, expected a file's name"),
+        (["in.mp4", "--latest", "--all"], "argument --all: not allowed with argument --latest"),
+        (["in.mp4", "--option", "fast"], "argument --option: got 'fast', expected NAME=VALUE"),
+        (["in.mp4", "--timeout", "0"], "argument --timeout: got '0', expected seconds above 0"),
+    ],
+)
+def test_wrong_usage_loads_no_model(capsys, model, arguments, message):
+    content = write_video("in.mp4", 2) and Path("in.mp4").read_bytes()
+    code, out, err = run(capsys, *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"fai-fast: error: {message}")
+    assert Path("in.mp4").read_bytes() == content
+    assert not hasattr(model, "asked")
+
+
+def test_reconnect_is_for_live_sources(capsys, model):
+    write_video("in.mp4", 2)
+    code, _, err = run(capsys, "in.mp4", "--reconnect")
+    assert code == 2
+    assert err.startswith("fai-fast: error: on_error: got 'reconnect' for in.mp4")
+
+
+def test_without_pyav_the_way_to_it_is_told(capsys, model, monkeypatch):
+    write_video("in.mp4", 2)
+    monkeypatch.setitem(sys.modules, "av", None)
+    code, _, err = run(capsys, "in.mp4")
+    assert code == 1
+    assert "pip install 'fai-fast[video]'" in err
+
+
+def test_a_network_finds_the_same_in_a_video_as_in_its_frames(capsys, folder):
+    """With the real model, lossless, so that the pictures are those of the file."""
+    write_video("in.mkv", 3, codec="ffv1", size=(60, 80))
+    code, out, _ = run(capsys, "in.mkv", "--threshold", "0.05", "--json", "-")
+    assert code == 0
+    with fai_fast.load("fai-mf-n-shapes") as model:
+        for entry, frame in zip(lines(out), av.open("in.mkv").decode(video=0), strict=True):
+            planes = tuple(
+                np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
+                for plane in frame.planes
+            )
+            expected = model.infer(planes, color="i420", threshold=0.05)
+            assert entry["detections"] == expected.to_dict()["detections"]
+            assert entry["latency_ms"]["total"] > 0
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_leaves_whole_files(folder, kind):
+    script = """
+        import signal, sys
+        # A job in the background is started with it ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        import fai_fast
+        from fai_fast import cli
+        from test_cli_stream import Model
+        def load(name, **arguments):
+            return Model(delay=lambda number: 0.005)
+        fai_fast.load = load
+        sys.exit(cli.main(sys.argv[1:]))
+    """
+    paths = [str(Path(__file__).parent), str(Path(fai_fast.__file__).parents[1])]
+    arguments = [
+        "stream",
+        "testsrc=size=64x48:rate=30",
+        "--format",
+        "lavfi",
+        "--json",
+        "a.jsonl",
+        "--save",
+        "a.mp4",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script), *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])},
+    )
+    # The temporary files are there from the first frame on.
+    while len(os.listdir()) < 2 and process.poll() is None:
+        pass
+    process.send_signal(kind)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "wrote a.jsonl and a.mp4" in err
+    assert sorted(os.listdir()) == ["a.jsonl", "a.mp4"]
+    entries = lines(Path("a.jsonl").read_text())
+    assert len(entries) == len(frames("a.mp4")) >= 1

@@ -1,0 +1,887 @@
+"""Streams: what sources give, what is dropped and what never, errors in their place, and nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import http.server
+import logging
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import weakref
+from contextlib import suppress
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import fai_fast
+import numpy as np
+import pytest
+from fai_fast.errors import EngineError
+from fai_fast.stream import Frame, Stream, _Colours, decoded_pixels
+from PIL import Image
+from test_model import network
+from test_reference import small_spec
+from videos import (
+    SIZE,
+    Fake,
+    brightness,
+    descriptors,
+    found,
+    picture,
+    stream_threads,
+    until,
+    value,
+    write_video,
+)
+
+
+@pytest.fixture
+def fake():
+    made = Fake()
+    yield made
+    made.gate.set()
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    spec = small_spec("fai_mf", "instance", transformer_predictor_dec_layers=2)
+    cache = tmp_path_factory.mktemp("cache")
+    with fai_fast.load(spec, weights=network(spec).state_dict(), im_size=(64, 96), cache_dir=cache) as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return write_video(tmp_path_factory.mktemp("clip") / "clip.mp4")
+
+
+def arrays(count):
+    """Frames as an iterator gives them."""
+    for index in range(count):
+        yield picture(index)
+
+
+# ----------------------------------------------------------------------------------------- what frames are
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "pix_fmt", "size", "color"),
+    [
+        ("a.mp4", "mpeg4", "yuv420p", (48, 64), "i420"),
+        ("b.mkv", "ffv1", "yuv420p", (47, 65), "i420"),
+        ("c.avi", "mjpeg", "yuvj420p", (50, 70), "i420"),
+        ("d.avi", "rawvideo", "nv12", (48, 66), "nv12"),
+        ("e.avi", "rawvideo", "bgr24", (47, 65), "bgr"),
+        ("f.avi", "rawvideo", "yuyv422", (48, 66), "yuyv"),
+        ("g.avi", "rawvideo", "uyvy422", (48, 66), "uyvy"),
+        ("h.mkv", "ffv1", "gray", (47, 65), "gray"),
+        ("i.mkv", "ffv1", "yuv444p", (47, 65), "rgb"),
+        ("j.mkv", "ffv1", "yuv420p10le", (48, 64), "rgb"),
+    ],
+)
+def test_every_pixel_format_gives_what_infer_gives(model, tmp_path, name, codec, pix_fmt, size, color):
+    path = write_video(tmp_path / name, 3, codec=codec, pix_fmt=pix_fmt, size=size)
+    with model.stream(path, threshold=0.2) as stream:
+        results = list(stream)
+    assert [frame.id for frame, _ in results] == [0, 1, 2]
+    assert [frame.pts for frame, _ in results] == pytest.approx([0, 0.04, 0.08])
+    for frame, detections in results:
+        assert frame.size == size
+        assert frame.layout["color"] == color
+        assert detections == model.infer(frame.pixels, threshold=0.2, **frame.layout)
+        image = frame.image()
+        assert (image.shape, image.dtype) == ((*size, 3), np.uint8)
+        # The border in the middle is smeared by the codecs.
+        inner = np.r_[0 : size[1] // 2 - 8, size[1] // 2 + 8 : size[1]]
+        error = image[:, inner].astype(int) - picture(frame.id, size)[:, inner]
+        assert np.abs(error).max() <= 6
+
+
+def decoded(path):
+    """The first frame, as PyAV has it."""
+    with av.open(str(path)) as container:
+        return next(container.decode(video=0))
+
+
+@pytest.mark.parametrize(
+    ("codec", "pix_fmt", "size"),
+    [("ffv1", "yuv420p", (47, 65)), ("rawvideo", "nv12", (48, 66)), ("rawvideo", "bgr24", (47, 65))],
+)
+def test_pixels_are_the_decoders_own_memory(tmp_path, codec, pix_fmt, size):
+    frame = decoded(write_video(tmp_path / "a.avi", 1, codec=codec, pix_fmt=pix_fmt, size=size))
+    pixels, _ = decoded_pixels(frame, _Colours("rgb", None, None))
+    views = pixels if isinstance(pixels, tuple) else (pixels,)
+    assert len(views) == len(frame.planes)
+    for view, plane in zip(views, frame.planes, strict=True):
+        memory = np.frombuffer(plane, np.uint8)
+        assert np.shares_memory(view, memory)
+        assert view.__array_interface__["data"][0] == memory.__array_interface__["data"][0]
+        assert view.strides[0] == plane.line_size
+        assert not view.flags.writeable
+    assert views[0].shape[:2] == size
+
+
+def test_frames_keep_their_memory_when_the_stream_has_gone(fake, clip):
+    with Stream(fake, clip) as stream:
+        frames = [frame for frame, _ in stream]
+    del stream
+    gc.collect()
+    assert [brightness(frame.pixels)[0] for frame in frames] == fake.seen
+    assert len(set(fake.seen)) == len(frames) == 12
+
+
+@pytest.mark.parametrize(
+    ("space", "range", "layout"),
+    [
+        (1, 1, ("i420", "bt709", "limited")),
+        (1, 2, ("i420", "bt709", "full")),
+        (5, 0, ("i420", "bt601", "limited")),
+        (6, 1, ("i420", "bt601", "limited")),
+        (2, 0, ("i420", "bt601", "limited")),
+    ],
+)
+def test_colour_space_and_range_are_the_frames(space, range, layout):
+    frame = av.VideoFrame.from_ndarray(picture(0), format="rgb24").reformat(format="yuv420p")
+    frame.colorspace, frame.color_range = space, range
+    assert tuple(decoded_pixels(frame, _Colours("rgb", None, None))[1].values()) == layout
+    told = decoded_pixels(frame, _Colours("rgb", "bt709", "full"))[1]
+    assert tuple(told.values()) == ("i420", "bt709", "full")
+
+
+def test_matrices_that_preprocessing_lacks_are_left_to_ffmpeg():
+    frame = av.VideoFrame.from_ndarray(picture(0), format="rgb24").reformat(format="yuv420p")
+    frame.colorspace = 9  # BT.2020
+    pixels, layout = decoded_pixels(frame, _Colours("rgb", None, None))
+    assert layout["color"] == "rgb"
+    assert np.array_equal(pixels, frame.to_ndarray(format="rgb24"))
+
+
+class Turned:
+    """A frame of a phone that was held upright."""
+
+    def __init__(self, frame, rotation):
+        self._frame, self.rotation = frame, rotation
+
+    def __getattr__(self, name):
+        return getattr(self._frame, name)
+
+
+@pytest.mark.parametrize(("rotation", "turns"), [(90, 1), (-90, 3), (180, 2), (-180, 2)])
+def test_frames_come_upright(rotation, turns):
+    frame = av.VideoFrame.from_ndarray(picture(3), format="rgb24").reformat(format="yuv420p")
+    pixels, layout = decoded_pixels(Turned(frame, rotation), _Colours("rgb", None, None))
+    assert layout["color"] == "rgb"
+    # Counterclockwise, as FFmpeg counts.
+    assert np.array_equal(pixels, np.rot90(frame.to_ndarray(format="rgb24"), turns))
+
+
+def test_iterators_give_frames_with_and_without_a_time(fake, clip):
+    planes = tuple(np.full(shape, 90, np.uint8) for shape in ((48, 64), (24, 32), (24, 32)))
+    with Stream(fake, iter([planes, (2.5, planes)]), color="i420", yuv_matrix="bt709") as stream:
+        results = [(frame.id, frame.pts, frame.size, found(detections)) for frame, detections in stream]
+        assert stream.policy == "all"
+    assert results == [(0, None, SIZE, 90), (1, 2.5, SIZE, 90)]
+    assert fake.options == {"color": "i420", "yuv_matrix": "bt709", "yuv_range": "limited"}
+    with Stream(fake, [decoded(clip)]) as stream:
+        [(frame, _)] = stream
+    assert (frame.layout["color"], frame.pts) == ("i420", 0.0)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "color"),
+    [(Image.fromarray(picture(1)), "rgb"), (picture(1)[..., 0], "rgb"), (picture(1)[..., ::-1], "bgr")],
+)
+def test_image_makes_rgb_of_what_came(pixels, color):
+    layout = {"color": color, "yuv_matrix": "bt601", "yuv_range": "limited"}
+    frame = Frame(0, None, SIZE, pixels, layout, 0.0)
+    assert np.array_equal(frame.image(), picture(1))
+
+
+def test_folders_and_patterns_of_pictures(fake, tmp_path):
+    for index, name in enumerate(["b.png", "a.jpg", "c.bmp", ".hidden.png"]):
+        Image.fromarray(picture(index)).save(tmp_path / name)
+    (tmp_path / "d.png").write_bytes((tmp_path / "b.png").read_bytes()[:60])
+    (tmp_path / "e.txt").write_text("no picture")
+    Image.fromarray(picture(9)).convert("L").save(tmp_path / "e.png")
+    with Stream(fake, tmp_path) as stream:
+        for expected in (1, 0, 2):
+            assert abs(found(next(stream)[1]) - value(expected)) <= 1
+        with pytest.raises(ValueError, match=r"^frame 3: image: .*d\.png"):
+            next(stream)
+        frame, detections = next(stream)
+        assert (frame.id, found(detections), frame.layout["color"]) == (4, value(9), "gray")
+        assert next(stream, None) is None
+    with Stream(fake, str(tmp_path / "[bc].*")) as stream:
+        assert [found(detections) for _, detections in stream] == [value(0), value(2)]
+    with Stream(fake, tmp_path / "a.jpg") as stream:
+        assert len(list(stream)) == 1
+
+
+def test_stride_takes_every_nth(fake, clip):
+    with Stream(fake, clip, stride=5) as stream:
+        assert [frame.id for frame, _ in stream] == [0, 5, 10]
+        stats = stream.stats()
+    assert (stats.frames, stats.decoded, stats.skipped, stats.dropped) == (3, 12, 9, 0)
+
+
+# -------------------------------------------------------------------------------------- policies and order
+
+
+def test_results_keep_their_order_whatever_takes_how_long():
+    fake = Fake(workers=4, delay=lambda number: 0.004 * (number % 3 == 0))
+    with Stream(fake, arrays(30), depth=4) as stream:
+        results = [(frame.id, found(detections), frame.pixels[0, 0, 0]) for frame, detections in stream]
+        assert stream.dropped == 0
+        assert stream.stats().frames == 30
+    assert results == [(index, value(index), value(index)) for index in range(30)]
+    fake.close()
+
+
+def test_all_makes_the_source_wait(fake):
+    asked = 0
+
+    def source():
+        nonlocal asked
+        for asked in range(1, 41):
+            yield picture(asked)
+
+    depth = 3
+    with Stream(fake, source(), policy="all", depth=depth) as stream:
+        for handed, (frame, _) in enumerate(stream, 1):
+            assert frame.id == handed - 1
+            # In the model, waiting for it, and one that waits for a place.
+            assert asked <= handed + 2 * depth + 1
+    assert (handed, stream.dropped) == (40, 0)
+
+
+def test_latest_drops_what_the_model_is_too_slow_for(fake):
+    fake.gate.clear()
+
+    def camera():
+        yield picture(0)
+        until(lambda: fake.seen)
+        for index in range(1, 10):
+            yield picture(index)
+        fake.gate.set()
+
+    with Stream(fake, camera(), policy="latest", depth=1) as stream:
+        assert [(frame.id, found(detections)) for frame, detections in stream] == [
+            (0, value(0)),
+            (9, value(9)),
+        ]
+        assert stream.dropped == 8
+        stats = stream.stats()
+    assert (stats.frames, stats.decoded, stats.dropped) == (2, 10, 8)
+    assert fake.seen == [value(0), value(9)]
+    assert stats.p50 <= stats.p90 <= stats.p99
+    assert stats.fps > 0
+
+
+def test_latest_hands_out_the_newest_to_a_slow_loop(fake):
+    more = threading.Event()
+
+    def camera():
+        yield picture(0)
+        assert more.wait(30)
+        yield picture(1)
+        until(lambda: len(fake.seen) == 2)
+        yield picture(2)
+
+    with Stream(fake, camera(), policy="latest") as stream:
+        assert next(stream)[0].id == 0
+        more.set()
+        until(lambda: fake.finished == 3)
+        assert next(stream)[0].id == 2
+        assert stream.dropped == 1
+        assert next(stream, None) is None
+
+
+def test_live_sources_are_latest_and_files_are_all(fake, clip):
+    with Stream(fake, clip) as stream:
+        assert stream.policy is None
+        next(stream)
+        assert (stream.policy, stream.rate) == ("all", 25)
+    with Stream(fake, lambda: arrays(3)) as stream:
+        next(stream)
+        assert stream.policy == "latest"
+    with Stream(fake, "testsrc=size=64x48:rate=30", format="lavfi") as stream:
+        ids = [next(stream)[0].id for _ in range(3)]
+        assert (stream.policy, stream.rate) == ("latest", Fraction(30))
+    assert ids == sorted(set(ids))
+
+
+# --------------------------------------------------------------------------------------------------- faults
+
+
+@pytest.mark.parametrize("in_submit", [False, True])
+def test_an_engine_that_raises_costs_its_own_frame_only(in_submit):
+    fake = Fake(workers=2, fail=lambda number: EngineError("out of memory") if number == 3 else None)
+    if in_submit:
+        submit = fake.submit
+
+        def refuse(image, **options):
+            ticket = submit(image, **options)
+            if len(fake.seen) == 4:
+                raise EngineError("out of memory")
+            return ticket
+
+        fake.submit = refuse
+    ids = []
+    with Stream(fake, arrays(8)) as stream:
+        with pytest.raises(EngineError, match=r"^frame 3: out of memory$") as caught:
+            ids.extend(frame.id for frame, _ in stream)
+        ids = [0, 1, 2]
+        assert stream.stats().frames == 3
+        assert str(caught.value.__cause__) == "out of memory"
+        for frame, detections in stream:
+            assert found(detections) == value(frame.id)
+            ids.append(frame.id)
+    assert ids == [0, 1, 2, 4, 5, 6, 7]
+    fake.close()
+
+
+def test_latest_never_drops_an_error():
+    fake = Fake(fail=lambda number: EngineError("broken") if number == 1 else None)
+    more = threading.Event()
+
+    def camera():
+        yield picture(0)
+        assert more.wait(30)
+        yield picture(1)
+        until(lambda: len(fake.seen) == 2)
+        yield picture(2)
+
+    with Stream(fake, camera(), policy="latest") as stream:
+        next(stream)
+        more.set()
+        until(lambda: fake.finished == 3)
+        with pytest.raises(EngineError, match="frame 1: broken"):
+            next(stream)
+        assert next(stream)[0].id == 2
+    fake.close()
+
+
+def test_a_frame_that_is_none_is_named(model):
+    frames = [picture(0), np.zeros((4, 4, 3), np.float32), picture(1)]
+    with model.stream(frames) as stream:
+        next(stream)
+        with pytest.raises(TypeError, match=r"^frame 1: image: got dtype float32, expected uint8"):
+            next(stream)
+        assert next(stream)[0].id == 2
+
+
+def test_an_iterator_that_raises_ends_the_stream_after_its_frames(fake):
+    def source():
+        yield from arrays(5)
+        raise KeyError("cable")
+
+    with Stream(fake, source()) as stream:
+        for index in range(5):
+            assert next(stream)[0].id == index
+        with pytest.raises(KeyError, match="cable"):
+            next(stream)
+        assert next(stream, None) is None
+    assert stream_threads() == []
+
+
+def test_a_camera_that_vanishes_comes_back(fake, caplog):
+    visits = []
+
+    def camera():
+        visits.append(len(visits))
+        if visits[-1] in (1, 2):
+            raise OSError("no such device")
+        if visits[-1] > 4:
+            raise OSError("gone for good")
+        yield picture(visits[-1])
+        if visits[-1] == 0:
+            raise OSError("unplugged")
+
+    with (
+        caplog.at_level(logging.INFO, "fai_fast"),
+        Stream(fake, camera, policy="all", on_error="reconnect", backoff=(0.001, 0.004), retries=3) as stream,
+    ):
+        results = [(*next(stream),) for _ in range(3)]
+        with pytest.raises(OSError, match="gone for good"):
+            next(stream)
+        stats = stream.stats()
+    assert [(frame.id, found(detections)) for frame, detections in results] == [
+        (0, value(0)),
+        (1, value(3)),
+        (2, value(4)),
+    ]
+    assert visits == list(range(8))
+    assert (stats.frames, stats.dropped) == (3, 0)
+    assert "stream: lost camera() (unplugged); opening it again in 0.0 s" in caplog.messages
+    assert stream_threads() == []
+
+
+def test_a_source_that_is_silent_has_failed(fake):
+    released = threading.Event()
+
+    def source():
+        yield picture(0)
+        released.wait(30)
+
+    with Stream(fake, source(), timeout=0.2) as stream:
+        next(stream)
+        with pytest.raises(TimeoutError, match=r"^source: no frame from the generator for 0\.2 s$"):
+            next(stream)
+        assert next(stream, None) is None
+        released.set()
+    until(lambda: stream_threads() == [])
+
+
+def test_a_source_that_is_silent_is_opened_again(fake):
+    released = threading.Event()
+    visits = []
+
+    def camera():
+        visits.append(None)
+        yield picture(len(visits))
+        released.wait(30)
+        yield picture(0)
+
+    with Stream(fake, camera, on_error="reconnect", timeout=0.2, backoff=(0.001, 0.001)) as stream:
+        assert [found(next(stream)[1]) for _ in range(3)] == [value(1), value(2), value(3)]
+        assert stream.stats().reconnects == 2
+        # Readers that were given up bring nothing more.
+        released.set()
+        assert found(next(stream)[1]) == value(0)
+    until(lambda: stream_threads() == [])
+    assert value(0) not in fake.seen[:3]
+
+
+@pytest.fixture
+def server():
+    """Gives what is in `answers`, one a request, and closes the connection; `stuck` keeps it open until the end."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            made.requests += 1
+            if not made.answers:
+                self.send_error(404)
+                return
+            self.send_response(200)
+            self.end_headers()
+            data, stuck = made.answers.pop(0)
+            self.wfile.write(data)
+            self.wfile.flush()
+            if stuck:
+                made.released.wait(30)
+
+        def log_message(self, *_):
+            pass
+
+        def handle(self):
+            with suppress(ConnectionError):  # the stream was closed
+                super().handle()
+
+    made = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    made.answers, made.requests, made.released = [], 0, threading.Event()
+    made.address = f"127.0.0.1:{made.server_port}/live"
+    thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield made
+    made.released.set()
+    made.shutdown()
+    thread.join()
+    made.server_close()
+
+
+@pytest.fixture(scope="module")
+def broadcast(tmp_path_factory):
+    """A transport stream, which can be joined and left anywhere."""
+    path = tmp_path_factory.mktemp("broadcast") / "a.ts"
+    return write_video(path, 40, codec="mpeg2video").read_bytes()
+
+
+def test_a_connection_that_drops_is_made_again(fake, server, broadcast):
+    server.answers = [(broadcast[: len(broadcast) // 2], False), (broadcast, False)]
+    stream = Stream(
+        fake,
+        f"http://{server.address}",
+        policy="all",
+        on_error="reconnect",
+        backoff=(0.01, 0.02),
+        retries=2,
+    )
+    with stream:
+        ids = []
+        with pytest.raises(OSError, match=r"404|Not Found"):
+            ids.extend(frame.id for frame, _ in stream)
+        stats = stream.stats()
+    assert server.requests == 4
+    assert stats.reconnects == 1
+    assert 40 < stats.frames == stats.decoded < 80
+    assert len({*fake.seen[-38:]}) == 38
+    assert fake.seen[-38:] == sorted(fake.seen[-38:])
+
+
+def test_a_connection_that_stalls_is_an_error_and_its_frames_are_kept(fake, server, broadcast):
+    server.answers = [(broadcast, True)]
+    seen = []
+    with (
+        Stream(fake, f"http://name:secret@{server.address}", policy="all", timeout=1) as stream,
+        pytest.raises(TimeoutError, match=r"^source: no frame from http://127.* for 1 s$"),
+    ):
+        seen.extend(frame.id for frame, _ in stream)
+    # The last ones lie in the decoder, which waits for what follows them.
+    assert stream.stats().frames >= 35
+    until(lambda: stream_threads() == [])
+
+
+def test_errors_do_not_tell_passwords(fake, server):
+    with Stream(fake, f"http://name:secret@{server.address}") as stream:
+        with pytest.raises(OSError, match="127") as caught:
+            next(stream)
+        assert "secret" not in str(caught.value) + repr(stream)
+        assert caught.value.__cause__ is None
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    path = tmp_path_factory.mktemp("whole") / "a.mp4"
+    return write_video(path, 40, codec="libx264", movflags="faststart")
+
+
+def drain(stream):
+    """Numbers of the frames, and the errors."""
+    ids, errors = [], []
+    while True:
+        try:
+            ids.append(next(stream)[0].id)
+        except StopIteration:
+            return ids, errors
+        except (OSError, ValueError) as error:
+            errors.append(str(error))
+
+
+def test_a_truncated_video_gives_its_frames_and_says_so(fake, whole, tmp_path, caplog):
+    path = tmp_path / "a.mp4"
+    path.write_bytes(whole.read_bytes()[: whole.stat().st_size * 8 // 10])
+    with Stream(fake, path) as stream:
+        ids, errors = drain(stream)
+    assert 0 < len(ids) < 40
+    assert len(ids) == len(set(fake.seen))
+    assert fake.seen == sorted(fake.seen)
+    assert all("is damaged" in error for error in errors)
+    [line] = caplog.messages
+    assert line.startswith(f"stream: {path} ended after ")
+    assert line.endswith(" of 40 frames")
+
+
+def test_a_corrupt_video_loses_its_damaged_frames_only(fake, tmp_path):
+    path = write_video(tmp_path / "a.avi", 20, codec="mjpeg", pix_fmt="yuvj420p")
+    data = bytearray(path.read_bytes())
+    # Every picture of this codec stands for itself; the eighth is wiped out.
+    places = [i for i in range(len(data)) if data[i : i + 3] == b"\xff\xd8\xff"]
+    data[places[7] : places[7] + 590] = bytes(590)
+    path.write_bytes(data)
+    with Stream(fake, path) as stream:
+        ids, errors = drain(stream)
+    assert ids == [0, 1, 2, 3, 4, 5, 6, *range(8, 20)]
+    [error] = errors
+    assert error.startswith(f"frame 7: source: {path} is damaged at 0.280 s: ")
+
+
+@pytest.mark.parametrize("data", [b"", b"no video at all" * 100, b"RIFF"])
+def test_what_is_no_video_is_said(fake, tmp_path, data):
+    path = tmp_path / "a.mp4"
+    path.write_bytes(data)
+    with Stream(fake, path) as stream, pytest.raises(ValueError, match="is no video that FFmpeg can read"):
+        next(stream)
+    assert stream_threads() == []
+
+
+def test_a_video_without_pictures(fake, tmp_path):
+    with av.open(str(tmp_path / "a.wav"), "w") as container:
+        sound = container.add_stream("pcm_s16le", rate=8000)
+        samples = av.AudioFrame.from_ndarray(np.zeros((1, 80), np.int16), format="s16", layout="mono")
+        samples.rate = 8000
+        container.mux(sound.encode(samples))
+    with (
+        Stream(fake, tmp_path / "a.wav") as stream,
+        pytest.raises(ValueError, match=r"a\.wav has no video in it"),
+    ):
+        next(stream)
+
+
+# ------------------------------------------------------------------------------------- nothing is left behind
+
+
+def endless():
+    while True:
+        yield from arrays(10)
+
+
+SOURCES = {
+    "iterator": lambda clip: (endless(), {}),
+    "live iterator": lambda clip: (endless(), {"policy": "latest"}),
+    "file": lambda clip: (clip, {}),
+    "camera": lambda clip: ("testsrc=size=64x48:rate=30", {"format": "lavfi"}),
+}
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_leaving_the_loop_stops_everything(fake, clip, kind):
+    next(iter(Stream(fake, clip)))  # what is loaded once
+    until(lambda: stream_threads() == [])
+    gc.collect()
+    files, tasks = descriptors(), len(os.listdir("/proc/self/task"))
+    source, options = SOURCES[kind](clip)
+    with Stream(fake, source, **options) as stream:
+        for frame, _ in stream:
+            if frame.id >= 2:
+                break
+    assert stream_threads() == []
+    assert descriptors() == files
+    assert next(stream, None) is None
+    stream.close()
+    until(lambda: len(os.listdir("/proc/self/task")) <= tasks)
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+@pytest.mark.parametrize("how", ["forgotten", "exception", "cycle"])
+def test_a_stream_that_nobody_holds_stops(fake, clip, kind, how):
+    source, options = SOURCES[kind](clip)
+    files = descriptors()
+    if how == "exception":
+        with suppress(ZeroDivisionError):
+            for _ in Stream(fake, source, **options):
+                assert len(stream_threads()) == 2
+                raise ZeroDivisionError
+    else:
+        stream = Stream(fake, source, **options)
+        next(stream)
+        gone = weakref.ref(stream)
+        if how == "cycle":
+            stream.itself = stream
+        del stream
+        if how == "cycle":
+            gc.collect()
+        assert gone() is None
+    del source
+    until(lambda: stream_threads() == [])
+    until(lambda: descriptors() == files)
+
+
+def test_close_waits_for_frames_on_their_way(fake):
+    fake.gate.clear()
+    stream = Stream(fake, endless())
+    waiting = threading.Thread(target=lambda: next(stream, None))
+    waiting.start()
+    until(lambda: len(fake.seen) == 2)
+    threading.Timer(0.05, fake.gate.set).start()
+    stream.close()
+    assert fake.finished == 2
+    waiting.join()
+
+
+def test_what_a_function_made_is_closed(fake):
+    closed = []
+
+    def camera():
+        try:
+            yield from endless()
+        finally:
+            closed.append(True)
+
+    with Stream(fake, camera) as stream:
+        next(stream)
+    assert closed == [True]
+    mine = endless()
+    with Stream(fake, mine) as stream:
+        next(stream)
+    assert next(mine) is not None
+
+
+def python(script, *, interrupt_at=None):
+    """Runs a script in a process of its own; sends Ctrl-C when it prints `interrupt_at`."""
+    paths = [str(Path(__file__).parent), str(Path(fai_fast.__file__).parents[1])]
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])},
+    )
+    said = ""
+    if interrupt_at is not None:
+        said = process.stdout.readline()
+        assert said.strip() == interrupt_at, process.communicate()[1]
+        process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    return process.returncode, said + out, err
+
+
+def test_ctrl_c_stops_everything():
+    code, out, err = python(
+        """
+        import signal
+        # A job in the background is started with it ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        import threading
+        from fai_fast.stream import Stream
+        from videos import Fake, picture, stream_threads, until
+        fake = Fake()
+        def camera():
+            yield picture(0)
+            until(lambda: fake.finished)
+            fake.gate.clear()
+            yield picture(1)
+            until(lambda: len(fake.seen) == 2)
+            threading.Timer(1, fake.gate.set).start()
+            print("ready", flush=True)
+            threading.Event().wait(0.5)
+            yield picture(2)
+        try:
+            with Stream(fake, camera(), depth=1) as stream:
+                for frame, _ in stream:
+                    pass
+        except KeyboardInterrupt:
+            print(frame.id, stream_threads())
+        """,
+        interrupt_at="ready",
+    )
+    assert (code, out.split("\n")[1], err) == (0, "0 []", "")
+
+
+def test_a_process_ends_with_streams_open(clip):
+    code, out, err = python(
+        f"""
+        from fai_fast.stream import Stream
+        from videos import Fake, arrays_for_ever
+        fake = Fake()
+        streams = [Stream(fake, source) for source in (arrays_for_ever(), {str(clip)!r})]
+        streams.append(Stream(fake, "testsrc=size=64x48", format="lavfi"))
+        print([next(stream)[0].id for stream in streams][:2])
+        """
+    )
+    assert (code, out, err) == (0, "[0, 0]\n", "")
+
+
+# --------------------------------------------------------------------------------------- arguments, asyncio
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "kind", "message"),
+    [
+        ("gone.mp4", {}, FileNotFoundError, "source: no such file, folder or camera: gone.mp4"),
+        ("*.gone", {}, FileNotFoundError, r"source: no pictures in \*\.gone"),
+        (b"bytes", {}, TypeError, "source: got bytes, expected a path"),
+        (None, {}, TypeError, "source: got NoneType, expected a path"),
+        (1.5, {}, TypeError, "source: got float, expected a path"),
+        ([], {"policy": "newest"}, ValueError, "policy: got 'newest', expected one of 'latest', 'all'"),
+        ([], {"depth": 0}, ValueError, "depth: got 0, expected 1 or more"),
+        ([], {"stride": 1.5}, TypeError, "stride: got 1.5, expected an integer"),
+        ([], {"timeout": 0}, ValueError, "timeout: got 0.0, expected seconds above 0"),
+        ([], {"on_error": "ignore"}, ValueError, "on_error: got 'ignore'"),
+        (
+            [],
+            {"on_error": "reconnect"},
+            ValueError,
+            "on_error: got 'reconnect' for the list, expected an address",
+        ),
+        ([], {"backoff": 1}, TypeError, r"backoff: got int, expected \(first, longest\)"),
+        ([], {"backoff": (2, 1)}, ValueError, r"backoff: got \(2.0, 1.0\)"),
+        ([], {"retries": 0}, ValueError, "retries: got 0, expected 1 or more"),
+        ([], {"yuv_matrix": "bt2020"}, ValueError, "yuv_matrix: got 'bt2020'"),
+        ([], {"threshold": "high"}, TypeError, "threshold: got 'high', expected a number"),
+        ([], {"resize": "crop"}, ValueError, "resize: got 'crop'"),
+    ],
+)
+def test_wrong_arguments_are_named(model, source, options, kind, message):
+    with pytest.raises(kind, match=f"^{message}"):
+        model.stream(source, **options)
+
+
+def test_a_video_cannot_be_opened_again(fake, clip):
+    with pytest.raises(ValueError, match=r"on_error: got 'reconnect' for .*clip\.mp4"):
+        Stream(fake, clip, on_error="reconnect")
+
+
+def test_without_pyav_the_way_to_it_is_told(fake, clip, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(ImportError, match=r"pip install 'fai-fast\[video\]'"):
+        Stream(fake, clip)
+    with Stream(fake, arrays(2)) as stream:
+        assert len(list(stream)) == 2
+
+
+def test_options_reach_the_model(model):
+    frame = picture(4, (70, 110))
+    expected = model.infer(frame, threshold=0.1, mask_threshold=0.4, use_mask_score=True, resize="letterbox")
+    with model.stream(
+        [frame], threshold=0.1, mask_threshold=0.4, use_mask_score=True, resize="letterbox"
+    ) as stream:
+        [(_, detections)] = stream
+    assert len(detections) > 0
+    assert detections == expected
+
+
+def test_streams_and_threads_share_a_model(model, clip):
+    with model.stream(clip, threshold=0.2) as stream:
+        results = list(stream)
+    wrong = []
+
+    def again(use_stream):
+        if use_stream:
+            with model.stream(clip, threshold=0.2, depth=3) as stream:
+                got = [detections for _, detections in stream]
+        else:
+            got = [model.infer(frame.pixels, threshold=0.2, **frame.layout) for frame, _ in results]
+        if got != [detections for _, detections in results]:
+            wrong.append(use_stream)
+
+    threads = [threading.Thread(target=again, args=[index % 2 == 0]) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_infer_async_gives_the_bits_of_infer(model):
+    frames = [picture(index, (70, 110)) for index in range(6)]
+    expected = [model.infer(frame, threshold=0.1) for frame in frames]
+
+    async def main():
+        return await asyncio.gather(*(model.infer_async(frame, threshold=0.1) for frame in frames))
+
+    assert asyncio.run(main()) == expected
+    assert len(expected[0]) > 0
+
+
+def test_infer_async_lets_the_loop_go_on_and_may_be_cancelled(model, monkeypatch):
+    frame = picture(3)
+    expected = model.infer(frame)
+    infer = fai_fast.Model.infer
+    gate = threading.Event()
+
+    def slow(self, image, **options):
+        assert gate.wait(30)
+        return infer(self, image, **options)
+
+    monkeypatch.setattr(fai_fast.Model, "infer", slow)
+
+    async def main():
+        given_up = asyncio.create_task(model.infer_async(frame))
+        kept = asyncio.create_task(model.infer_async(frame))
+        # The loop turns while both wait for the gate, which only it opens.
+        await asyncio.sleep(0)
+        given_up.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await given_up
+        gate.set()
+        return await kept
+
+    assert asyncio.run(main()) == expected
+    with pytest.raises(TypeError, match="image: got"):
+        asyncio.run(model.infer_async(None))

@@ -1,0 +1,114 @@
+"""Videos that tests make, and a model of their own in place of a network."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import av
+import numpy as np
+from fai_fast import Detections
+
+SIZE = (48, 64)
+
+
+def value(index):
+    """What picture `index` of a video is filled with."""
+    return 40 + 5 * index
+
+
+def picture(index, size=SIZE):
+    """Left the frame's value, right its complement, so that pictures differ and turned ones too."""
+    image = np.full((*size, 3), value(index), np.uint8)
+    image[:, size[1] // 2 :] = 255 - value(index)
+    return image
+
+
+def write_video(path, frames=12, *, codec="mpeg4", pix_fmt="yuv420p", size=SIZE, rate=25, **options):
+    """A video of :func:`picture`; `options` are the container's."""
+    with av.open(str(path), "w", options=options) as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.height, stream.width = size
+        stream.pix_fmt = pix_fmt
+        for index in range(frames):
+            frame = av.VideoFrame.from_ndarray(picture(index, size), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def brightness(image, color="rgb"):
+    """The value of the upper left pixel, and the size."""
+    plane = np.asarray(image[0] if isinstance(image, tuple) else image)
+    first = plane[0, 0]
+    return int(first if np.ndim(first) == 0 else first[0]), plane.shape[:2]
+
+
+class Fake:
+    """A model that finds one pixel, whose score tells the frame's upper left value.
+
+    Attributes:
+        seen: values of the frames that were submitted.
+        finished: how many are done.
+        gate: frames wait while it is not set.
+    """
+
+    def __init__(self, workers=1, fail=lambda number: None, delay=lambda number: 0.0):
+        self.seen = []
+        self.finished = 0
+        self.gate = threading.Event()
+        self.gate.set()
+        self._fail, self._delay = fail, delay
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="fake")
+
+    def submit(self, image, **options):
+        self.options = options
+        number = len(self.seen)
+        self.seen.append(brightness(image)[0])
+        return self._pool.submit(self._run, image, number)
+
+    def _run(self, image, number):
+        assert self.gate.wait(30)
+        time.sleep(self._delay(number))
+        try:
+            if error := self._fail(number):
+                raise error
+            found, size = brightness(image)
+            return Detections(xyxy=[[0, 0, 1, 1]], confidence=[found / 256], class_id=[0], size=size)
+        finally:
+            self.finished += 1
+
+    def close(self):
+        self._pool.shutdown()
+
+
+def found(detections):
+    """What :class:`Fake` saw."""
+    return round(256 * float(detections.confidence[0]))
+
+
+def until(condition):
+    """Waits for something that is about to happen."""
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def stream_threads():
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("fai_fast-")]
+
+
+def descriptors():
+    return sorted(os.readlink(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd") if _open(name))
+
+
+def _open(name):
+    return os.path.lexists(f"/proc/self/fd/{name}")
+
+
+def arrays_for_ever():
+    while True:
+        yield picture(0)
