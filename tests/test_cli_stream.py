@@ -18,7 +18,7 @@ from fai_fast import cli
 from fai_fast.errors import EngineError
 from fai_fast.stream import Stream
 from PIL import Image
-from videos import SIZE, Fake, picture, stream_threads, value, write_video
+from videos import SIZE, Fake, picture, stream_threads, until, value, write_video
 
 
 class Model(Fake):
@@ -123,10 +123,10 @@ def test_options_reach_the_stream(capsys, model):
 
 def test_all_and_stride(capsys, model):
     write_video("in.mkv", 12, codec="ffv1", size=(47, 65))
-    code, out, err = run(capsys, "in.mkv", "--all", "--stride", "5", "--save", "out.avi", "--json", "-", "-q")
+    code, out, err = run(capsys, "in.mkv", "--all", "--stride", "5", "--save", "out.mov", "--json", "-", "-q")
     assert (code, err) == (0, "")
     assert [entry["frame"] for entry in lines(out)] == [0, 5, 10]
-    drawn = frames("out.avi")
+    drawn = frames("out.mov")
     # Chroma is halved: the odd row and column go.
     assert [image.shape for _, image in drawn] == [(46, 64, 3)] * 3
     assert [seconds for seconds, _ in drawn] == pytest.approx([0, 0.2, 0.4])
@@ -269,8 +269,7 @@ def test_ctrl_c_leaves_whole_files(folder, kind):
         env={**os.environ, "PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])},
     )
     # The temporary files are there from the first frame on.
-    while len(os.listdir()) < 2 and process.poll() is None:
-        pass
+    until(lambda: len(os.listdir()) == 2 or process.poll() is not None)
     process.send_signal(kind)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err

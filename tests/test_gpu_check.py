@@ -169,6 +169,12 @@ def test_a_dry_run_says_what_would_run(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_trial_on_the_emulator_measures_little():
+    done = shell("--dry-run", FAI_FAST_CUDA="EMULATED")
+    assert done.returncode == 0, done.stderr
+    assert "--bench-quick" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

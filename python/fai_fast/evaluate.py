@@ -3,7 +3,7 @@
 What is measured is what :meth:`fai_fast.Model.infer` returns, in the pictures' own sizes. FocoosAI's published figures
 come from its training code (``MaskFormerProcessor.eval_postprocess`` of FocoosAI/focoos), which selects differently: AP
 from the 100 best pairs of query and class, so that one mask may count for several classes, and mIoU from the sum of all
-queries' class probabilities at a pixel. Differences of some tenths of a point come from there.
+queries' class probabilities at a pixel. So the two need not agree exactly.
 
 All figures are percent, as in the registry and on the model cards.
 """

@@ -25,8 +25,8 @@ are matched with the model's classes by name. Semantic models: --ade, mIoU and p
 others are held against; those that this machine cannot run are listed with the reason. The exit code is 1 if AP or
 mIoU falls by more than --tolerance.
 
-What is measured is what the model returns. The published figures let one mask count for several classes (AP) and add
-up all queries at a pixel (mIoU), so some tenths of a point lie between the two.
+What is measured is what the model returns. FocoosAI's published figures let one mask count for several classes (AP)
+and add up all queries at a pixel (mIoU), so the two need not agree exactly.
 """
 EPILOG = """\
 the JSON: the figures of the table, engine, precision, input size and the published figures; with a comparison

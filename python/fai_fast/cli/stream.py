@@ -50,7 +50,7 @@ examples:
 """
 
 INTERRUPTED = 130
-SUFFIXES = (".mp4", ".mkv", ".mov", ".avi")
+SUFFIXES = (".mp4", ".mkv", ".mov")
 # Seconds between two statistics: on a terminal, and elsewhere.
 REFRESH, REPORT = 0.25, 5.0
 # Of an annotated video whose source has no rate.
