@@ -49,8 +49,8 @@ class Oracle:
         self.most = 0
         self.closed = False
 
-    def submit(self, frame, *, threshold, color):
-        self.asked.append((int(frame.flat[0]), threshold, color))
+    def submit(self, frame, *, threshold):
+        self.asked.append((int(frame.flat[0]), threshold, frame.shape[2]))
         self.frames = [item for item in self.frames if item() is not None] + [weakref.ref(frame)]
         self.most = max(self.most, len(self.frames))
         answer = self.answers[int(frame.flat[0])]
@@ -146,7 +146,7 @@ def test_perfect_predictions_have_an_ap_of_100(tmp_path):
     }
     assert (report.images, report.objects, report.detections) == (2, 3, 3)
     assert report.headline == 100
-    assert [item[1:] for item in model.asked] == [(0.0, "rgb")] * 2
+    assert [item[1:] for item in model.asked] == [(0.0, 3)] * 2
 
 
 def test_nothing_found_and_everything_wrong_are_zero(tmp_path):
@@ -329,7 +329,7 @@ def test_gray_pictures(tmp_path):
     Image.fromarray(np.full(SIZE, 1, np.uint8)).save(tmp_path / "images" / "1.png")
     model = Oracle({1: found((0, 0.9, LEFT))})
     assert measure(model, tmp_path).metrics["segm/AP"] == 100
-    assert model.asked == [(1, 0.0, "gray")]
+    assert model.asked == [(1, 0.0, 3)]
 
 
 def test_the_demo_model_takes_gray_pictures(tmp_path, demo_model):
@@ -369,7 +369,7 @@ def test_a_limit_takes_the_first_ids_and_thresholds_are_passed_on(tmp_path):
     (tmp_path / "instances.json").write_text(json.dumps(document))
     model = Oracle(dict.fromkeys((1, 2, 3), found((0, 0.9, LOW))))
     report = measure(model, tmp_path, limit=2, threshold=0.25)
-    assert model.asked == [(1, 0.25, "rgb"), (2, 0.25, "rgb")]
+    assert model.asked == [(1, 0.25, 3), (2, 0.25, 3)]
     assert (report.images, report.objects, report.threshold) == (2, 1, 0.25)
 
 

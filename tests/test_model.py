@@ -131,6 +131,13 @@ def test_every_kind_of_picture_gives_the_same_result(model, frame, tmp_path):
     assert model.infer(frame).latency.decode == 0
 
 
+def test_gray_pictures_are_seen_as_rgb(model, frame, tmp_path):
+    path = tmp_path / "gray.png"
+    Image.fromarray(frame[..., 0]).save(path)
+    thrice = np.repeat(frame[..., :1], 3, axis=2)
+    assert model.infer(path) == model.infer(thrice) == model.infer(frame[..., 0], color="gray")
+
+
 def test_latency_tells_every_stage(model, frame):
     latency = model.infer(frame).latency
     assert isinstance(latency, fai_fast.Latency)

@@ -97,9 +97,10 @@ def test_every_pixel_format_gives_what_infer_gives(model, tmp_path, name, codec,
         assert detections == model.infer(frame.pixels, threshold=0.2, **frame.layout)
         image = frame.image()
         assert (image.shape, image.dtype) == ((*size, 3), np.uint8)
-        # The border in the middle is smeared by the codecs.
-        inner = np.r_[0 : size[1] // 2 - 8, size[1] // 2 + 8 : size[1]]
-        error = image[:, inner].astype(int) - picture(frame.id, size)[:, inner]
+        # The border in the middle is smeared by the codecs, and the last row and column of an odd size by FFmpeg 7's
+        # converter, which made the file.
+        inner = np.r_[0 : size[1] // 2 - 8, size[1] // 2 + 8 : size[1] - 1]
+        error = image[:-1, inner].astype(int) - picture(frame.id, size)[:-1, inner]
         assert np.abs(error).max() <= 6
 
 
@@ -195,7 +196,7 @@ def test_iterators_give_frames_with_and_without_a_time(fake, clip):
 
 @pytest.mark.parametrize(
     ("pixels", "color"),
-    [(Image.fromarray(picture(1)), "rgb"), (picture(1)[..., 0], "rgb"), (picture(1)[..., ::-1], "bgr")],
+    [(Image.fromarray(picture(1)), "rgb"), (picture(1)[..., 0], "gray"), (picture(1)[..., ::-1], "bgr")],
 )
 def test_image_makes_rgb_of_what_came(pixels, color):
     layout = {"color": color, "yuv_matrix": "bt601", "yuv_range": "limited"}
@@ -215,7 +216,7 @@ def test_folders_and_patterns_of_pictures(fake, tmp_path):
         with pytest.raises(ValueError, match=r"^frame 3: image: .*d\.png"):
             next(stream)
         frame, detections = next(stream)
-        assert (frame.id, found(detections), frame.layout["color"]) == (4, value(9), "gray")
+        assert (frame.id, found(detections), frame.image().shape) == (4, value(9), (*SIZE, 3))
         assert next(stream, None) is None
     with Stream(fake, str(tmp_path / "[bc].*")) as stream:
         assert [found(detections) for _, detections in stream] == [value(0), value(2)]
@@ -670,6 +671,32 @@ def test_a_stream_that_nobody_holds_stops(fake, clip, kind, how):
     del source
     until(lambda: stream_threads() == [])
     until(lambda: descriptors() == files)
+
+
+@pytest.mark.parametrize("fails", ["engine", "source"])
+def test_an_error_does_not_keep_the_stream(fails):
+    fake = Fake(fail=lambda number: EngineError("broken") if number == 3 and fails == "engine" else None)
+
+    def source():
+        yield from arrays(10)
+        if fails == "source":
+            raise EngineError("unplugged")
+        yield from endless()
+
+    gc.collect()
+    gc.disable()
+    try:
+        stream = Stream(fake, source())
+        gone = weakref.ref(stream)
+        with suppress(EngineError):
+            for _ in stream:
+                pass
+        del stream
+        assert gone() is None
+        until(lambda: stream_threads() == [])
+    finally:
+        gc.enable()
+    fake.close()
 
 
 def test_close_waits_for_frames_on_their_way(fake):

@@ -12,17 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 from fai_fast._core import __version__
 from fai_fast.detections import Detections, Latency, PackedMasks
-from fai_fast.errors import EngineError, ExportError, FaiFastError, WeightsError
+from fai_fast.errors import CudaError, EngineError, ExportError, FaiFastError, WeightsError
 from fai_fast.letterbox import Letterbox
 from fai_fast.ops import build_info, postprocess, postprocess_batch, preprocess
 
 if TYPE_CHECKING:
-    from fai_fast import losses, reference
+    from fai_fast import evaluate, losses, reference
     from fai_fast.exporter import export
     from fai_fast.model import Model, load
+    from fai_fast.pipelines import Ticket
     from fai_fast.registry import ModelConfig, ModelSpec, models, spec
 
 __all__ = [
+    "CudaError",
     "Detections",
     "EngineError",
     "ExportError",
@@ -33,9 +35,11 @@ __all__ = [
     "ModelConfig",
     "ModelSpec",
     "PackedMasks",
+    "Ticket",
     "WeightsError",
     "__version__",
     "build_info",
+    "evaluate",
     "export",
     "load",
     "losses",
@@ -55,6 +59,8 @@ _LAZY = {
     "ModelSpec": "fai_fast.registry",
     "models": "fai_fast.registry",
     "spec": "fai_fast.registry",
+    "Ticket": "fai_fast.pipelines",
+    "evaluate": "",
     "export": "fai_fast.exporter",
     "losses": "",
     "reference": "",

@@ -838,9 +838,7 @@ def _infer(
     with tqdm(total=len(paths), unit="picture", file=sys.stderr, leave=False, disable=disable) as bar:
         for path in paths:
             frame = read_image(path)
-            waiting.append(
-                model.submit(frame, threshold=threshold, color="gray" if frame.ndim == 2 else "rgb")
-            )
+            waiting.append(model.submit(frame, threshold=threshold))
             if len(waiting) == IN_FLIGHT:
                 yield waiting.popleft().result()
                 bar.update()

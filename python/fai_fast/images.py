@@ -29,7 +29,7 @@ def read_image(image: Any) -> npt.NDArray[np.uint8]:
         image: a path, the encoded bytes of a JPEG, PNG or another format that Pillow reads, or a binary file object.
 
     Returns:
-        uint8 RGB (H, W, 3), or gray (H, W); transparency is dropped.
+        uint8 RGB (H, W, 3), read-only where the picture is gray; transparency is dropped.
 
     Raises:
         FileNotFoundError, OSError: the file cannot be opened.
@@ -53,7 +53,9 @@ def read_image(image: Any) -> npt.NDArray[np.uint8]:
             upright = ImageOps.exif_transpose(picture)
             if upright.mode.startswith(("I", "F")):
                 raise ValueError(f"image: {name} has mode {upright.mode!r}, expected 8 bits a channel")
-            return np.asarray(upright if upright.mode in _MODES else upright.convert("RGB"))
+            pixels = np.asarray(upright if upright.mode in _MODES else upright.convert("RGB"))
+            # Gray stays one plane in memory, seen three times.
+            return pixels if pixels.ndim == 3 else np.broadcast_to(pixels[..., None], (*pixels.shape, 3))
     except UnidentifiedImageError:
         raise ValueError(f"image: {name} is no picture that Pillow can read") from None
     except Image.DecompressionBombError as error:

@@ -31,7 +31,7 @@ from itertools import pairwise
 from numbers import Real
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -108,12 +108,9 @@ class Frame:
         Made anew at each call. Raises TypeError for a frame in a GPU's memory.
         """
         pixels = read_image(self.pixels) if is_encoded(self.pixels) else self.pixels
-        layout = dict(self.layout)
-        if isinstance(pixels, np.ndarray) and layout["color"] == "rgb":
-            if pixels.ndim == 3 and pixels.shape[2] == 3:
-                return pixels
-            layout["color"] = "gray"
-        tensor, _ = preprocess_frame(pixels, self.size, mean=0, std=1, **layout)
+        if isinstance(pixels, np.ndarray) and self.layout["color"] == "rgb":
+            return pixels
+        tensor, _ = preprocess_frame(pixels, self.size, mean=0, std=1, **self.layout)
         picture = np.empty((*self.size, 3), np.uint8)
         np.rint(tensor[0].transpose(1, 2, 0), out=picture, casting="unsafe")
         return picture
@@ -248,9 +245,8 @@ class Stream:
                 detections = flight.result()
             except Exception as error:
                 feed.land(flight)
-                if (told := _of_frame(error, flight.id)) is error:
-                    raise
-                raise told from error
+                flight.forget()
+                _raise_of_frame(error, flight.id)
             # Not before: a loop that is interrupted while it waits gets this frame when it goes on.
             feed.land(flight, done=True)
         came = flight.came
@@ -318,6 +314,10 @@ class _Flight:
             raise self._error
         assert self._ticket is not None
         return self._ticket.result()
+
+    def forget(self) -> None:
+        """Lets go of the error, whose traceback holds the loop's."""
+        self._ticket = self._error = None
 
     def done(self) -> bool:
         """Whether there is a result; an error is none."""
@@ -510,9 +510,8 @@ class _Feed:
             self._start()
             while not self._stopped and not self._flying:
                 if self._ended and not self._waiting and not self._sending:
-                    error, self._error = self._error, None
-                    if error is not None:
-                        raise error
+                    if self._error is not None:
+                        _raise_last(self)
                     return None
                 self._changed.wait()
             if self._stopped:
@@ -768,8 +767,7 @@ def _pictures(name: str, paths: list[Path], colours: _Colours) -> _Opener:
             except (OSError, ValueError) as error:
                 yield _Failed(error)
             else:
-                layout = colours.layout("rgb" if picture.ndim == 3 else "gray")
-                yield _Came(picture, layout, None, began)
+                yield _Came(picture, colours.layout("rgb"), None, began)
 
     return _Opener(name, frames, False, False)
 
@@ -917,12 +915,29 @@ def _stalled(name: str, seconds: float) -> TimeoutError:
     return TimeoutError(f"source: no frame from {name} for {seconds:g} s")
 
 
-def _of_frame(error: Exception, number: int) -> Exception:
-    """An error of the same type that says which frame it is of."""
+def _raise_of_frame(error: Exception, number: int) -> NoReturn:
+    """Raises an error of the same type that says which frame it is of."""
+    told = error
     if isinstance(error, (FaiFastError, TypeError, ValueError)) and len(error.args) == 1:
         with suppress(Exception):  # a type with a constructor of its own
-            return type(error)(f"frame {number}: {error}")
-    return error
+            told = type(error)(f"frame {number}: {error}")
+    try:
+        if told is error:
+            raise told
+        # The model may keep its error; without this entry of the traceback it does not keep the stream.
+        raise told from error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
+    finally:
+        # What is raised must not be held by its own traceback: the stream would stay until garbage is collected.
+        del told, error
+
+
+def _raise_last(feed: _Feed) -> NoReturn:
+    error, feed._error = feed._error, None
+    assert error is not None
+    try:
+        raise error
+    finally:
+        del error
 
 
 def _positive(name: str, value: object) -> float:
