@@ -69,7 +69,7 @@ def test_coco(capsys, models, folder):
     expected = ["segm/AP", "100.00", f"{published:.2f}", f"{100 - published:+.2f}"]
     assert expected in [line.split() for line in out.splitlines()]
     [model] = models
-    assert model.asked == [(1, 0.1, "rgb")]
+    assert model.asked == [(1, 0.1, 3)]
     assert model.loaded["im_size"] == (64, 96)
     assert model.closed
     content = json.loads((folder / "out.json").read_text())
