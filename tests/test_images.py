@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import io
+import struct
+import tracemalloc
+import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -106,3 +110,68 @@ def test_a_picture_of_absurd_size_is_refused(monkeypatch, picture):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)
     with pytest.raises(ValueError, match="image: bytes is too large"):
         read_image(encoded(picture))
+
+
+def test_the_limit_can_be_raised_and_lowered(monkeypatch, picture):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)
+    data = encoded(picture)
+    assert np.array_equal(read_image(data, max_pixels=600), picture)
+    assert Image.MAX_IMAGE_PIXELS == 200
+    for limit in (599, 150):
+        with pytest.raises(ValueError, match=r"image: bytes is too large.*max_pixels="):
+            read_image(data, max_pixels=limit)
+    with pytest.raises(ValueError, match="image: bytes is no picture"):
+        read_image(b"nothing", max_pixels=10**6)
+    assert Image.MAX_IMAGE_PIXELS == 200
+    for wrong, error in ((0, ValueError), (2**28 + 1, ValueError), ("1", TypeError), (1.5, TypeError)):
+        with pytest.raises(error, match="max_pixels"):
+            read_image(data, max_pixels=wrong)
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG of a few dozen bytes that claims a size."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def test_a_small_file_that_claims_a_gigapixel_is_refused_before_memory_is_taken():
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=r"image: bytes is too large"):
+            read_image(bomb(50_000, 50_000))
+        with pytest.raises(ValueError, match=r"image: bytes is too large: 3000 x 3000, expected at most 1000000"):
+            read_image(bomb(3000, 3000), max_pixels=10**6)
+        assert tracemalloc.get_traced_memory()[1] < 2**22
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG"])
+def test_any_damage_is_a_picture_or_a_clear_error(form):
+    """Bytes changed, cut out and doubled: nothing but ValueError may come of it."""
+    rng = np.random.default_rng(1)
+    smooth = np.broadcast_to(np.arange(0, 240, 4, np.uint8)[None, :, None], (40, 60, 3)).copy()
+    data = encoded(smooth, form)
+    refused = 0
+    for _ in range(150):
+        wrong = bytearray(data)
+        for _ in range(int(rng.integers(1, 6))):
+            wrong[int(rng.integers(len(wrong)))] = int(rng.integers(256))
+        if rng.random() < 0.3:
+            start, end = sorted(rng.integers(0, len(wrong), 2).tolist())
+            del wrong[start:end]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's, of damaged EXIF
+            try:
+                found = read_image(bytes(wrong), max_pixels=10**6)
+            except ValueError as error:
+                assert "image: bytes" in str(error)
+                refused += 1
+            else:
+                assert found.dtype == np.uint8
+    assert refused > 20

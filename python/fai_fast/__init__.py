@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fai_fast.model import Model, load
     from fai_fast.pipelines import Ticket
     from fai_fast.registry import ModelConfig, ModelSpec, models, spec
+    from fai_fast.stream import Frame, Stream, StreamStats
 
 __all__ = [
     "CudaError",
@@ -29,12 +30,15 @@ __all__ = [
     "EngineError",
     "ExportError",
     "FaiFastError",
+    "Frame",
     "Latency",
     "Letterbox",
     "Model",
     "ModelConfig",
     "ModelSpec",
     "PackedMasks",
+    "Stream",
+    "StreamStats",
     "Ticket",
     "WeightsError",
     "__version__",
@@ -59,6 +63,9 @@ _LAZY = {
     "ModelSpec": "fai_fast.registry",
     "models": "fai_fast.registry",
     "spec": "fai_fast.registry",
+    "Frame": "fai_fast.stream",
+    "Stream": "fai_fast.stream",
+    "StreamStats": "fai_fast.stream",
     "Ticket": "fai_fast.pipelines",
     "evaluate": "",
     "export": "fai_fast.exporter",

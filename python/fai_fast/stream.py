@@ -245,8 +245,11 @@ class Stream:
                 detections = flight.result()
             except Exception as error:
                 feed.land(flight)
+                number = flight.id
+                # The model may keep its error, which knows this call; neither must keep the stream.
                 flight.forget()
-                _raise_of_frame(error, flight.id)
+                del self, feed, flight
+                _raise_of_frame(error, number)
             # Not before: a loop that is interrupted while it waits gets this frame when it goes on.
             feed.land(flight, done=True)
         came = flight.came
@@ -316,7 +319,7 @@ class _Flight:
         return self._ticket.result()
 
     def forget(self) -> None:
-        """Lets go of the error, whose traceback holds the loop's."""
+        """Lets go of the error, whose traceback holds this."""
         self._ticket = self._error = None
 
     def done(self) -> bool:
@@ -924,10 +927,9 @@ def _raise_of_frame(error: Exception, number: int) -> NoReturn:
     try:
         if told is error:
             raise told
-        # The model may keep its error; without this entry of the traceback it does not keep the stream.
-        raise told from error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
+        raise told from error
     finally:
-        # What is raised must not be held by its own traceback: the stream would stay until garbage is collected.
+        # Held by its own traceback, it would stay until garbage is collected.
         del told, error
 
 

@@ -39,9 +39,15 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "model's own",
     )
     group.add_argument(
-        "--engine", default="auto", metavar="E", help="auto, openvino or onnxruntime; default: auto"
+        "--engine",
+        default="auto",
+        metavar="E",
+        help="one that `fai-fast doctor` lists, such as tensorrt, torch-cuda and openvino, or auto: the fastest that "
+        "works; default: auto",
     )
-    group.add_argument("--device", default="auto", metavar="D", help="auto or cpu; default: auto")
+    group.add_argument(
+        "--device", default="auto", metavar="D", help="auto, cpu, cuda or cuda:1; default: auto"
+    )
     group.add_argument(
         "--precision",
         default="auto",
