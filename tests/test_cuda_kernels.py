@@ -35,7 +35,10 @@ def report(source: Path, tmp_path: Path) -> list[re.Match[str]]:
     ("source", "kernels"),
     [
         ("preprocess", {"preprocess"}),
-        ("postprocess", {"score_queries", "find_nodes", "draw_instances", "contest", "finish", "pack", "expand"}),
+        (
+            "postprocess",
+            {"score_queries", "find_nodes", "draw_instances", "contest", "finish", "pack", "expand"},
+        ),
     ],
 )
 def test_nothing_spills_and_nothing_is_in_local_memory(source, kernels, tmp_path):

@@ -193,8 +193,8 @@ class Model:
             As :meth:`infer`.
 
         Raises:
-            What :meth:`infer` raises about its arguments, and where frames run uncaptured about the engine; whatever else
-            goes wrong comes from :meth:`Ticket.result`.
+            What :meth:`infer` raises about its arguments, and about the engine where frames run uncaptured; whatever
+            else goes wrong comes from :meth:`Ticket.result`.
 
         Example:
             >>> tickets = [model.submit(frame) for frame in frames]  # doctest: +SKIP
