@@ -61,6 +61,7 @@ MAY_IMPORT = {
         "weights",
     },
     "stream": BASE | {"detections", "images", "ops", "pipelines"},
+    "ros2": BASE | {"detections", "images", "model", "ops", "render"},
     "evaluate": BASE | {"detections", "files", "images", "model", "registry"},
     "render": BASE | {"detections", "files"},
     "doctor": BASE | {"cache", "engines", "ops"},

@@ -132,7 +132,9 @@ def bomb(width: int, height: int) -> bytes:
     """A PNG of a few dozen bytes that claims a size."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        return (
+            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        )
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
@@ -144,7 +146,9 @@ def test_a_small_file_that_claims_a_gigapixel_is_refused_before_memory_is_taken(
     try:
         with pytest.raises(ValueError, match=r"image: bytes is too large"):
             read_image(bomb(50_000, 50_000))
-        with pytest.raises(ValueError, match=r"image: bytes is too large: 3000 x 3000, expected at most 1000000"):
+        with pytest.raises(
+            ValueError, match=r"image: bytes is too large: 3000 x 3000, expected at most 1000000"
+        ):
             read_image(bomb(3000, 3000), max_pixels=10**6)
         assert tracemalloc.get_traced_memory()[1] < 2**22
     finally:
@@ -168,10 +172,7 @@ def test_any_damage_is_a_picture_or_a_clear_error(form):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, of damaged EXIF
             try:
-                found = read_image(bytes(wrong), max_pixels=10**6)
+                assert read_image(bytes(wrong), max_pixels=10**6).dtype == np.uint8
             except ValueError as error:
-                assert "image: bytes" in str(error)
-                refused += 1
-            else:
-                assert found.dtype == np.uint8
+                refused += str(error).startswith("image: bytes is")
     assert refused > 20

@@ -572,7 +572,7 @@ def main() -> None:
         help="measure a checkpoint (.pt) or weights (.safetensors); without a file, those of the package",
     )
     what.add_argument("--ship", type=Path, metavar="FILE.pt", help="put a checkpoint into the package")
-    parser.add_argument("--minutes", type=float, default=139, help="of training; default: %(default)s")
+    parser.add_argument("--minutes", type=float, default=174, help="of training; default: %(default)s")
     parser.add_argument(
         "--pretrain",
         type=float,

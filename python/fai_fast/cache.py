@@ -438,6 +438,7 @@ _REFUSALS = {
     errno.EDQUOT,
     errno.EEXIST,
     errno.EFBIG,
+    errno.EISDIR,
     errno.ENAMETOOLONG,
     errno.ENOENT,
     errno.ENOSPC,
@@ -453,6 +454,12 @@ def explain(error: OSError, folder: Path) -> str:
         return (
             f"no space left for {folder} ({error.strerror}): free some, see `fai-fast cache`, or set FAI_FAST_CACHE or "
             "cache_dir= to a folder on another disk"
+        )
+    if error.errno == errno.EISDIR:
+        name = os.fsdecode(error.filename2 or error.filename or folder)
+        return (
+            f"cannot write to {folder}: {name} is a folder, expected a file: remove it, or set FAI_FAST_CACHE or "
+            "cache_dir= to another folder"
         )
     return (
         f"cannot write to {folder} ({error.strerror}): make it writable, or set FAI_FAST_CACHE or cache_dir= to "

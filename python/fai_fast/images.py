@@ -76,7 +76,9 @@ def read_image(image: Any, *, max_pixels: int | None = None) -> npt.NDArray[np.u
     except UnidentifiedImageError:
         raise ValueError(f"image: {name} is no picture that Pillow can read") from None
     except Image.DecompressionBombError as error:
-        raise ValueError(f"image: {name} is too large: {error} Raise max_pixels= for one that you trust") from None
+        raise ValueError(
+            f"image: {name} is too large: {error} Raise max_pixels= for one that you trust"
+        ) from None
     except (OSError, SyntaxError, EOFError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise

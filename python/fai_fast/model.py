@@ -141,6 +141,7 @@ class Model:
         yuv_matrix: str = "bt601",
         yuv_range: str = "limited",
         masks_device: bool = False,
+        max_pixels: int | None = None,
     ) -> Detections:
         """Finds what is in a picture.
 
@@ -152,6 +153,8 @@ class Model:
             mask_threshold, use_mask_score: see :func:`fai_fast.postprocess`; None for the model's own.
             color, resize, yuv_matrix, yuv_range: see :func:`fai_fast.preprocess`.
             masks_device: leave boolean masks in the GPU's memory too, as ``Detections.masks_device``.
+            max_pixels: of a picture in a file, up to 2**28; None for Pillow's limit against files that unpack to
+                gigabytes. Raise it for pictures that you trust.
 
         A frame may lie in the memory of the model's GPU (DLPack or ``__cuda_array_interface__``: torch, CuPy, CV-CUDA,
         torchcodec); it is read there, after the work on it that its producer has put on its stream.
@@ -166,7 +169,7 @@ class Model:
         """
         options = self._options(threshold, mask_threshold, use_mask_score, masks_device)
         layout = {"color": color, "resize": resize, "yuv_matrix": yuv_matrix, "yuv_range": yuv_range}
-        return self._pipeline.run(self._request([image], layout, options))[0]
+        return self._pipeline.run(self._request([image], layout, options, max_pixels))[0]
 
     __call__ = infer
 
@@ -182,6 +185,7 @@ class Model:
         yuv_matrix: str = "bt601",
         yuv_range: str = "limited",
         masks_device: bool = False,
+        max_pixels: int | None = None,
     ) -> Ticket:
         """:meth:`infer` that does not wait: several frames are on their way at once, and take less time together.
 
@@ -202,7 +206,7 @@ class Model:
         """
         options = self._options(threshold, mask_threshold, use_mask_score, masks_device)
         layout = {"color": color, "resize": resize, "yuv_matrix": yuv_matrix, "yuv_range": yuv_range}
-        return Ticket(self._pipeline.submit(self._request([image], layout, options)))
+        return Ticket(self._pipeline.submit(self._request([image], layout, options, max_pixels)))
 
     async def infer_async(self, image: Any, **options: Any) -> Detections:
         """:meth:`infer` for asyncio: the event loop goes on meanwhile, several may be awaited at once.
@@ -325,6 +329,7 @@ class Model:
         resize: str = "stretch",
         yuv_matrix: str = "bt601",
         yuv_range: str = "limited",
+        max_pixels: int | None = None,
     ) -> list[Detections]:
         """:meth:`infer` for each of several pictures, which may differ in size, ``batch_size`` at a time.
 
@@ -340,7 +345,7 @@ class Model:
         layout = {"color": color, "resize": resize, "yuv_matrix": yuv_matrix, "yuv_range": yuv_range}
         results: list[Detections] = []
         for start in range(0, len(images), self.batch_size):
-            request = self._request(images[start : start + self.batch_size], layout, options)
+            request = self._request(images[start : start + self.batch_size], layout, options, max_pixels)
             results += self._pipeline.run(request)
         return results
 
@@ -387,13 +392,19 @@ class Model:
         return class_ids, scores, masks
 
     def _request(
-        self, images: Sequence[Any], layout: Mapping[str, str], options: Mapping[str, Any]
+        self,
+        images: Sequence[Any],
+        layout: Mapping[str, str],
+        options: Mapping[str, Any],
+        max_pixels: int | None,
     ) -> Request:
         """The pictures, decoded where they are files."""
         if self._closed:
             raise FaiFastError("the model is closed; load it again")
         started = time.perf_counter()
-        frames = [read_image(image) if is_encoded(image) else image for image in images]
+        frames = [
+            read_image(image, max_pixels=max_pixels) if is_encoded(image) else image for image in images
+        ]
         in_memory = all(frame is image for frame, image in zip(frames, images, strict=True))
         decode = 0.0 if in_memory else 1e3 * (time.perf_counter() - started)
         return Request(frames, layout, decode=decode, **options)

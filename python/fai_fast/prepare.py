@@ -534,7 +534,7 @@ def model_folder(spec: ModelSpec, cache_dir: Any = None) -> Path:
     return (
         cache.cache_folder(cache_dir)
         / "models"
-        / (re.sub(r"[^A-Za-z0-9._-]+", "_", spec.name).strip(".") or "model")
+        / (re.sub(r"[^A-Za-z0-9._-]+", "_", spec.name).strip(".")[:80] or "model")
     )
 
 

@@ -291,19 +291,24 @@ def read_metadata(path: str | os.PathLike[str]) -> ExportedInfo:
             for item in model.metadata_props
             if item.key.startswith(_KEY)
         }
-        height, width = said["im_size"]
+        batch = check_int("batch", said["batch"])
+        if not 1 <= batch <= MAX_BATCH:
+            raise ValueError(f"batch: got {batch}, expected 1..{MAX_BATCH}")
+        for key in ("weights_sha256", "fai_fast_version"):
+            if not isinstance(said[key], str):
+                raise TypeError(f"{key}: got {type(said[key]).__name__}, expected str")
         return ExportedInfo(
             spec=ModelSpec.from_dict(said["spec"]),
-            size=(height, width),
-            batch=said["batch"],
-            precision=said["precision"],
+            size=check_im_size(said["im_size"]),
+            batch=batch,
+            precision=check_choice("precision", said["precision"], PRECISIONS),
             weights_sha256=said["weights_sha256"],
             fai_fast_version=said["fai_fast_version"],
             verification=said["verification"],
         )
     except FileNotFoundError:
         raise
-    except (DecodeError, KeyError, TypeError, ValueError) as error:
+    except (DecodeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(
             f"path: {os.fsdecode(path)} was not written by fai_fast.export ({error!r}); export it again"
         ) from None

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import logging
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -204,7 +205,7 @@ def _weights_beside(folder: Path, uri: object, source: str) -> Path | None:
     """The weights file in `folder`: what `uri` names, else the usual name, else the only one there is."""
     if isinstance(uri, str) and uri and "://" not in uri:
         named = _inside(folder, uri, source)
-        if named is not None and named.is_file():
+        if named is not None and os.path.isfile(named):  # False, too, for a name too long to be one
             return named
     for name in WEIGHTS_NAMES:
         if (folder / name).is_file():
