@@ -461,16 +461,14 @@ std::pair<void*, size_t> copied(const py::buffer& array, uintptr_t address, bool
 // For tests and benchmarks: blocking copies between an array and a device address.
 void copy_to_device(uintptr_t address, const py::buffer& array) {
     const auto [data, bytes] = copied(array, address, false);
-    without_gil([&, data = data, bytes = bytes] {
-        cuda::copy(reinterpret_cast<void*>(address), data, bytes);
-    });
+    without_gil(
+        [&, data = data, bytes = bytes] { cuda::copy(reinterpret_cast<void*>(address), data, bytes); });
 }
 
 void copy_from_device(const py::buffer& array, uintptr_t address) {
     const auto [data, bytes] = copied(array, address, true);
-    without_gil([&, data = data, bytes = bytes] {
-        cuda::copy(data, reinterpret_cast<const void*>(address), bytes);
-    });
+    without_gil(
+        [&, data = data, bytes = bytes] { cuda::copy(data, reinterpret_cast<const void*>(address), bytes); });
 }
 
 }  // namespace
