@@ -14,7 +14,12 @@ import numpy.typing as npt
 
 from fai_fast.arguments import check_int
 
-__all__ = ["is_encoded", "read_image"]
+__all__ = ["SUFFIXES", "is_encoded", "read_image"]
+
+# Of pictures that Pillow opens; what else lies in a folder is left out.
+SUFFIXES = frozenset(
+    (".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+)
 
 # The longest frame that preprocessing takes, csrc/core/types.h.
 _MOST_PIXELS = 1 << 28

@@ -111,7 +111,9 @@ def prepare(
             graph = source.graph("fp32")
             ready, account = _fastest(graph, choice.name, precision, threads, cache_dir)
         except (EngineError, ExportError) as error:
-            if choice is choices[-1]:
+            # The CPU's engines all take the same graph: what cannot be exported for one cannot for the next.
+            hopeless = choice.device == "cpu" and isinstance(error, ExportError)
+            if hopeless or choice is choices[-1]:
                 raise
             _log.warning("%s: engine %s is passed over: %s", source.spec.name, choice.name, error)
             continue
@@ -160,16 +162,7 @@ def _given_graph(
     if not path.is_file():
         raise FileNotFoundError(f"name_or_path: no such file: {path}")
     exported = exporter.read_metadata(path)
-    if weights is not None:
-        raise ValueError(f"weights: got some with {path.name}, expected None: the file holds its own")
-    if im_size is not None and exporter.check_im_size(im_size) != exported.size:
-        raise ValueError(
-            f"im_size: got {im_size} with {path.name}, expected None or {exported.size}, which is fixed"
-        )
-    if batch_size not in (1, exported.batch):
-        raise ValueError(
-            f"batch_size: got {batch_size} with {path.name}, expected {exported.batch}, which is fixed"
-        )
+    _check_fixed(path, exported.size, exported.batch, weights, im_size, batch_size)
     return Graph(
         path=path,
         sha256=cache.remembered_sha256(path, cache.cache_folder(cache_dir)),
@@ -183,6 +176,23 @@ def _given_graph(
             "artefacts": {"graph": str(path)},
         },
     )
+
+
+def _check_fixed(
+    path: Path,
+    size: tuple[int, int],
+    batch: int,
+    weights: Any,
+    im_size: int | Sequence[int] | None,
+    batch_size: int,
+) -> None:
+    """ValueError where something is asked of a file that it has settled."""
+    if weights is not None:
+        raise ValueError(f"weights: got some with {path.name}, expected None: the file holds its own")
+    if im_size is not None and exporter.check_im_size(im_size) != size:
+        raise ValueError(f"im_size: got {im_size} with {path.name}, expected None or {size}, which is fixed")
+    if batch_size not in (1, batch):
+        raise ValueError(f"batch_size: got {batch_size} with {path.name}, expected {batch}, which is fixed")
 
 
 def _exported_source(
@@ -375,25 +385,16 @@ def _gpu_agreement(
             return _on_cpu(graph)
         return _on_cpu(source.graph("fp32"))
 
-    def measure(path: Path) -> dict[str, Any]:
-        reference = exact()
-        try:
-            verdict = precisions.agreement(engine, reference, precisions.frames(engine.inputs[0]))
-        finally:
-            reference.close()
-        path.write_text(f"{verdict}\n")
-        return {"holds": verdict.holds, "verdict": str(verdict)}
-
     height, width = source.size
     sha256 = source.weights_sha256 if graph is None else graph.sha256
     stem = f"{height}x{width}-b{source.batch_size}-{str(sha256)[:12]}"
-    kept = cache.artefact(
+    return _measured_agreement(
         model_folder(source.spec, cache_dir)
         / f"{stem}-{choice.name}-{precision}-gpu{choice.index}-agreement.txt",
         {"source": sha256, **module.depends(precision, choice.index)},
-        measure,
+        engine,
+        exact,
     )
-    return bool(kept.info["holds"]), str(kept.info["verdict"])
 
 
 def _on_cpu(graph: Graph) -> Engine:
@@ -415,16 +416,7 @@ def _given_engine(
     from fai_fast.exporter import tensorrt
 
     record = tensorrt.read_record(path)
-    if weights is not None:
-        raise ValueError(f"weights: got some with {path.name}, expected None: the file holds its own")
-    if im_size is not None and exporter.check_im_size(im_size) != record.size:
-        raise ValueError(
-            f"im_size: got {im_size} with {path.name}, expected None or {record.size}, which is fixed"
-        )
-    if batch_size not in (1, record.batch):
-        raise ValueError(
-            f"batch_size: got {batch_size} with {path.name}, expected {record.batch}, which is fixed"
-        )
+    _check_fixed(path, record.size, record.batch, weights, im_size, batch_size)
     if precision not in ("auto", record.precision):
         raise ValueError(
             f"precision: got {precision!r} with {path.name}, expected 'auto' or {record.precision!r}"
@@ -503,20 +495,29 @@ def _agreement(
     """Whether an engine's masks agree with the same engine's in fp32: measured once, then remembered."""
     module = select.module(name)
 
-    def measure(path: Path) -> dict[str, Any]:
-        exact, _ = _compiled(graph, name, "fp32", threads, cache_dir)
-        try:
-            verdict = precisions.agreement(engine, exact, precisions.frames(engine.inputs[0]))
-        finally:
-            exact.close()
-        path.write_text(f"{verdict}\n")
-        return {"holds": verdict.holds, "verdict": str(verdict)}
-
-    kept = cache.artefact(
+    return _measured_agreement(
         model_folder(graph.spec, cache_dir) / f"{_stem(graph)}-{name}-{precision}-agreement.txt",
         {"graph": graph.sha256, **module.depends(precision, threads)},
-        measure,
+        engine,
+        lambda: _compiled(graph, name, "fp32", threads, cache_dir)[0],
     )
+
+
+def _measured_agreement(
+    path: Path, depends: dict[str, Any], engine: Engine, exact: Callable[[], Engine]
+) -> tuple[bool, str]:
+    """Whether an engine's masks agree with an exact one's, and in words how far; in the cache at `path`."""
+
+    def measure(place: Path) -> dict[str, Any]:
+        reference = exact()
+        try:
+            verdict = precisions.agreement(engine, reference, precisions.frames(engine.inputs[0]))
+        finally:
+            reference.close()
+        place.write_text(f"{verdict}\n")
+        return {"holds": verdict.holds, "verdict": str(verdict)}
+
+    kept = cache.artefact(path, depends, measure)
     return bool(kept.info["holds"]), str(kept.info["verdict"])
 
 

@@ -39,16 +39,12 @@ import numpy.typing as npt
 from fai_fast.arguments import check_bool, check_choice, check_int, check_number
 from fai_fast.detections import Detections
 from fai_fast.errors import FaiFastError
-from fai_fast.images import is_encoded, read_image
+from fai_fast.images import SUFFIXES, is_encoded, read_image
 from fai_fast.ops import preprocess_frame
 from fai_fast.pipelines import Ticket
 
 __all__ = ["Frame", "Stream", "StreamStats"]
 
-# Pictures that Pillow opens; in a folder, others are left out. A .gif on its own is a video.
-PICTURES = frozenset(
-    (".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-)
 # Addresses that never have an end of their own; of the others the container tells.
 _ALWAYS_LIVE = ("rtsp", "rtsps", "rtmp", "rtmps", "rtp", "srt", "udp")
 
@@ -740,7 +736,7 @@ def _opener(
     if path.exists():
         if stat.S_ISCHR(path.stat().st_mode):
             return video(True, format or "v4l2")
-        if format is None and path.suffix.lower() in PICTURES - {".gif"}:
+        if format is None and path.suffix.lower() in SUFFIXES - {".gif"}:  # which alone is a video
             return _pictures(text, [path], colours)
         return video(False)
     if format is not None:  # a device that has no file, such as FFmpeg's lavfi and avfoundation
@@ -754,7 +750,7 @@ def _opener(
 
 
 def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in PICTURES and not path.name.startswith(".") and path.is_file()
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
 def _pictures(name: str, paths: list[Path], colours: _Colours) -> _Opener:

@@ -44,13 +44,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import fai_fast
     from fai_fast import render
-    from fai_fast.cli.predict import as_rgb
     from fai_fast.images import read_image
 
     image = Path(fai_fast.__file__).parent / SAMPLE if args.image is None else Path(args.image)
     output = Path(args.output)
     check_output(output, image)
-    frame = as_rgb(read_image(image))
+    frame = read_image(image)
     with load(MODEL, args) as model:
         model.warmup()
         detections = model.infer(image)

@@ -8,11 +8,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-__all__ = ["SUFFIXES", "find_pictures", "identity", "output_names"]
+from fai_fast.images import SUFFIXES
 
-SUFFIXES = frozenset(
-    (".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-)
+__all__ = ["find_pictures", "identity", "output_names"]
+
 # Those that pictures are written in; others become JPEG.
 _KEPT = (".jpg", ".jpeg", ".png", ".webp")
 

@@ -11,13 +11,11 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
 from fai_fast._core import __version__
 from fai_fast.cli.messages import STDOUT, UsageError, complain, counted, sentence, write_json, write_line
 from fai_fast.cli.options import MODEL_HELP, add_model_options, load, number
-from fai_fast.cli.paths import SUFFIXES, find_pictures, identity, output_names
+from fai_fast.cli.paths import find_pictures, identity, output_names
+from fai_fast.images import SUFFIXES
 
 if TYPE_CHECKING:
     from fai_fast import Detections, Model
@@ -111,11 +109,6 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def as_rgb(frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """A decoded picture as (H, W, 3), also a gray one."""
-    return frame if frame.ndim == 3 else np.repeat(frame[:, :, None], 3, axis=2)
-
-
 def _attempt(
     model: Model, path: Path, target: Path | None, threshold: float | None, *, lines: bool
 ) -> dict[str, Any]:
@@ -135,7 +128,7 @@ def _attempt(
     if target is not None:
         from fai_fast import render
 
-        render.save(target, render.draw(as_rgb(frame), detections))
+        render.save(target, render.draw(frame, detections))
     latency = detections.latency
     if lines:
         write_line(f"{path}  {_summary(detections)}{'' if latency is None else f'  {latency.total:.1f} ms'}")
