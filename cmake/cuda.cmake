@@ -83,9 +83,10 @@ if(NOT FAI_FAST_CUDA_COMPILED)
     return()
 endif()
 
-# Machine code for each generation on sale, and PTX of the last for those to come.
+# Machine code for each major version since Turing, which its minor versions run too (8.0's: 8.6, 8.7, 8.9), and PTX of
+# the last for those to come.
 if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
-    set(CMAKE_CUDA_ARCHITECTURES 75-real 80-real 86-real 89-real 90-real 100-real 120-real 120-virtual)
+    set(CMAKE_CUDA_ARCHITECTURES 75-real 80-real 90-real 100-real 120-real 120-virtual)
 endif()
 set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
 # Static, so that the library starts on machines without CUDA; nothing links the driver's libcuda.

@@ -19,6 +19,7 @@ def test_types_are_shipped(name):
 
 
 # In a process of its own: mypy keeps state, and what it prints is the message.
+@pytest.mark.slow
 def test_stub_matches_the_compiled_module():
     known = Path(__file__).with_name("stubtest.txt")
     command = [sys.executable, "-m", "mypy.stubtest", "fai_fast._core", "--allowlist", str(known)]
@@ -26,6 +27,7 @@ def test_stub_matches_the_compiled_module():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_stubtest_sees_a_difference(monkeypatch):
     """The check above can fail: a function that only the stub has is reported."""
     monkeypatch.delattr(_core, "build_info")

@@ -19,7 +19,6 @@ struct Isa {
 const Isa kIsas[] = {
 #if defined(__x86_64__)
     {"baseline", baseline::table, [] { return true; }},
-#if !defined(FAI_FAST_BASELINE_ONLY)
     {"avx2", avx2::table,
      [] {
          return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
@@ -33,7 +32,6 @@ const Isa kIsas[] = {
                 __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("fma") &&
                 __builtin_cpu_supports("bmi2");
      }},
-#endif
 #elif defined(__ARM_NEON)
     {"neon", baseline::table, [] { return true; }},
 #else
