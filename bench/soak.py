@@ -1,8 +1,8 @@
 """A day's work in minutes: frames of changing size and format through every way into a model, and what is left of it.
 
 ``python bench/soak.py --frames 20000 --minutes 30`` stops at whichever comes first and writes JSON. It fails where
-resident memory grew by 2 MB or more after the warm-up, a frame's result was not the one of its first time, or a thread
-or a file descriptor was left.
+resident memory did not settle or grew by 2 MB or more after that, a frame's result was not the one of its first time,
+or a thread or a file descriptor was left.
 """
 
 from __future__ import annotations
@@ -33,6 +33,10 @@ MODEL = "fai-mf-n-shapes"
 STEADY = {"MALLOC_MMAP_THRESHOLD_": "131072", "NUMPY_MADVISE_HUGEPAGE": "0"}
 LIMIT = 2 << 20
 """Bytes by which resident memory may grow after the warm-up."""
+SETTLED = LIMIT // 8
+"""The warm-up is over once memory grew by no more than this in as many frames as it lasts at least."""
+PATIENCE = 8
+"""It fails after so many times as many; threads that take turns differently touch other arenas of the allocator."""
 THREADS = 3
 
 _SIZES = ((96, 128), (240, 320), (181, 257), (480, 640), (64, 700), (600, 90), (400, 400))
@@ -130,9 +134,10 @@ def soak(
 
     Args:
         load: makes the model; a first one is made and closed before anything is counted.
-        frames, minutes: where to stop; whole rounds are run, each picture once in every way.
-        warmup: frames after which growth is counted.
-        samples: how often memory is looked at after that, about.
+        frames: to run after the warm-up; whole rounds are run, each picture once in every way.
+        minutes: where to stop at the latest.
+        warmup: frames after which growth is counted, and more of them until memory has settled.
+        samples: how often memory is looked at after the warm-up, about.
         large: whether there are pictures of 720p and 1080p.
         said: is told how it goes.
     """
@@ -150,23 +155,33 @@ def soak(
     threads, descriptors = _threads(), _descriptors()
     began = time.monotonic()
     with load() as model:
-        every = max(1, (frames - warmup) // samples)
-        following = warmup
-        while True:
-            enough = report.frames >= frames or time.monotonic() - began >= 60 * minutes
-            if report.frames >= following or (enough and report.samples):
-                report.samples.append(_sample(report.frames, time.monotonic() - began))
-                following += every
-                said(_line(report))
-            if enough:
+
+        def run(model: Any, count: int) -> Sample:
+            """What the process holds after so many more frames, or fewer where the time is over."""
+            end = report.frames + count
+            while report.frames < end and time.monotonic() - began < 60 * minutes:
+                # All of them before memory is looked at: each keeps room for frames in threads of its own.
+                for way in ways:
+                    for index, found in way(model, shown):
+                        report.frames += 1
+                        report.different += found != expected[index]
+                    key = way.__name__.removeprefix("_")
+                    report.ways[key] = report.ways.get(key, 0) + len(shown)
+            sample = _sample(report.frames, time.monotonic() - began)
+            said(_line(report, sample))
+            return sample
+
+        now = run(model, warmup)
+        for _ in range(PATIENCE):
+            before, now = now, run(model, warmup)
+            if now.resident - before.resident <= SETTLED:
                 break
-            # All of them before memory is looked at: each keeps room for frames in threads of its own.
-            for way in ways:
-                for index, found in way(model, shown):
-                    report.frames += 1
-                    report.different += found != expected[index]
-                key = way.__name__.removeprefix("_")
-                report.ways[key] = report.ways.get(key, 0) + len(shown)
+        else:
+            report.problems.append(f"resident memory had not settled after {report.frames} frames")
+        report.samples.append(now)
+        end = report.frames + frames
+        while report.frames < end and time.monotonic() - began < 60 * minutes:
+            report.samples.append(run(model, max(1, frames // samples)))
     del model
     _settled()
     report.seconds = time.monotonic() - began
@@ -174,7 +189,7 @@ def soak(
     report.descriptors_left = sorted((_descriptors() - descriptors).elements())
     if report.samples:
         report.growth = report.samples[-1].resident - report.samples[0].resident
-    report.problems = _problems(report)
+    report.problems += _problems(report)
     return report
 
 
@@ -309,11 +324,13 @@ def _encoded(pixels: Any, form: str) -> bytes:
     return file.getvalue()
 
 
-def _line(report: Report) -> str:
-    last, first = report.samples[-1], report.samples[0]
+def _line(report: Report, last: Sample) -> str:
+    growth = "warm-up"
+    if report.samples:
+        growth = f"{(last.resident - report.samples[0].resident) / 1e6:+.2f}"
     return (
         f"{last.frames:7d} frames {last.seconds:7.1f} s  resident {last.resident / 1e6:.2f} MB "
-        f"({(last.resident - first.resident) / 1e6:+.2f}), {last.untrimmed / 1e6:.2f} before trimming; "
+        f"({growth}), {last.untrimmed / 1e6:.2f} before trimming; "
         f"{last.threads} threads, {last.descriptors} descriptors, {report.different} different"
     )
 
@@ -322,7 +339,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--frames", type=int, default=20_000)
     parser.add_argument("--minutes", type=float, default=60.0, help="stop after these")
-    parser.add_argument("--warmup", type=int, default=2_000, help="frames before growth counts")
+    parser.add_argument("--warmup", type=int, default=2_000, help="frames before growth counts, at least")
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("--small", action="store_true", help="no pictures of 720p and 1080p")
     parser.add_argument("--json", type=Path, default=Path("soak.json"), help="where the report goes")

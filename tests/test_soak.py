@@ -15,11 +15,11 @@ SOAK = Path(__file__).resolve().parents[1] / "bench" / "soak.py"
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_few_hundred_frames_leave_nothing_behind(tmp_path):
     path = tmp_path / "soak.json"
-    given = ["--small", "--frames", "700", "--warmup", "250", "--minutes", "3", "--json", str(path)]
+    given = ["--small", "--frames", "500", "--warmup", "250", "--minutes", "5", "--json", str(path)]
     done = subprocess.run([sys.executable, str(SOAK), *given], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(path.read_text())
     assert report["problems"] == []
-    assert report["frames"] >= 700
+    assert report["frames"] >= 1000
     assert len(report["samples"]) >= 2
     assert set(report["ways"]) == {"infer", "submit", "threaded", "stream"}
