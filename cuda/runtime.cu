@@ -50,6 +50,11 @@ std::string explain(cudaError_t error, const char* what) {
             return message("there is an NVIDIA driver, but no GPU that this process may use",
                            visible ? message(" (CUDA_VISIBLE_DEVICES is '", visible, "')") : "");
         }
+        case cudaErrorInitializationError:
+            return "CUDA cannot start in this process: it was forked from one that had used the GPU (start "
+                   "it with "
+                   "multiprocessing's method 'spawn'), or the driver does not work (what does nvidia-smi "
+                   "say?)";
         case cudaErrorMemoryAllocation: {
             size_t free = 0, total = 0;
             std::string room;

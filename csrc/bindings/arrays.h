@@ -1,9 +1,11 @@
 // Python's arrays as borrowed views: NumPy, buffer protocol, __array_interface__, DLPack.
 #pragma once
 
+#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
 #include <functional>
+#include <utility>
 #include <vector>
 
 #include "csrc/core/types.h"
@@ -57,6 +59,14 @@ Borrowed borrow(pybind11::handle object, const char* argument, const char* expec
 // work on `stream` may read.
 Borrowed borrow_anywhere(pybind11::handle object, const char* argument, const char* expected, int device,
                          uint64_t stream);
+
+// Gives a vector's memory to an array.
+template <class T>
+pybind11::array to_array(std::vector<T>&& values, std::vector<pybind11::ssize_t> shape) {
+    auto* held = new std::vector<T>(std::move(values));
+    pybind11::capsule owner(held, [](void* p) { delete static_cast<std::vector<T>*>(p); });
+    return pybind11::array_t<T>(std::move(shape), held->data(), owner);
+}
 
 // "ndarray", "Tensor": what to call an argument of the wrong type.
 std::string type_name(pybind11::handle object);

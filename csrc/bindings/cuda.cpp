@@ -137,14 +137,6 @@ class DeviceMasks {
     std::array<int64_t, 3> shape_;
 };
 
-// Gives a vector's memory to an array.
-template <class T>
-py::array to_array(std::vector<T>&& values, std::vector<py::ssize_t> shape) {
-    auto* held = new std::vector<T>(std::move(values));
-    py::capsule owner(held, [](void* p) { delete static_cast<std::vector<T>*>(p); });
-    return py::array_t<T>(std::move(shape), held->data(), owner);
-}
-
 // A view of a result's payload, which keeps it.
 py::array payload_array(const py::dtype& dtype, std::vector<py::ssize_t> shape,
                         const std::shared_ptr<const cuda::Result>& memory) {

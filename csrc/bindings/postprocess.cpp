@@ -22,15 +22,7 @@ namespace py = pybind11;
 namespace fai {
 namespace {
 
-// Gives a vector's memory to an array.
-template <class T>
-py::array to_array(std::vector<T>&& values, std::vector<py::ssize_t> shape) {
-    auto* held = new std::vector<T>(std::move(values));
-    py::capsule owner(held, [](void* p) { delete static_cast<std::vector<T>*>(p); });
-    return py::array_t<T>(std::move(shape), held->data(), owner);
-}
-
-py::array to_array(std::unique_ptr<uint64_t[]>&& words, int64_t count) {
+py::array words_to_array(std::unique_ptr<uint64_t[]>&& words, int64_t count) {
     if (count == 0) return py::array_t<uint64_t>(0);
     uint64_t* held = words.release();
     py::capsule owner(held, [](void* p) { delete[] static_cast<uint64_t*>(p); });
@@ -49,7 +41,7 @@ py::dict to_dict(ops::Postprocessed&& result, const ops::PostprocessArguments& a
     if (arguments.predict_all_pixels) {
         dict["segments"] = std::move(segments);
     } else {
-        dict["bits"] = to_array(std::move(result.bits), result.words);
+        dict["bits"] = words_to_array(std::move(result.bits), result.words);
         dict["offsets"] = to_array(std::move(result.offsets), {rows});
     }
     return dict;
