@@ -193,6 +193,28 @@ def test_predict_goes_on_after_damaged_pictures(capsys, model):
     assert sorted(path.name for path in Path("predictions").glob("*.jpg")) == ["a.jpg", "c.jpg"]
 
 
+def test_predict_refuses_pictures_beyond_a_limit_that_can_be_raised(capsys, model, monkeypatch):
+    write_picture("a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 9)
+    code, out, err = run(capsys, "predict", "m", "a.png")
+    assert (code, out) == (1, "")
+    assert err.startswith("fai-fast: error: a.png is too large: ")
+    code, _, err = run(capsys, "predict", "m", "a.png", "--max-pixels", 599)
+    assert code == 1
+    assert "a.png is too large: 30 x 20, expected at most 599 pixels" in err
+    # Pillow's limit is also one on what it draws.
+    assert run(capsys, "predict", "m", "a.png", "--max-pixels", 600, "--no-images")[0] == 0
+    del model.asked
+    for wrong, message in (
+        ("0", "a positive integer"),
+        ("1e9", "a positive integer"),
+        (2**28 + 1, "at most 268435456"),
+    ):
+        text = fails(capsys, "predict", "m", "a.png", "--max-pixels", wrong, code=2)
+        assert text.startswith(f"argument --max-pixels: got '{wrong}', expected {message}")
+    assert not hasattr(model, "asked")
+
+
 def test_predict_json_on_stdout_is_all_there_is(capsys, model, folder):
     write_picture("a.png", box=(0, 0, 0, 0))
     code, out, err = run(capsys, "predict", "m", "a.png", "--json", "-", "--no-images", "--quiet")
@@ -241,6 +263,9 @@ def test_predict_without_pictures_loads_no_model(capsys, model):
     )
     assert fails(capsys, "predict", "m", "empty", "-r", code=1) == "empty: no pictures in this folder"
     assert fails(capsys, "predict", "m", "*.jpg", code=1) == "*.jpg: no pictures match this pattern"
+    # Such as a variable of the shell that is not set, which pathlib takes for the folder that the process is in.
+    write_picture("a.png")
+    assert fails(capsys, "predict", "m", "", code=1) == "'': no such file or folder"
     assert not hasattr(model, "asked")
 
 

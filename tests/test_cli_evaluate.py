@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from fai_fast import cli
 from fai_fast.errors import EngineError
+from PIL import Image
 
 pytest.importorskip("faster_coco_eval")
 evaluated = pytest.importorskip("test_evaluate")
@@ -147,6 +148,7 @@ def test_a_first_configuration_that_does_not_run(capsys, models):
         (("--model", "none", *COCO[2:]), "name: got 'none'"),
         ((*COCO, "--limit", "0"), "expected a positive integer"),
         ((*COCO, "--threshold", "2"), "expected 0 to 1"),
+        ((*COCO, "--max-pixels", "0"), "--max-pixels: got '0', expected a positive integer"),
         ((*COCO, "--compare", "fp32,fp8"), "--compare: got fp8, expected some of auto, fp32"),
         ((*COCO, "--compare", "fp32,fp32"), "none twice"),
         ((*COCO, "--compare", "fp32,"), "names with commas"),
@@ -172,6 +174,23 @@ def test_wrong_data_sets_are_told_before_the_model_is_loaded(capsys, models, fol
     code, out, _ = run(capsys, *COCO, "--skip-missing")
     assert code == 0
     assert "Left out, not there: 2.png." in out
+
+
+def test_pictures_have_a_limit(capsys, models, folder, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 9)
+    code, _, err = run(capsys, *COCO)
+    assert code == 1
+    assert "images/1.png is too large" in err
+    code, _, err = run(capsys, *COCO, "--max-pixels", 24 * 32 - 1)
+    assert code == 1
+    assert "images/1.png is too large: 32 x 24, expected at most 767 pixels" in err
+    assert run(capsys, *COCO, "--max-pixels", 24 * 32)[0] == 0
+    evaluated.write_ade(folder / "ade", np.array([[[1, 1], [2, 2]]]))
+    ade = ("--model", "fai-mf-m-ade", "--ade", "ade", "--max-pixels")
+    code, _, err = run(capsys, *ade, 3)
+    assert code == 1
+    assert "is too large: 2 x 2, expected at most 3 pixels" in err
+    assert run(capsys, *ade, 4)[0] == 0
 
 
 @pytest.fixture

@@ -104,6 +104,7 @@ def test_it_writes_json_lines_and_a_video(capsys, model, folder):
 def test_options_reach_the_stream(capsys, model):
     write_video("in.mp4", 12)
     options = "--model m --stride 3 --depth 1 --threshold 0.25 --max-frames 2 --latest --timeout 5 --engine openvino"
+    options += " --max-pixels 5000"
     code, out, _ = run(capsys, "in.mp4", *options.split(), "--option", "probesize=5000", "--json", "-")
     assert code == 0
     assert len(lines(out)) == 2
@@ -118,6 +119,7 @@ def test_options_reach_the_stream(capsys, model):
         "timeout": 5.0,
         "format": None,
         "options": {"probesize": "5000"},
+        "max_pixels": 5000,
     }
 
 
@@ -194,6 +196,10 @@ def test_a_source_that_gives_nothing_leaves_older_files(capsys, model, source):
         (["in.mp4", "--json", "."], "--json: . is a folder, expected a file's name"),
         (["in.mp4", "--latest", "--all"], "argument --all: not allowed with argument --latest"),
         (["in.mp4", "--option", "fast"], "argument --option: got 'fast', expected NAME=VALUE"),
+        (
+            ["in.mp4", "--max-pixels", "many"],
+            "argument --max-pixels: got 'many', expected a positive integer",
+        ),
         (["in.mp4", "--timeout", "0"], "argument --timeout: got '0', expected seconds above 0"),
     ],
 )
@@ -204,6 +210,17 @@ def test_wrong_usage_loads_no_model(capsys, model, arguments, message):
     assert err.startswith(f"fai-fast: error: {message}")
     assert Path("in.mp4").read_bytes() == content
     assert not hasattr(model, "asked")
+
+
+@pytest.mark.parametrize("limit", [3071, 3072])
+def test_pictures_beyond_the_limit_are_refused(capsys, model, limit):
+    write_video("in.mp4", 2)
+    code, _, err = run(capsys, "in.mp4", "--max-pixels", limit)
+    if limit == 3072:
+        assert (code, len(model.seen)) == (0, 2)
+    else:
+        assert (code, len(model.seen)) == (1, 0)
+        assert err.startswith("fai-fast: error: in.mp4 is too large: 64 x 48, expected at most 3071 pixels")
 
 
 def test_reconnect_is_for_live_sources(capsys, model):

@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import logging
+import os
 import sys
 import tracemalloc
 import weakref
@@ -415,28 +416,28 @@ RUNS = rle(LEFT)
     ("build", "message"),
     [
         (lambda _: "{", "is no JSON"),
-        (lambda _: "[" * 100_000, "is no JSON"),
-        (lambda _: "[]", "no list 'images'"),
+        (lambda _: "[" * 100_000, r"instances\.json is nested too deeply, expected COCO's instances format"),
+        (lambda _: "[]", r"instances\.json holds \[\], expected an object"),
         (lambda _: "{}", "no list 'images'"),
         (change(annotations=None), "no list 'annotations'"),
-        (change(categories=[3]), "'categories' holds something else"),
+        (change(categories=[3]), r"categories\[0\] is 3, expected an object"),
         (change(images=[]), "lists no images|is no image's id"),
         (change(categories=[]), "lists no categories"),
-        (change(categories__name=DELETED), r"categories\[0\]: 'name' is None, expected str"),
+        (change(categories__name=DELETED), r"categories\[0\]: 'name' is missing, expected str"),
         (change(categories=[{"id": 1, "name": "disc"}] * 2), r"categories\[1\]: id 1 or name 'disc'"),
-        (change(images__id="1"), r"images\[0\]: 'id' is 1, expected int"),
+        (change(images__id="1"), r"images\[0\]: 'id' is '1', expected int"),
         (change(images__id=True), r"images\[0\]: 'id' is True"),
-        (change(images__height=DELETED), r"images\[0\]: 'height' is None"),
+        (change(images__height=DELETED), r"images\[0\]: 'height' is missing"),
         (change(images__width=0), "24x0 pixels, expected sides of 1"),
         (change(images__file_name="../1.png"), "leaves the folder"),
         (change(images__file_name="/etc/passwd"), "leaves the folder"),
         (change(images__file_name=""), "leaves the folder"),
         (change(annotations__image_id=9), r"annotations\[0\]: image_id 9 is no image's id"),
         (change(annotations__category_id=9), r"annotations\[0\]: category_id 9 is no category's id"),
-        (change(annotations__category_id=DELETED), "'category_id' is None"),
+        (change(annotations__category_id=DELETED), "'category_id' is missing"),
         (change(annotations__segmentation=DELETED), "'segmentation' is None, expected polygons or RLE"),
         (change(annotations__segmentation=[]), r"'segmentation' is \[\]"),
-        (change(annotations__segmentation="x"), "'segmentation' is x"),
+        (change(annotations__segmentation="x"), "'segmentation' is 'x'"),
         (change(annotations__segmentation=[[1, 2, 3]]), "a polygon is"),
         (change(annotations__segmentation=[[1, 2, 3, 4, 5, "6"]]), "expected coordinates"),
         (change(annotations__segmentation=[[1, 2, 3, 4, 5, float("nan")]]), "expected coordinates"),
@@ -453,7 +454,22 @@ RUNS = rle(LEFT)
         (change(annotations__segmentation=RUNS | {"counts": [800, -32]}), "RLE counts are damaged"),
         (change(annotations__segmentation=RUNS | {"counts": None}), "RLE counts are damaged"),
         (change(annotations__iscrowd=2), "'iscrowd' is 2"),
-        (change(annotations__area="big"), "'area' is big"),
+        (change(annotations__area="big"), "'area' is 'big'"),
+        (change(annotations__area=-1), "'area' is -1, expected a number, 0 or more"),
+        (change(annotations__area=float("nan")), "'area' is nan"),
+        (change(images__file_name="x" * 5000), r"file_name is 'x+\.\.\.x+', expected a file's name"),
+        (change(images__file_name="a\0.png"), "expected a file's name"),
+        (change(images=["x" * 10**6]), r"images\[0\] is 'x+\.\.\.x+', expected an object$"),
+        # Numbers that equal the right ones, on which the evaluator ends with an error of its own.
+        (
+            change(annotations__segmentation=RUNS | {"size": [24.0, 32.0]}),
+            r"RLE of size \[24\.0, 32\.0\], expected \[24, 32\]",
+        ),
+        (
+            change(annotations__segmentation=RUNS | {"size": "x" * 10**6}),
+            r"RLE of size 'x+\.\.\.x+', expected",
+        ),
+        (change(annotations__segmentation=RUNS | {"counts": [True, 767]}), "RLE counts are damaged"),
         (change(annotations__area=10**400), "'area' is 1000"),
         (change(images__id=10**30), "'id' is 1000"),
     ],
@@ -462,8 +478,59 @@ def test_a_json_that_is_wrong_is_an_error_that_says_where(tmp_path, build, messa
     text = build(tmp_path)
     (tmp_path / "images").mkdir(exist_ok=True)
     (tmp_path / "instances.json").write_text(text)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as caught:
         measure(Oracle({1: found()}), tmp_path)
+    assert str(tmp_path / "instances.json") in str(caught.value)
+    assert len(str(caught.value)) < 400 + len(str(tmp_path))
+
+
+@pytest.mark.parametrize("depth", [400, 900, 975])
+@pytest.mark.parametrize(
+    "place", ["image_id", "iscrowd", "area", "segmentation", '{"size": @}', "[[1, 2, @, 4]]", "[@]"]
+)
+def test_values_as_deep_as_json_may_be_are_errors_too(tmp_path, place, depth):
+    """Printing them takes the stack that reading them took."""
+    field = place if "@" not in place else "segmentation"
+    value = (place if "@" in place else "@").replace("@", "[" * depth + "]" * depth)
+    text = change(**{f"annotations__{field}": "@"})(tmp_path).replace('"@"', value)
+    (tmp_path / "instances.json").write_text(text)
+    with pytest.raises(
+        ValueError, match=r"instances\.json(: annotations\[0\]: .*\.\.\.| is nested too deeply)"
+    ):
+        measure(Oracle({1: found()}), tmp_path)
+
+
+def test_a_name_that_is_too_long_for_the_file_system_is_missing(tmp_path):
+    (tmp_path / "instances.json").write_text(change(images__file_name="x" * 300)(tmp_path))
+    with pytest.raises(FileNotFoundError, match="1 of 1 files are missing"):
+        measure(Oracle({}), tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+def test_a_fifo_in_the_place_of_the_json_is_not_waited_for(tmp_path):
+    write(tmp_path, [])
+    (tmp_path / "instances.json").unlink()
+    os.mkfifo(tmp_path / "instances.json")
+    with pytest.raises(ValueError, match=r"annotations: .*instances\.json is no regular file"):
+        measure(Oracle({}), tmp_path)
+
+
+def test_pictures_have_a_limit_that_can_be_raised(tmp_path, monkeypatch):
+    write(tmp_path, objects_of(1, (1, LEFT)), images=1)
+    model = Oracle({1: found((0, 0.9, LEFT))})
+    pixels = SIZE[0] * SIZE[1]
+    with pytest.raises(
+        ValueError, match=rf"1\.png is too large: 32 x 24, expected at most {pixels - 1} pixels"
+    ):
+        measure(model, tmp_path, max_pixels=pixels - 1)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 9)
+    with pytest.raises(ValueError, match=r"1\.png is too large: .*max_pixels="):
+        measure(model, tmp_path)
+    assert model.asked == []
+    assert measure(model, tmp_path, max_pixels=pixels).metrics["segm/AP"] == 100
+    for wrong, error in ((0, ValueError), ("9", TypeError)):
+        with pytest.raises(error, match="max_pixels: got"):
+            measure(model, tmp_path, max_pixels=wrong)
 
 
 def test_runs_are_those_that_pycocotools_writes():
@@ -740,8 +807,24 @@ def test_label_images_that_are_wrong_are_named(tmp_path, content, message):
         path.write_bytes(content)
     else:
         Image.fromarray(content).save(path)
-    with pytest.raises(ValueError, match=rf"0\.png: .*{message}"):
+    with pytest.raises(ValueError, match=rf"0\.png.* {message}"):
         evaluate.ade(Oracle({1: semantic(np.zeros((4, 4), int))}, ADE), tmp_path)
+
+
+def test_label_images_have_a_limit_that_can_be_raised(tmp_path, monkeypatch):
+    write_ade(tmp_path, np.ones((1, 4, 4), int))
+    labels = tmp_path / "annotations" / "validation" / "0.png"
+    Image.fromarray(np.ones((40, 40), np.uint8)).save(labels)
+    model = Oracle({1: semantic(np.zeros((4, 4), int))}, ADE)
+    with pytest.raises(
+        ValueError, match=r"labels: .*0\.png is too large: 40 x 40, expected at most 1599 pixels"
+    ):
+        evaluate.ade(model, tmp_path, max_pixels=1599)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 700)
+    with pytest.raises(ValueError, match=r"labels: .*0\.png is too large: .*max_pixels="):
+        evaluate.ade(model, tmp_path)
+    with pytest.raises(ValueError, match="40x40 pixels"):
+        evaluate.ade(model, tmp_path, max_pixels=1600)
 
 
 # ------------------------------------------------------------------------------------------------- comparisons

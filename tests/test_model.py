@@ -307,6 +307,78 @@ def test_a_closed_model_says_so(spec, checkpoint, cache, frame):
         model.infer(frame)
 
 
+def test_every_way_to_run_a_picture_has_the_same_limit(model, frame, tmp_path, monkeypatch):
+    import asyncio
+
+    path = tmp_path / "a.png"
+    Image.fromarray(frame).save(path)
+    pixels = frame.shape[0] * frame.shape[1]
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pixels // 3)
+
+    def streamed(source):
+        def run(image, **options):
+            with model.stream(source(image), **options) as stream:
+                [(shown, detections)] = stream
+            assert shown.image().shape == frame.shape
+            return detections
+
+        return run
+
+    ways = {
+        "infer": model.infer,
+        "submit": lambda image, **options: model.submit(image, **options).result(),
+        "infer_async": lambda image, **options: asyncio.run(model.infer_async(image, **options)),
+        "infer_batch": lambda image, **options: model.infer_batch([image], **options)[0],
+        "queries": model.queries,
+        "benchmark": lambda image, **options: model.benchmark(image, runs=1, warmup=0, **options),
+        "stream of a file": streamed(lambda image: image),
+        "stream of a pattern": streamed(lambda image: str(image.parent / "*.png")),
+        "stream of a folder": streamed(lambda image: image.parent),
+        "stream of an iterator": streamed(lambda image: iter([image])),
+    }
+    expected = model.infer(frame)
+    for name, way in ways.items():
+        with pytest.raises(ValueError, match=r"image: .*a\.png is too large: .*aise max_pixels="):
+            way(path)
+        message = rf"a\.png is too large: 110 x 70, expected at most {pixels - 1} pixels; raise max_pixels="
+        with pytest.raises(ValueError, match=message):
+            way(path, max_pixels=pixels - 1)
+        result = way(path, max_pixels=pixels)
+        assert name in ("queries", "benchmark") or result == expected
+        for wrong, error in ((0, ValueError), (2**28 + 1, ValueError), ("9", TypeError)):
+            with pytest.raises(error, match=r"^max_pixels: got"):
+                way(path, max_pixels=wrong)
+    # Of frames in memory it says nothing, but a wrong one is told.
+    assert model.infer(frame, max_pixels=1) == expected
+    with pytest.raises(ValueError, match="max_pixels: got 0"):
+        model.infer(frame, max_pixels=0)
+
+
+def test_files_are_turned_upright_and_pillow_images_are_not(model, frame, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(frame).save(tmp_path / "a.png", exif=exif)
+    assert model.infer(tmp_path / "a.png") == model.infer(np.rot90(frame, -1))
+    with Image.open(tmp_path / "a.png") as image:
+        assert model.infer(image) == model.infer(frame)
+
+
+def test_a_pillow_image_that_is_damaged_is_named(model, frame):
+    file = io.BytesIO()
+    Image.fromarray(frame).save(file, "PNG")
+    for mode in ("RGB", "CMYK"):
+        data = file.getvalue()
+        if mode == "CMYK":
+            file = io.BytesIO()
+            Image.fromarray(frame).convert("CMYK").save(file, "JPEG")
+            data = file.getvalue()
+        with (
+            Image.open(io.BytesIO(data[: len(data) // 2])) as image,
+            pytest.raises(ValueError, match=f"^image: got a Pillow image of mode '{mode}': .*truncated"),
+        ):
+            model.infer(image)
+
+
 def test_a_failed_frame_does_not_spoil_the_next(model, frame):
     expected = model.infer(frame)
     for wrong in (b"", frame.astype(np.float32), frame[:0], "no-such-file.png", None, 3):

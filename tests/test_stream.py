@@ -8,6 +8,7 @@ import http.server
 import logging
 import os
 import signal
+import struct
 import subprocess
 import sys
 import textwrap
@@ -188,7 +189,8 @@ def test_iterators_give_frames_with_and_without_a_time(fake, clip):
         results = [(frame.id, frame.pts, frame.size, found(detections)) for frame, detections in stream]
         assert stream.policy == "all"
     assert results == [(0, None, SIZE, 90), (1, 2.5, SIZE, 90)]
-    assert fake.options == {"color": "i420", "yuv_matrix": "bt709", "yuv_range": "limited"}
+    layout = {"color": "i420", "yuv_matrix": "bt709", "yuv_range": "limited"}
+    assert fake.options == {**layout, "max_pixels": None}
     with Stream(fake, [decoded(clip)]) as stream:
         [(frame, _)] = stream
     assert (frame.layout["color"], frame.pts) == ("i420", 0.0)
@@ -439,6 +441,37 @@ def test_a_source_that_is_silent_has_failed(fake):
     until(lambda: stream_threads() == [])
 
 
+def test_a_source_that_is_silent_from_the_start_has_failed(fake):
+    released = threading.Event()
+
+    def source():
+        released.wait(30)
+        yield picture(0)
+
+    with Stream(fake, source, timeout=0.2) as stream:
+        with pytest.raises(TimeoutError, match=r"^source: no frame from source\(\) for 0\.2 s$"):
+            next(stream)
+        released.set()
+    until(lambda: stream_threads() == [])
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+def test_a_fifo_that_nobody_writes_has_failed(fake, tmp_path, monkeypatch):
+    monkeypatch.setattr("fai_fast.stream.LIVE_TIMEOUT", 0.2)
+    monkeypatch.setattr("fai_fast.stream._GRACE", 0.1)
+    path = tmp_path / "a.mp4"
+    os.mkfifo(path)
+    with (
+        Stream(fake, path) as stream,
+        pytest.raises(TimeoutError, match=r"^source: no frame from .*a\.mp4 for 0\.2 s$"),
+    ):
+        next(stream)
+    # The reader still waits in open(), for a writer.
+    assert len(stream_threads()) == 1
+    os.close(os.open(path, os.O_RDWR))
+    until(lambda: stream_threads() == [])
+
+
 def test_a_source_that_is_silent_is_opened_again(fake):
     released = threading.Event()
     visits = []
@@ -599,6 +632,110 @@ def test_what_is_no_video_is_said(fake, tmp_path, data):
     with Stream(fake, path) as stream, pytest.raises(ValueError, match="is no video that FFmpeg can read"):
         next(stream)
     assert stream_threads() == []
+
+
+def claimed(path, width, height):
+    """A video whose container says another size than its pictures have."""
+    data = bytearray(write_video(path, 3, codec="ffv1", size=(300, 300)).read_bytes())
+    place = data.index(b"\xb0\x82\x01\x2c\xba\x82\x01\x2c")  # Matroska's PixelWidth and PixelHeight
+    data[place : place + 8] = struct.pack(">HHHH", 0xB082, width, 0xBA82, height)
+    path.write_bytes(data)
+    return path
+
+
+def test_a_video_that_claims_an_enormous_picture_is_refused(fake, tmp_path):
+    """FFmpeg refuses these by itself, and forgets the size."""
+    for side in (65535, 20_000):
+        with (
+            Stream(fake, claimed(tmp_path / "a.mkv", side, side)) as stream,
+            pytest.raises(
+                ValueError,
+                match=r"a\.mkv has pictures that are too large, .* at most 178956970 pixels; raise",
+            ),
+        ):
+            next(stream)
+        assert next(stream, None) is None
+    assert fake.seen == []
+
+
+def test_the_size_that_a_video_claims_has_a_limit(fake, tmp_path):
+    path = write_video(tmp_path / "a.mkv", 3, codec="ffv1", size=(300, 301))
+    message = r"^source: .*a\.mkv is too large: 301 x 300, expected at most 90299 pixels; raise max_pixels="
+    with Stream(fake, path, max_pixels=90299) as stream, pytest.raises(ValueError, match=message):
+        next(stream)
+    assert fake.seen == []
+    with Stream(fake, path, max_pixels=90300) as stream:
+        assert len(list(stream)) == 3
+    # Sides are rounded up to whole blocks by this codec.
+    path = write_video(tmp_path / "b.mp4", 3, codec="libx264", size=(34, 66))
+    with Stream(fake, path, max_pixels=34 * 66) as stream:
+        assert len(list(stream)) == 3
+
+
+@pytest.mark.parametrize(
+    ("codec", "pix_fmt", "suffix", "said"),
+    [
+        # Its header tells the size, which the decoder need not find out.
+        ("libx264", "yuv420p", "mp4", "is too large: 4096 x 4096,"),
+        ("png", "gray", "mov", "has pictures that are too large, or of no size at all:"),
+    ],
+)
+def test_no_memory_is_taken_for_a_picture_beyond_the_limit(fake, tmp_path, codec, pix_fmt, suffix, said):
+    """A file of a few kilobytes whose picture takes megabytes, which opening it would decode already."""
+    path = tmp_path / f"a.{suffix}"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.width = stream.height = 4096
+        stream.pix_fmt = pix_fmt
+        stream.options = {"preset": "ultrafast", "qp": "51"} if codec == "libx264" else {}
+        frame = av.VideoFrame(4096, 4096, pix_fmt)
+        for plane in frame.planes:
+            plane.update(bytes(plane.buffer_size))
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    assert path.stat().st_size < 100_000
+    with (
+        Stream(fake, path, max_pixels=1000) as stream,
+        pytest.raises(ValueError, match=f"{said} expected at most 1000 pixels; raise max_pixels="),
+    ):
+        next(stream)
+    assert fake.seen == []
+    with Stream(fake, path, max_pixels=4096**2) as stream:
+        assert len(list(stream)) == 1
+
+
+@pytest.mark.parametrize("size", [(96, 128), (3072, 4080)])
+def test_a_video_whose_pictures_grow_beyond_the_limit_loses_those_only(fake, tmp_path, size):
+    """A transport stream may change its size at any time; the larger of these is refused by the decoder."""
+    small = write_video(tmp_path / "a.ts", 8, codec="mpeg2video").read_bytes()
+    large = write_video(tmp_path / "b.ts", 3, codec="mpeg2video", size=size).read_bytes()
+    path = tmp_path / "c.ts"
+    path.write_bytes(small + large + small)
+    with Stream(fake, path) as stream:
+        sizes = [frame.size for frame, _ in stream]
+    assert set(sizes) == {SIZE, size}
+    with Stream(fake, path, max_pixels=SIZE[0] * SIZE[1]) as stream:
+        ids, errors = drain(stream)
+    assert len(ids) == sizes.count(SIZE)
+    assert len(errors) >= sizes.count(size)
+    said = (
+        "is too large: 128 x 96,"
+        if size == (96, 128)
+        else "has pictures that are too large, or of no size at all:"
+    )
+    for error in errors:
+        assert f"{said} expected at most 3072 pixels; raise max_pixels=" in error
+
+
+def test_a_live_source_of_enormous_pictures_is_refused(fake, server, tmp_path):
+    large = write_video(tmp_path / "a.ts", 6, codec="mpeg2video", size=(3072, 4080)).read_bytes()
+    server.answers = [(large, False)]
+    with (
+        Stream(fake, f"http://{server.address}", max_pixels=3072) as stream,
+        pytest.raises(ValueError, match=r"too large.*expected at most 3072 pixels; raise max_pixels="),
+    ):
+        next(stream)
+    assert fake.seen == []
 
 
 def test_a_video_without_pictures(fake, tmp_path):
@@ -805,6 +942,9 @@ def test_a_process_ends_with_streams_open(clip):
         (b"bytes", {}, TypeError, "source: got bytes, expected a path"),
         (None, {}, TypeError, "source: got NoneType, expected a path"),
         (1.5, {}, TypeError, "source: got float, expected a path"),
+        ("", {}, ValueError, "source: got '', expected a path or an address"),
+        ([], {"max_pixels": 0}, ValueError, r"max_pixels: got 0, expected 1\.\.268435456 or None"),
+        ([], {"max_pixels": "many"}, TypeError, "max_pixels: got 'many', expected an integer"),
         ([], {"policy": "newest"}, ValueError, "policy: got 'newest', expected one of 'latest', 'all'"),
         ([], {"depth": 0}, ValueError, "depth: got 0, expected 1 or more"),
         ([], {"stride": 1.5}, TypeError, "stride: got 1.5, expected an integer"),

@@ -14,6 +14,7 @@ import dataclasses
 import json
 import logging
 import math
+import reprlib
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +28,7 @@ import numpy.typing as npt
 from fai_fast.arguments import MAX_SIDE, check_int, check_number
 from fai_fast.detections import Detections
 from fai_fast.errors import FaiFastError
-from fai_fast.images import read_image
+from fai_fast.images import check_max_pixels, read_image, read_labels
 from fai_fast.model import Model
 
 __all__ = [
@@ -53,9 +54,15 @@ IN_FLIGHT = 3
 # COCO's limits of the areas "small", "medium" and "large" are the evaluator's defaults, in this order after "all".
 _AREAS = ("all", "APs", "APm", "APl")
 _SHOWN = 5
+# Longer than any file system's.
+_LONGEST_NAME = 4096
 
 Int64 = npt.NDArray[np.int64]
 Figures = dict[str, float | None]
+
+# What a file holds may be of any size and depth, a message not.
+_brief = reprlib.Repr()
+_brief.maxlevel, _brief.maxstring, _brief.maxother, _brief.maxlong = 2, 40, 40, 40
 
 _log = logging.getLogger("fai_fast")
 
@@ -199,6 +206,7 @@ def coco(
     limit: int | None = None,
     skip_missing: bool = False,
     progress: bool | None = False,
+    max_pixels: int | None = None,
 ) -> CocoReport:
     """COCO's mask AP of an instance model, by faster-coco-eval. Masks stay run-length coded throughout.
 
@@ -213,6 +221,7 @@ def coco(
         limit: the first so many pictures, in order of their ids; None for all.
         skip_missing: leave pictures out that are not in the folder, and say so in the report.
         progress: a bar on stderr; None for one if that is a terminal.
+        max_pixels: of a picture, see :meth:`fai_fast.Model.infer`.
 
     Raises:
         ImportError: faster-coco-eval is not installed.
@@ -221,7 +230,7 @@ def coco(
         FileNotFoundError: pictures are missing.
     """
     data = CocoData.read(images, annotations, limit=limit, skip_missing=skip_missing)
-    return data.measure(model, threshold=threshold, progress=progress)
+    return data.measure(model, threshold=threshold, progress=progress, max_pixels=max_pixels)
 
 
 @dataclass(frozen=True)
@@ -257,9 +266,14 @@ class CocoData:
         known = sorted(_pictures(document["images"], folder, file))[:limit]
         if not known:
             raise ValueError(f"annotations: {file} lists no images")
-        absent = [str(path.relative_to(folder)) for _, path, _ in known if not path.is_file()]
+        there = [_is_there(path) for _, path, _ in known]
+        absent = [
+            str(path.relative_to(folder))
+            for (_, path, _), is_there in zip(known, there, strict=True)
+            if not is_there
+        ]
         _check_missing("images", absent, f"in {folder}", skip_missing, len(known))
-        found = tuple(item for item in known if item[1].is_file())
+        found = tuple(item for item, is_there in zip(known, there, strict=True) if is_there)
         sizes = {item[0]: item[2] for item in found}
         everywhere = {record["id"] for record in document["images"]}
         return cls(
@@ -270,9 +284,16 @@ class CocoData:
             tuple(absent),
         )
 
-    def measure(self, model: Model, *, threshold: float = 0.0, progress: bool | None = False) -> CocoReport:
+    def measure(
+        self,
+        model: Model,
+        *,
+        threshold: float = 0.0,
+        progress: bool | None = False,
+        max_pixels: int | None = None,
+    ) -> CocoReport:
         """Runs the model on every picture. Arguments and errors as of :func:`coco`."""
-        threshold = check_number("threshold", threshold)
+        threshold, max_pixels = check_number("threshold", threshold), check_max_pixels(max_pixels)
         if model.spec.task != "instance":
             raise ValueError(
                 f"model: {model.spec.name} is a {model.spec.task} model, expected an instance one; "
@@ -282,7 +303,7 @@ class CocoData:
         rows: list[dict[str, Any]] = []
         paths = [path for _, path, _ in self.images]
         for (image_id, path, size), found in zip(
-            self.images, _infer(model, paths, threshold, progress), strict=True
+            self.images, _infer(model, paths, threshold, progress, max_pixels), strict=True
         ):
             if found.size != size:
                 raise ValueError(
@@ -389,17 +410,32 @@ def _quoted(names: Sequence[str]) -> str:
 
 
 def _read_json(file: Path) -> dict[str, list[Any]]:
+    if file.exists() and not file.is_file():
+        raise ValueError(f"annotations: {file} is no regular file, expected COCO's instances JSON")
     if not file.is_file():
         raise FileNotFoundError(f"annotations: no such file: {file}")
     try:
         document = json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"annotations: {file} is no JSON: {error}") from error
+    except RecursionError:
+        raise ValueError(
+            f"annotations: {file} is nested too deeply, expected COCO's instances format"
+        ) from None
+    except ValueError as error:
+        raise ValueError(
+            f"annotations: {file} is no JSON ({error}), expected COCO's instances format"
+        ) from error
+    if not isinstance(document, dict):
+        raise ValueError(
+            f"annotations: {file} holds {_brief.repr(document)}, expected an object in COCO's instances format"
+        )
     for key in ("images", "annotations", "categories"):
-        if not isinstance(document, dict) or not isinstance(document.get(key), list):
+        if not isinstance(document.get(key), list):
             raise ValueError(f"annotations: {file} has no list {key!r}, expected COCO's instances format")
-        if not all(isinstance(record, dict) for record in document[key]):
-            raise ValueError(f"annotations: {file}: {key!r} holds something else than objects")
+        for i, record in enumerate(document[key]):
+            if not isinstance(record, dict):
+                raise ValueError(
+                    f"annotations: {file}: {key}[{i}] is {_brief.repr(record)}, expected an object"
+                )
     return cast("dict[str, list[Any]]", document)
 
 
@@ -408,18 +444,21 @@ def _field(record: Mapping[str, Any], name: str, kind: type, where: str) -> Any:
     # A bool is an int in Python, not in JSON; and the evaluator's ids have 64 bits.
     wrong = isinstance(value, bool) or (isinstance(value, int) and abs(value) > 2**53)
     if wrong or not isinstance(value, kind):
-        raise ValueError(f"{where}: {name!r} is {value!s:.40}, expected {kind.__name__}")
+        came = _brief.repr(value) if name in record else "missing"
+        raise ValueError(f"{where}: {name!r} is {came}, expected {kind.__name__}")
     return value
 
 
 def _categories(records: list[Any], file: Path) -> dict[int, str]:
     categories: dict[int, str] = {}
+    names: set[str] = set()
     for i, record in enumerate(records):
         where = f"annotations: {file}: categories[{i}]"
         key, name = _field(record, "id", int, where), _field(record, "name", str, where)
-        if key in categories or name in categories.values():
-            raise ValueError(f"{where}: id {key} or name {name!r} is there twice")
+        if key in categories or name in names:
+            raise ValueError(f"{where}: id {key} or name {_brief.repr(name)} is there twice")
         categories[key] = name
+        names.add(name)
     if not categories:
         raise ValueError(f"annotations: {file} lists no categories")
     return categories
@@ -429,16 +468,26 @@ def _pictures(records: list[Any], folder: Path, file: Path) -> Iterator[tuple[in
     seen = set()
     for i, record in enumerate(records):
         where = f"annotations: {file}: images[{i}]"
-        key, name = _field(record, "id", int, where), PurePath(_field(record, "file_name", str, where))
+        key, text = _field(record, "id", int, where), _field(record, "file_name", str, where)
+        if "\0" in text or len(text) > _LONGEST_NAME:
+            raise ValueError(f"{where}: file_name is {_brief.repr(text)}, expected a file's name")
+        name = PurePath(text)
         height, width = _field(record, "height", int, where), _field(record, "width", int, where)
         if key in seen:
             raise ValueError(f"{where}: id {key} is there twice")
         if name.is_absolute() or ".." in name.parts or not name.parts:
-            raise ValueError(f"{where}: file_name {str(name)!r} leaves the folder of the images")
+            raise ValueError(f"{where}: file_name {_brief.repr(text)} leaves the folder of the images")
         if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
             raise ValueError(f"{where}: {height}x{width} pixels, expected sides of 1 to {MAX_SIDE}")
         seen.add(key)
         yield key, folder / name, (height, width)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # such as a name that is too long for the file system
+        return False
 
 
 def _annotations(
@@ -466,11 +515,11 @@ def _annotations(
         _check_segmentation(segmentation, (height, width), where)
         crowd, area = record.get("iscrowd", 0), record.get("area")
         if crowd not in (0, 1):
-            raise ValueError(f"{where}: 'iscrowd' is {crowd!s:.40}, expected 0 or 1")
+            raise ValueError(f"{where}: 'iscrowd' is {_brief.repr(crowd)}, expected 0 or 1")
         if area is None:
             area = masks.area(masks.segmToRle(segmentation, width, height))
-        elif not _is_number(area):
-            raise ValueError(f"{where}: 'area' is {area!s:.40}, expected a number")
+        elif not _is_number(area) or area < 0:
+            raise ValueError(f"{where}: 'area' is {_brief.repr(area)}, expected a number, 0 or more")
         kept.append(
             {
                 # The evaluator takes 0 for "no match", and the same id for the same object.
@@ -490,22 +539,26 @@ def _check_segmentation(value: Any, size: tuple[int, int], where: str) -> None:
     if isinstance(value, list) and value:
         for polygon in value:
             if not isinstance(polygon, list) or len(polygon) < 4 or len(polygon) % 2:
-                raise ValueError(f"{where}: a polygon is {polygon!s:.40}, expected [x, y, x, y, ...]")
+                raise ValueError(f"{where}: a polygon is {_brief.repr(polygon)}, expected [x, y, x, y, ...]")
             if not all(_is_number(item) and abs(item) <= 2 * MAX_SIDE for item in polygon):
-                raise ValueError(f"{where}: a polygon is {polygon!s:.40}, expected coordinates in pixels")
+                raise ValueError(
+                    f"{where}: a polygon is {_brief.repr(polygon)}, expected coordinates in pixels"
+                )
     elif isinstance(value, dict):
-        if value.get("size") != list(size):
-            raise ValueError(f"{where}: RLE of size {value.get('size')}, expected {list(size)}, its image's")
+        said = value.get("size")
+        # Numbers that equal the right ones may be floats or bools, which the evaluator would not survive.
+        if said != list(size) or not all(type(side) is int for side in said):
+            raise ValueError(f"{where}: RLE of size {_brief.repr(said)}, expected {list(size)}, its image's")
         counts = value.get("counts")
         runs = _runs(counts) if isinstance(counts, str) else counts
         if (
             not isinstance(runs, list)
-            or not all(isinstance(run, int) and run >= 0 for run in runs)
+            or not all(type(run) is int and run >= 0 for run in runs)
             or sum(runs) != size[0] * size[1]
         ):
             raise ValueError(f"{where}: its RLE counts are damaged, expected runs that fill the image")
     else:
-        raise ValueError(f"{where}: 'segmentation' is {value!s:.40}, expected polygons or RLE")
+        raise ValueError(f"{where}: 'segmentation' is {_brief.repr(value)}, expected polygons or RLE")
 
 
 def _runs(text: str) -> list[int]:
@@ -544,6 +597,7 @@ def ade(
     limit: int | None = None,
     skip_missing: bool = False,
     progress: bool | None = False,
+    max_pixels: int | None = None,
 ) -> AdeReport:
     """mIoU and pixel accuracy of a semantic model, in the pictures' own sizes.
 
@@ -555,13 +609,14 @@ def ade(
         limit: the first so many pictures, by name; None for all.
         skip_missing: leave out what has a picture or a label image only, and say so in the report.
         progress: a bar on stderr; None for one if that is a terminal.
+        max_pixels: of a picture and of a label image, see :meth:`fai_fast.Model.infer`.
 
     Raises:
         TypeError, ValueError: an argument, a label image or a picture is wrong, or their sizes differ.
         FileNotFoundError: folders or files are missing.
     """
     data = AdeData.read(folder, limit=limit, skip_missing=skip_missing)
-    return data.measure(model, threshold=threshold, progress=progress)
+    return data.measure(model, threshold=threshold, progress=progress, max_pixels=max_pixels)
 
 
 @dataclass(frozen=True)
@@ -598,9 +653,16 @@ class AdeData:
         _check_missing("ade", absent, "without a counterpart", skip_missing, len(absent) + len(both))
         return cls(tuple((pictures[stem], truths[stem]) for stem in both[:limit]), tuple(absent))
 
-    def measure(self, model: Model, *, threshold: float = 0.0, progress: bool | None = False) -> AdeReport:
+    def measure(
+        self,
+        model: Model,
+        *,
+        threshold: float = 0.0,
+        progress: bool | None = False,
+        max_pixels: int | None = None,
+    ) -> AdeReport:
         """Runs the model on every picture. Arguments and errors as of :func:`ade`."""
-        threshold = check_number("threshold", threshold)
+        threshold, max_pixels = check_number("threshold", threshold), check_max_pixels(max_pixels)
         if model.spec.task != "semantic" or not model.spec.config.predict_all_pixels:
             raise ValueError(
                 f"model: {model.spec.name} gives masks that may overlap, expected a semantic model with "
@@ -610,8 +672,10 @@ class AdeData:
         n = len(classes)
         confusion = np.zeros((n, n + 1), np.int64)
         paths = [picture for picture, _ in self.pairs]
-        for (picture, path), found in zip(self.pairs, _infer(model, paths, threshold, progress), strict=True):
-            truth = _read_labels(path, n)
+        for (picture, path), found in zip(
+            self.pairs, _infer(model, paths, threshold, progress, max_pixels), strict=True
+        ):
+            truth = _read_labels(path, n, max_pixels)
             if truth.shape != found.size:
                 raise ValueError(
                     f"{path}: {truth.shape[0]}x{truth.shape[1]} pixels (height x width), expected "
@@ -670,25 +734,13 @@ def _by_stem(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
     return found
 
 
-def _read_labels(path: Path, classes: int) -> npt.NDArray[Any]:
+def _read_labels(path: Path, classes: int, max_pixels: int | None) -> npt.NDArray[Any]:
     """Integers (H, W), 0..classes. Raises ValueError for anything else."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as picture:
-            if picture.mode not in ("L", "P", "I", "I;16"):
-                raise ValueError(f"{path}: has mode {picture.mode!r}, expected one label a pixel")
-            labels = np.asarray(picture)
-    except UnidentifiedImageError:
-        raise ValueError(f"{path}: is no picture that Pillow can read") from None
-    except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise ValueError(f"{path}: is damaged: {error}") from error
+    labels = read_labels(path, max_pixels=max_pixels)
     if labels.min() < 0 or labels.max() > classes:
         wrong = labels.max() if labels.max() > classes else labels.min()
         raise ValueError(
-            f"{path}: holds label {wrong}, expected 0 (unlabelled) to {classes}, the model's classes"
+            f"labels: {path} holds label {wrong}, expected 0 (unlabelled) to {classes}, the model's classes"
         )
     return labels
 
@@ -828,7 +880,7 @@ def compare(
 
 
 def _infer(
-    model: Model, paths: Sequence[Path], threshold: float, progress: bool | None
+    model: Model, paths: Sequence[Path], threshold: float, progress: bool | None, max_pixels: int | None
 ) -> Iterator[Detections]:
     """The pictures' results in order, a few of them on their way at a time."""
     from tqdm import tqdm  # type: ignore[import-untyped]
@@ -837,7 +889,7 @@ def _infer(
     disable = None if progress is None else not progress
     with tqdm(total=len(paths), unit="picture", file=sys.stderr, leave=False, disable=disable) as bar:
         for path in paths:
-            frame = read_image(path)
+            frame = read_image(path, max_pixels=max_pixels)
             waiting.append(model.submit(frame, threshold=threshold))
             if len(waiting) == IN_FLIGHT:
                 yield waiting.popleft().result()

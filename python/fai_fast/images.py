@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,16 @@ import numpy.typing as npt
 
 from fai_fast.arguments import check_int
 
-__all__ = ["SUFFIXES", "is_encoded", "read_image"]
+__all__ = [
+    "MOST_PIXELS",
+    "SUFFIXES",
+    "check_max_pixels",
+    "is_encoded",
+    "pixel_limit",
+    "read_image",
+    "read_labels",
+    "too_large",
+]
 
 # Of pictures that Pillow opens; what else lies in a folder is left out.
 SUFFIXES = frozenset(
@@ -22,10 +32,15 @@ SUFFIXES = frozenset(
 )
 
 # The longest frame that preprocessing takes, csrc/core/types.h.
-_MOST_PIXELS = 1 << 28
-# Pillow has one limit for the whole process: it refuses pictures of twice that, and warns between the two.
+MOST_PIXELS = 1 << 28
+# Pillow has one limit for the whole process: it refuses pictures of twice that, and warns between the two. While one
+# thread has raised it, to a number that tells so, the others go by what it was before.
 _raised = threading.Lock()
+_RAISED = MOST_PIXELS + 1
+_before: int | None = None
 _MODES = ("RGB", "L")
+# One number a pixel, whatever a palette makes of it.
+_LABEL_MODES = ("L", "P", "I", "I;16")
 
 
 def is_encoded(image: object) -> bool:
@@ -35,11 +50,45 @@ def is_encoded(image: object) -> bool:
     )
 
 
+def check_max_pixels(max_pixels: object) -> int | None:
+    """`max_pixels` as an int of 1..2**28, or None; TypeError, ValueError otherwise."""
+    if max_pixels is None:
+        return None
+    number = check_int("max_pixels", max_pixels)
+    if not 1 <= number <= MOST_PIXELS:
+        raise ValueError(f"max_pixels: got {number}, expected 1..{MOST_PIXELS} or None")
+    return number
+
+
+def pixel_limit(max_pixels: int | None) -> int:
+    """The number of pixels that `max_pixels` stands for, at most 2**28: for decoders other than Pillow."""
+    if max_pixels is not None:
+        return max_pixels
+    limit = _pillows_limit()
+    return MOST_PIXELS if limit is None else min(2 * limit, MOST_PIXELS)
+
+
+def _pillows_limit() -> int | None:
+    from PIL import Image
+
+    limit: int | None = Image.MAX_IMAGE_PIXELS
+    return _before if limit == _RAISED else limit
+
+
+def too_large(width: int, height: int, limit: int) -> str:
+    """What an error says of a picture beyond its limit."""
+    return (
+        f"is too large: {width} x {height}, expected at most {limit} pixels; raise max_pixels= for one that "
+        "you trust"
+    )
+
+
 def read_image(image: Any, *, max_pixels: int | None = None) -> npt.NDArray[np.uint8]:
-    """Decodes a picture, upright as its EXIF orientation says.
+    """Decodes a picture, upright as its EXIF orientation says; of an animation the first frame.
 
     Args:
         image: a path, the encoded bytes of a JPEG, PNG or another format that Pillow reads, or a binary file object.
+            A path must be a regular file's: opening a FIFO or a device may never end.
         max_pixels: larger pictures are refused before they are decoded, as a file of a few kilobytes can claim any
             size; at most 2**28. None for Pillow's own limit, 2 * ``PIL.Image.MAX_IMAGE_PIXELS`` (179 megapixels).
 
@@ -51,56 +100,113 @@ def read_image(image: Any, *, max_pixels: int | None = None) -> npt.NDArray[np.u
         TypeError: ``image`` is none of these.
         ValueError: it is no picture, a damaged one, too large, or an address on the network.
     """
+    picture, name = _decoded("image", image, max_pixels)
+    if picture.mode.startswith(("I", "F")):
+        raise ValueError(f"image: {name} has mode {picture.mode!r}, expected 8 bits a channel")
+    if picture.mode not in _MODES:
+        try:
+            picture = picture.convert("RGB")
+        except ValueError as error:
+            raise ValueError(f"image: {name} has mode {picture.mode!r}, expected colours: {error}") from error
+    pixels = np.asarray(picture)
+    # Gray stays one plane in memory, seen three times.
+    return pixels if pixels.ndim == 3 else np.broadcast_to(pixels[..., None], (*pixels.shape, 3))
+
+
+def read_labels(labels: Any, *, max_pixels: int | None = None) -> npt.NDArray[Any]:
+    """Decodes a label image: the numbers that it holds, not the colours that a palette gives them.
+
+    Args:
+        labels, max_pixels: as ``image`` and ``max_pixels`` of :func:`read_image`.
+
+    Returns:
+        Integers (H, W), of the width that the file has.
+
+    Raises:
+        What :func:`read_image` raises, and ValueError for pictures in colour.
+    """
+    picture, name = _decoded("labels", labels, max_pixels)
+    if picture.mode not in _LABEL_MODES:
+        raise ValueError(f"labels: {name} has mode {picture.mode!r}, expected one label a pixel")
+    return np.asarray(picture)
+
+
+def _decoded(argument: str, image: Any, max_pixels: int | None) -> tuple[Any, str]:
+    """The picture in memory, upright, and what messages call it."""
     if isinstance(image, str) and "://" in image:
         raise ValueError(
-            f"image: got the address {image!r:.80}, expected a path; fetch it first and pass its bytes"
+            f"{argument}: got the address {image!r:.80}, expected a path; fetch it first and pass its bytes"
         )
     if not is_encoded(image):
-        raise TypeError(f"image: got {type(image).__name__}, expected a path, encoded bytes or a file object")
+        raise TypeError(
+            f"{argument}: got {type(image).__name__}, expected a path, encoded bytes or a file object"
+        )
+    if isinstance(image, io.TextIOBase):
+        raise TypeError(f"{argument}: got a file in text mode, expected one in binary mode")
     from PIL import Image, ImageOps, UnidentifiedImageError
 
-    if max_pixels is not None and not 1 <= check_int("max_pixels", max_pixels) <= _MOST_PIXELS:
-        raise ValueError(f"max_pixels: got {max_pixels}, expected 1..{_MOST_PIXELS} or None")
-    name = os.fspath(image) if isinstance(image, (str, os.PathLike)) else type(image).__name__
-    if isinstance(image, (str, os.PathLike)) and not os.path.exists(image):
-        raise FileNotFoundError(f"image: no such file: {name}")
+    max_pixels = check_max_pixels(max_pixels)
+    name = type(image).__name__
+    if isinstance(image, (str, os.PathLike)):
+        name = os.fsdecode(image)
+        _check_file(argument, name)
     source = io.BytesIO(image) if isinstance(image, (bytes, bytearray)) else image
     try:
         with _opened(source, max_pixels) as picture:
-            if max_pixels is not None and picture.width * picture.height > max_pixels:
-                raise ValueError(
-                    f"image: {name} is too large: {picture.width} x {picture.height}, expected at most {max_pixels} "
-                    "pixels; raise max_pixels= for one that you trust"
-                )
-            upright = ImageOps.exif_transpose(picture)
-            if upright.mode.startswith(("I", "F")):
-                raise ValueError(f"image: {name} has mode {upright.mode!r}, expected 8 bits a channel")
-            pixels = np.asarray(upright if upright.mode in _MODES else upright.convert("RGB"))
-            # Gray stays one plane in memory, seen three times.
-            return pixels if pixels.ndim == 3 else np.broadcast_to(pixels[..., None], (*pixels.shape, 3))
+            problem = _refused(picture, max_pixels)
+            if problem is None:
+                return ImageOps.exif_transpose(picture), name
     except UnidentifiedImageError:
-        raise ValueError(f"image: {name} is no picture that Pillow can read") from None
-    except Image.DecompressionBombError as error:
+        raise ValueError(f"{argument}: {name} is no picture that Pillow can read") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(
-            f"image: {name} is too large: {error} Raise max_pixels= for one that you trust"
+            f"{argument}: {name} is too large: {error} Raise max_pixels= for one that you trust"
         ) from None
-    except (OSError, SyntaxError, EOFError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever one of Pillow's many decoders raises, the file is at fault
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise ValueError(f"image: {name} is damaged: {error}") from error
+        raise ValueError(f"{argument}: {name} is damaged: {str(error) or type(error).__name__}") from error
+    raise ValueError(f"{argument}: {name} {problem}")
+
+
+def _check_file(argument: str, name: str) -> None:
+    try:
+        mode = os.stat(name).st_mode
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{argument}: no such file: {name or repr(name)}") from None
+    except ValueError as error:  # a null character in it
+        raise ValueError(f"{argument}: got the path {name!r:.80}: {error}") from None
+    # Opening a folder is an error that names it.
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise ValueError(
+            f"{argument}: {name} is a FIFO, a socket or a device, expected a regular file; open it yourself and pass "
+            "the file object"
+        )
+
+
+def _refused(picture: Any, max_pixels: int | None) -> str | None:
+    """Why a picture that was opened is not to be decoded."""
+    if picture.format == "EPS":  # for which Pillow would start Ghostscript
+        return "is PostScript, a program, expected a picture"
+    limit = pixel_limit(max_pixels)
+    return too_large(picture.width, picture.height, limit) if picture.width * picture.height > limit else None
 
 
 @contextmanager
 def _opened(source: Any, max_pixels: int | None) -> Iterator[Any]:
     from PIL import Image
 
-    limit = Image.MAX_IMAGE_PIXELS
+    global _before
+    limit = _pillows_limit()
     if max_pixels is None or limit is None or max_pixels <= limit:
         with Image.open(source) as picture:
             yield picture
         return
     with _raised:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, _MOST_PIXELS
+        _before = limit = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = _RAISED
         try:
             picture = Image.open(source)
         finally:

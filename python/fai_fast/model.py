@@ -15,7 +15,7 @@ from fai_fast.arguments import check_bool, check_choice, check_int, check_number
 from fai_fast.detections import Detections
 from fai_fast.engines.base import Engine
 from fai_fast.errors import FaiFastError, WeightsError
-from fai_fast.images import is_encoded, read_image
+from fai_fast.images import check_max_pixels, is_encoded, read_image
 from fai_fast.letterbox import Letterbox
 from fai_fast.ops import postprocess_batch
 from fai_fast.pipelines import ContextPool, CpuPipeline, GpuPipeline, Pipeline, Request, Ticket, fill
@@ -146,9 +146,9 @@ class Model:
         """Finds what is in a picture.
 
         Args:
-            image: a path, encoded bytes (JPEG, PNG, ...) or a binary file object, which Pillow decodes; a Pillow
-                image; or a frame in any form that :func:`fai_fast.preprocess` takes, RGB unless ``color`` says
-                otherwise.
+            image: a path, encoded bytes (JPEG, PNG, ...) or a binary file object, which Pillow decodes, upright as
+                its EXIF orientation says, of an animation the first frame; a Pillow image, as its pixels lie; or a
+                frame in any form that :func:`fai_fast.preprocess` takes, RGB unless ``color`` says otherwise.
             threshold: rows whose score is not above it are left out; None for the model's own.
             mask_threshold, use_mask_score: see :func:`fai_fast.postprocess`; None for the model's own.
             color, resize, yuv_matrix, yuv_range: see :func:`fai_fast.preprocess`.
@@ -160,7 +160,7 @@ class Model:
         torchcodec); it is read there, after the work on it that its producer has put on its stream.
 
         Returns:
-            Masks and boxes in the picture's own size, with ``latency``.
+            Masks and boxes in the size of the picture, of an upright one where it is a file, with ``latency``.
 
         Raises:
             TypeError, ValueError: an argument is wrong, or the picture is damaged; the text says which.
@@ -249,6 +249,7 @@ class Model:
         frame_threads: bool = False,
         format: str | None = None,
         options: Mapping[str, str] | None = None,
+        max_pixels: int | None = None,
     ) -> Stream:
         """The frames of a video, a camera or pictures, each with what was found in it, in order.
 
@@ -268,7 +269,7 @@ class Model:
             threshold, mask_threshold, use_mask_score, resize, masks_device: see :meth:`infer`.
             on_error: what to do when a live source ends or fails: "raise" the error, or "reconnect": open it again.
             timeout: seconds without a frame after which the source counts as failed; None for 10 with cameras,
-                addresses and functions, and no limit with others.
+                addresses, functions and FIFOs, and no limit with others.
             backoff: seconds (first, longest) to wait before the source is opened again, doubled each time and shortened
                 at random by up to a half.
             retries: how often in a row it is opened again before the error is raised; None for ever.
@@ -279,6 +280,8 @@ class Model:
                 a damaged frame others can be lost.
             format, options: of FFmpeg, for sources that it does not guess, such as format="v4l2",
                 options={"video_size": "1280x720", "input_format": "mjpeg"} for a camera.
+            max_pixels: of a picture in a file, see :meth:`infer`, and of a frame of a video: a file of a few kilobytes
+                can claim any size.
 
         Returns:
             An iterator of (:class:`fai_fast.stream.Frame`, :class:`fai_fast.Detections`) with ``dropped`` and
@@ -289,7 +292,8 @@ class Model:
             TypeError, ValueError: an argument is wrong; the text names it.
             FileNotFoundError: there is no such source.
             ImportError: PyAV is needed and missing.
-            ValueError, OSError, TimeoutError: while it runs: the source is no video, is damaged, fails, or is silent.
+            ValueError, OSError, TimeoutError: while it runs: the source is no video, is damaged, too large or silent,
+                or fails.
 
         Example:
             >>> with model.stream("rtsp://camera/1", on_error="reconnect") as stream:  # doctest: +SKIP
@@ -315,6 +319,7 @@ class Model:
             frame_threads=frame_threads,
             format=format,
             options=options,
+            max_pixels=max_pixels,
             infer={**infer, "resize": check_choice("resize", resize, ("stretch", "letterbox"))},
         )
 
@@ -334,10 +339,15 @@ class Model:
         """:meth:`infer` for each of several pictures, which may differ in size, ``batch_size`` at a time.
 
         Args:
-            images: a list or tuple of pictures.
+            images: a list or tuple of pictures, each as :meth:`infer` takes it.
+            threshold, mask_threshold, use_mask_score, color, resize, yuv_matrix, yuv_range, max_pixels: see
+                :meth:`infer`; the same for all.
 
         Returns:
             One result a picture, in order. The latency of pictures that ran together is their batch's.
+
+        Raises:
+            What :meth:`infer` raises.
         """
         if not isinstance(images, (list, tuple)):
             raise TypeError(f"images: got {type(images).__name__}, expected a list or tuple of pictures")
@@ -350,20 +360,23 @@ class Model:
         return results
 
     def queries(
-        self, image: Any, *, color: str = "rgb", resize: str = "stretch"
+        self, image: Any, *, color: str = "rgb", resize: str = "stretch", max_pixels: int | None = None
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.int16]]:
         """What every query says of a picture, before any selection: the raw triple of FocoosAI's model cards.
 
         Defined in docs/postprocess.md, steps 1 to 3.
 
         Args:
-            image, color, resize: see :meth:`infer`.
+            image, color, resize, max_pixels: see :meth:`infer`.
 
         Returns:
             class_ids int64 (Q,), scores float32 (Q,), the class probability, and masks int16 (Q, H, W): the class
             inside the mask, -1 outside. Q * H * W * 2 bytes: 415 MB for 100 queries at 1080p.
+
+        Raises:
+            What :meth:`infer` raises.
         """
-        frame = read_image(image) if is_encoded(image) else image
+        frame = _frame(image, max_pixels)
         with self._contexts().borrow() as context:
             letterbox = fill(self.spec, context, 0, frame, {"color": color, "resize": resize})
             context.run()
@@ -402,9 +415,7 @@ class Model:
         if self._closed:
             raise FaiFastError("the model is closed; load it again")
         started = time.perf_counter()
-        frames = [
-            read_image(image, max_pixels=max_pixels) if is_encoded(image) else image for image in images
-        ]
+        frames = [_frame(image, max_pixels) for image in images]
         in_memory = all(frame is image for frame, image in zip(frames, images, strict=True))
         decode = 0.0 if in_memory else 1e3 * (time.perf_counter() - started)
         return Request(frames, layout, decode=decode, **options)
@@ -454,13 +465,16 @@ class Model:
             self.infer(frame)
         return self
 
-    def benchmark(self, image: Any = None, *, runs: int = 50, warmup: int = 5) -> dict[str, dict[str, float]]:
+    def benchmark(
+        self, image: Any = None, *, runs: int = 50, warmup: int = 5, max_pixels: int | None = None
+    ) -> dict[str, dict[str, float]]:
         """Measures each stage of one frame after another.
 
         Args:
             image: what to run on, see :meth:`infer`; None for a frame of noise, 1080 x 1920.
             runs: measured frames.
             warmup: frames before them.
+            max_pixels: see :meth:`infer`.
 
         Returns:
             For "decode", "preprocess", "engine", "postprocess" and "total" the milliseconds "mean", "p50", "p90",
@@ -472,10 +486,10 @@ class Model:
         if image is None:
             image = np.random.default_rng(0).integers(0, 256, (1080, 1920, 3), np.uint8)
         for _ in range(warmup):
-            self.infer(image)
+            self.infer(image, max_pixels=max_pixels)
         measured = []
         for _ in range(runs):
-            latency = self.infer(image).latency
+            latency = self.infer(image, max_pixels=max_pixels).latency
             assert latency is not None
             measured.append([*latency, latency.total])
         table = np.array(measured).T
@@ -577,6 +591,12 @@ class _Users:
             if self._count:
                 return
         self._engine.close()
+
+
+def _frame(image: Any, max_pixels: int | None) -> Any:
+    """A frame in memory: the image itself, or decoded where it is a file. Arguments and errors as of read_image()."""
+    max_pixels = check_max_pixels(max_pixels)
+    return read_image(image, max_pixels=max_pixels) if is_encoded(image) else image
 
 
 def _best_classes(class_logits: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:

@@ -380,9 +380,10 @@ def _from_pil(image: Any, color: str) -> tuple[npt.NDArray[np.uint8], str]:
         raise ValueError(f"color: got {color!r} with a Pillow image, expected none: its mode decides")
     if image.mode.startswith(("I", "F")):
         raise ValueError(f"image: got a Pillow image of mode {image.mode!r}, expected 8 bits a channel")
-    if image.mode not in _PIL_COLORS:
-        try:
+    try:
+        # A picture that Pillow has only opened is decoded here.
+        if image.mode not in _PIL_COLORS:
             image = image.convert("RGB")
-        except ValueError as error:
-            raise ValueError(f"image: got a Pillow image of mode {image.mode!r}: {error}") from error
-    return np.asarray(image), _PIL_COLORS[image.mode]
+        return np.asarray(image), _PIL_COLORS[image.mode]
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"image: got a Pillow image of mode {image.mode!r}: {error}") from error

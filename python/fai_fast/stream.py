@@ -39,7 +39,7 @@ import numpy.typing as npt
 from fai_fast.arguments import check_bool, check_choice, check_int, check_number
 from fai_fast.detections import Detections
 from fai_fast.errors import FaiFastError
-from fai_fast.images import SUFFIXES, is_encoded, read_image
+from fai_fast.images import SUFFIXES, check_max_pixels, is_encoded, pixel_limit, read_image, too_large
 from fai_fast.ops import preprocess_frame
 from fai_fast.pipelines import Ticket
 
@@ -64,6 +64,8 @@ _AS_THEY_ARE = {
 # AVColorSpace. Unspecified, 2, is read as FFmpeg's own converter and OpenCV read it.
 _MATRICES = {1: "bt709", 2: "bt601", 5: "bt601", 6: "bt601"}
 _FULL_RANGE = 2  # AVColorRange
+# FFmpeg counts a coded picture, whose sides decoders round up to whole blocks: 64 * (65536 + 65536) pixels at most.
+_BLOCKS = 1 << 23
 _YUV = ("i420", "nv12", "yuyv", "uyvy")
 
 LIVE_TIMEOUT = 10.0
@@ -89,6 +91,7 @@ class Frame:
             (Y, UV) or one array, read-only; of an iterator what came from it; of a picture RGB (H, W, 3).
         layout: ``color``, ``yuv_matrix`` and ``yuv_range`` of the pixels.
         captured: when it came, on the clock of ``time.perf_counter``, seconds.
+        max_pixels: the stream's.
     """
 
     id: int
@@ -97,13 +100,16 @@ class Frame:
     pixels: Any
     layout: Mapping[str, str]
     captured: float
+    max_pixels: int | None = None
 
     def image(self) -> npt.NDArray[np.uint8]:
         """The frame as RGB uint8 (H, W, 3), as the network sees it; it may share memory with ``pixels``.
 
         Made anew at each call. Raises TypeError for a frame in a GPU's memory.
         """
-        pixels = read_image(self.pixels) if is_encoded(self.pixels) else self.pixels
+        pixels = self.pixels
+        if is_encoded(pixels):
+            pixels = read_image(pixels, max_pixels=self.max_pixels)
         if isinstance(pixels, np.ndarray) and self.layout["color"] == "rgb":
             return pixels
         tensor, _ = preprocess_frame(pixels, self.size, mean=0, std=1, **self.layout)
@@ -179,6 +185,7 @@ class Stream:
         frame_threads: bool = False,
         format: str | None = None,
         options: Mapping[str, str] | None = None,
+        max_pixels: int | None = None,
         infer: Mapping[str, Any] | None = None,
     ) -> None:
         if policy is not None:
@@ -187,8 +194,15 @@ class Stream:
         colours = _Colours(color, yuv_matrix, yuv_range)
         if timeout is not None:
             timeout = _positive("timeout", timeout)
+        self._max_pixels = check_max_pixels(max_pixels)
         opener = _opener(
-            source, colours, timeout, check_bool("frame_threads", frame_threads), format, dict(options or {})
+            source,
+            colours,
+            timeout,
+            check_bool("frame_threads", frame_threads),
+            format,
+            dict(options or {}),
+            self._max_pixels,
         )
         if on_error == "reconnect" and not opener.again:
             raise ValueError(
@@ -205,7 +219,7 @@ class Stream:
             timeout=timeout,
             backoff=_backoff(backoff),
             retries=None if retries is None else _at_least_one("retries", retries),
-            infer=dict(infer or {}),
+            infer={**(infer or {}), "max_pixels": self._max_pixels},
         )
         self._turn = threading.Lock()
         weakref.finalize(self, self._feed.stop).atexit = False
@@ -251,7 +265,7 @@ class Stream:
         came = flight.came
         assert came is not None
         return Frame(
-            flight.id, came.pts, detections.size, came.pixels, came.layout, came.captured
+            flight.id, came.pts, detections.size, came.pixels, came.layout, came.captured, self._max_pixels
         ), detections
 
     def close(self) -> None:
@@ -452,8 +466,11 @@ class _Feed:
 
     def _heard(self) -> None:
         limit = self._timeout
-        if limit is None and self.live is not False and self.opener.again:
+        if limit is None and (self.opener.pipe or (self.live is not False and self.opener.again)):
             limit = LIVE_TIMEOUT
+        if self._due is None and limit is not None:
+            # The sender waits without an end.
+            self._changed.notify_all()
         self._due = None if limit is None else time.monotonic() + limit
 
     # ------------------------------------------------------------------------------------------- the sender's
@@ -649,12 +666,14 @@ class _Opener(NamedTuple):
         frames: opens it, says whether it is live and its rate, and gives frames until it ends or fails.
         live: whether it goes on whether or not somebody looks; None where that is known once it is open.
         again: whether it can be opened again.
+        pipe: whether somebody else has to write it, who may never come.
     """
 
     name: str
     frames: Callable[[_Opened], Generator[_Item, None, None]]
     live: bool | None
     again: bool
+    pipe: bool = False
 
 
 class _Colours:
@@ -683,11 +702,14 @@ def _opener(
     frame_threads: bool,
     format: str | None,
     options: dict[str, str],
+    max_pixels: int | None,
 ) -> _Opener:
     if isinstance(source, (str, os.PathLike)):
         text = os.fspath(source)
         if not isinstance(text, str):
             raise TypeError(f"source: got a path of {type(text).__name__}, expected one of str")
+        if not text:  # which pathlib takes for the folder that the process is in
+            raise ValueError("source: got '', expected a path or an address")
     elif isinstance(source, (int, np.integer)) and not isinstance(source, bool):
         if not sys.platform.startswith("linux"):
             raise ValueError(
@@ -721,6 +743,7 @@ def _opener(
             "SLICE" if live is not False or not frame_threads else "AUTO",
             format,
             {**more, **options},
+            pixel_limit(max_pixels),
         )
         return _Opener(name, file.frames, live, live is not False)
 
@@ -732,18 +755,18 @@ def _opener(
     path = Path(text)
     if path.is_dir():
         paths = sorted(item for item in path.iterdir() if _is_picture(item))
-        return _pictures(text, paths, colours)
+        return _pictures(text, paths, colours, max_pixels)
     if path.exists():
         if stat.S_ISCHR(path.stat().st_mode):
             return video(True, format or "v4l2")
         if format is None and path.suffix.lower() in SUFFIXES - {".gif"}:  # which alone is a video
-            return _pictures(text, [path], colours)
-        return video(False)
+            return _pictures(text, [path], colours, max_pixels)
+        return video(False)._replace(pipe=path.is_fifo())
     if format is not None:  # a device that has no file, such as FFmpeg's lavfi and avfoundation
         return video(True)
     if glob.has_magic(text):
         paths = sorted(item for item in map(Path, glob.glob(text, recursive=True)) if _is_picture(item))
-        return _pictures(text, paths, colours)
+        return _pictures(text, paths, colours, max_pixels)
     if path.is_absolute() and path.parts[1:2] == ("dev",):  # it may be plugged in later
         return video(True, "v4l2")
     raise FileNotFoundError(f"source: no such file, folder or camera: {text}")
@@ -753,7 +776,7 @@ def _is_picture(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
-def _pictures(name: str, paths: list[Path], colours: _Colours) -> _Opener:
+def _pictures(name: str, paths: list[Path], colours: _Colours, max_pixels: int | None) -> _Opener:
     if not paths:
         raise FileNotFoundError(f"source: no pictures in {name}")
 
@@ -762,7 +785,7 @@ def _pictures(name: str, paths: list[Path], colours: _Colours) -> _Opener:
         for path in paths:
             began = time.perf_counter()
             try:
-                picture = read_image(path)
+                picture = read_image(path, max_pixels=max_pixels)
             except (OSError, ValueError) as error:
                 yield _Failed(error)
             else:
@@ -807,11 +830,14 @@ class _Video:
     threads: str
     format: str | None
     options: dict[str, str]
+    limit: int
 
     def frames(self, opened: _Opened) -> Generator[_Item, None, None]:
+        # Frames are decoded already to find out what is in a file.
+        most = {"max_pixels": str(self.limit + _BLOCKS)}
         try:
             container = self.av.open(
-                self.target, format=self.format, options=self.options, timeout=self.timeout
+                self.target, format=self.format, options={**most, **self.options}, timeout=self.timeout
             )
         except self.av.FFmpegError as error:
             raise self._translated(error, "is no video that FFmpeg can read") from None
@@ -821,6 +847,10 @@ class _Video:
             stream = container.streams.video[0]
             # Threads that share a frame add no delay, and lose no frame beside a damaged one.
             stream.thread_type = self.threads
+            codec = stream.codec_context
+            codec.options = most
+            if codec.width * codec.height > self.limit:
+                raise ValueError(f"source: {self.name} {too_large(codec.width, codec.height, self.limit)}")
             live = container.duration is None if self.live is None else self.live
             opened(live, stream.average_rate or stream.guessed_rate or None)
             try:
@@ -829,7 +859,7 @@ class _Video:
                 raise self._translated(error, "is damaged") from None
 
     def _decode(self, container: Any, stream: Any, live: bool) -> Generator[_Item, None, None]:
-        packets = 0
+        packets = given = 0
         for packet in container.demux(stream):
             captured = time.perf_counter()
             packets += packet.size > 0
@@ -838,8 +868,16 @@ class _Video:
             except self.av.error.EOFError:  # asked again after its end
                 continue
             except self.av.FFmpegError as error:
+                # A decoder that refuses a picture's size forgets it. One that waits for a live source's first whole
+                # picture has none either, but another error.
+                refused = stream.codec_context.width == 0
+                if refused and not given and (not live or isinstance(error, self.av.error.ArgumentError)):
+                    raise ValueError(self._refused()) from None
                 if live:
                     yield _Damaged()
+                    continue
+                if refused:
+                    yield _Failed(ValueError(self._refused()))
                     continue
                 place = "" if packet.pts is None else f" at {float(packet.pts * packet.time_base):.3f} s"
                 yield _Failed(self._translated(error, f"is damaged{place}"))
@@ -847,10 +885,21 @@ class _Video:
             for frame in frames:
                 if frame.is_corrupt and live:
                     yield _Damaged()
+                if frame.width * frame.height > self.limit:
+                    what = too_large(frame.width, frame.height, self.limit)
+                    yield _Failed(ValueError(f"source: {self.name} {what}"))
+                    continue
+                given += 1
                 pixels, layout = decoded_pixels(frame, self.colours)
                 yield _Came(pixels, layout, frame.time, captured)
         if not live and packets < stream.frames:
             _log.warning("stream: %s ended after %d of %d frames", self.name, packets, stream.frames)
+
+    def _refused(self) -> str:
+        return (
+            f"source: {self.name} has pictures that are too large, or of no size at all: expected at most {self.limit} "
+            "pixels; raise max_pixels= for one that you trust"
+        )
 
     def _translated(self, error: Any, what: str) -> Exception:
         """FFmpeg's error as Python's, without the address's password, which its text holds."""

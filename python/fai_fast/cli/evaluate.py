@@ -7,7 +7,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from fai_fast.cli.messages import STDOUT, UsageError, write_json, write_line
-from fai_fast.cli.options import MODEL_HELP, add_model_options, count, load, number
+from fai_fast.cli.options import MODEL_HELP, add_max_pixels, add_model_options, count, load, number
 from fai_fast.errors import EngineError
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="leave out pictures that are not there, in place of an error",
     )
+    add_max_pixels(group)
     parser.add_argument(
         "--threshold",
         type=number,
@@ -105,7 +106,12 @@ def run(args: argparse.Namespace) -> int:
         data = evaluate.AdeData.read(args.ade, limit=args.limit, skip_missing=args.skip_missing)
 
     def measure(model: Model) -> Report:
-        return data.measure(model, threshold=args.threshold, progress=False if args.quiet else None)
+        return data.measure(
+            model,
+            threshold=args.threshold,
+            progress=False if args.quiet else None,
+            max_pixels=args.max_pixels,
+        )
 
     if not configurations:
         with load(args.model, args) as model:

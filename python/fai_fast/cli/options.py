@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from fai_fast.cli.messages import UsageError
+from fai_fast.images import MOST_PIXELS
 
 if TYPE_CHECKING:
     from fai_fast.model import Model
 
-__all__ = ["add_model_options", "count", "load", "number", "size", "usage"]
+__all__ = ["add_max_pixels", "add_model_options", "count", "load", "number", "size", "usage"]
 
 MODEL_HELP = (
     "a name that `fai-fast models` lists, a folder or file with FocoosAI's model_info.json, or an .onnx file that "
@@ -60,6 +61,16 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--cache-dir", metavar="DIR", help="default: see `fai-fast cache path`")
 
 
+def add_max_pixels(parser: argparse._ActionsContainer) -> None:
+    """The limit on pictures from files."""
+    parser.add_argument(
+        "--max-pixels",
+        type=_pixels,
+        metavar="N",
+        help=f"refuse larger pictures, which a small file can claim; up to {MOST_PIXELS}, default: 178956970",
+    )
+
+
 def load(model: str, args: argparse.Namespace) -> Model:
     """The model that the options ask for. Raises UsageError for a name or value that there is not."""
     import fai_fast
@@ -99,6 +110,13 @@ def count(text: str) -> int:
     if not re.fullmatch(r"0*[1-9]\d{0,8}", text):
         raise argparse.ArgumentTypeError(f"got {text!r}, expected a positive integer")
     return int(text)
+
+
+def _pixels(text: str) -> int:
+    value = count(text)
+    if value > MOST_PIXELS:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected at most {MOST_PIXELS}")
+    return value
 
 
 def number(text: str) -> float:

@@ -32,7 +32,9 @@ def find_pictures(inputs: Sequence[str], *, recursive: bool, leave_out: Path) ->
     problems = []
     for text in inputs:
         path = Path(text)
-        if path.is_dir():
+        if not text:  # which pathlib takes for the folder that the process is in
+            paths, problem = [], "'': no such file or folder"
+        elif path.is_dir():
             paths = _pictures_in(path, recursive, leave_out)
             problem = f"{text}: no pictures in this folder{'' if recursive else ' itself; see --recursive'}"
         elif path.exists():

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fai_fast._core import __version__
 from fai_fast.cli.messages import STDOUT, UsageError, complain, counted, sentence, write_json, write_line
-from fai_fast.cli.options import MODEL_HELP, add_model_options, load, number
+from fai_fast.cli.options import MODEL_HELP, add_max_pixels, add_model_options, load, number
 from fai_fast.cli.paths import find_pictures, identity, output_names
 from fai_fast.images import SUFFIXES
 
@@ -59,6 +59,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threshold", type=number, metavar="T", help="leave out what scores less; default: the model's own"
     )
+    add_max_pixels(parser)
     group = parser.add_argument_group("output")
     group.add_argument(
         "-o",
@@ -92,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
 
     with load(args.model, args) as model:
         entries = [
-            _attempt(model, path, drawn.get(path), args.threshold, lines=document != STDOUT)
+            _attempt(model, path, drawn.get(path), args.threshold, args.max_pixels, lines=document != STDOUT)
             for path in _progress(pictures, args.quiet)
         ]
         write_json(document, {**_account(model), "images": entries})
@@ -110,14 +111,20 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _attempt(
-    model: Model, path: Path, target: Path | None, threshold: float | None, *, lines: bool
+    model: Model,
+    path: Path,
+    target: Path | None,
+    threshold: float | None,
+    max_pixels: int | None,
+    *,
+    lines: bool,
 ) -> dict[str, Any]:
     """What the JSON says of one picture."""
     from fai_fast.images import read_image
 
     started = time.perf_counter()
     try:
-        frame = read_image(path)
+        frame = read_image(path, max_pixels=max_pixels)
         decode = 1e3 * (time.perf_counter() - started)
         # As a frame in memory: drawing needs it too, and decoding it again would take longer than the network.
         detections = model.infer(frame, threshold=threshold)

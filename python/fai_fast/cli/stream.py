@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fai_fast.cli.messages import STDOUT, UsageError, complain, counted, sentence, write_line
-from fai_fast.cli.options import MODEL_HELP, add_model_options, count, load, number, usage
+from fai_fast.cli.options import MODEL_HELP, add_max_pixels, add_model_options, count, load, number, usage
 from fai_fast.errors import FaiFastError
 from fai_fast.files import replacing
 
@@ -114,6 +114,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         help="of FFmpeg's input, such as video_size=1280x720; may be repeated",
     )
+    add_max_pixels(group)
     group = parser.add_argument_group("output")
     group.add_argument(
         "--json", metavar="FILE", help="write a line of JSON a frame; - for stdout, as they come"
@@ -140,6 +141,7 @@ def run(args: argparse.Namespace) -> int:
                 timeout=args.timeout,
                 format=args.format,
                 options=dict(args.option),
+                max_pixels=args.max_pixels,
             )
         stack.enter_context(stream)
         lines = None if args.json is None else stack.enter_context(_Lines(args.json))
