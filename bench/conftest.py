@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from bench import gpu, peers, plot, report
+from bench import gpu, peers, plot, report, streams
 from bench.floor import Floor
 
 _RESULTS = pytest.StashKey[list[report.Result]]()
 _GPU = pytest.StashKey[gpu.Report]()
+_STREAMS = pytest.StashKey[streams.Report]()
 _END = pytest.StashKey[float]()
 
 
@@ -28,6 +29,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_RESULTS] = []
     config.stash[_GPU] = gpu.Report()
+    config.stash[_STREAMS] = streams.Report()
     config.stash[_END] = time.monotonic() + (config.getoption("--bench-budget") or float("inf"))
     config.addinivalue_line("markers", "full: left out by --bench-quick")
     # A case that fails its check or is skipped before the clock starts says so by itself.
@@ -102,13 +104,15 @@ def compare(request: pytest.FixtureRequest, benchmark) -> Compare:
         request.config.stash[_RESULTS].append(
             report.Result(kernel, case, threads, floor, times, rounds, agreement or {}, stages or {}, others)
         )
+        # After every case: a run may be cut short.
+        _write(request.config)
 
     return run
 
 
 @pytest.fixture
 def gpu_report(request: pytest.FixtureRequest) -> Iterator[gpu.Report]:
-    """Where a GPU case puts its figures, which are written down after every case: a run may be cut short."""
+    """Where a GPU case puts its figures, which are written down after every case, as those of `compare` are."""
     config = request.config
     if time.monotonic() > config.stash[_END]:
         found = config.stash[_GPU]
@@ -118,11 +122,19 @@ def gpu_report(request: pytest.FixtureRequest) -> Iterator[gpu.Report]:
     _write(config)
 
 
+@pytest.fixture
+def stream_report(request: pytest.FixtureRequest) -> Iterator[streams.Report]:
+    """Where a case of streams or starts puts its figures, which are written down after every case."""
+    yield request.config.stash[_STREAMS]
+    _write(request.config)
+
+
 def _write(config: pytest.Config) -> Path | None:
     path: Path | None = config.getoption("--bench-json")
-    if path is None or not (config.stash[_RESULTS] or config.stash[_GPU]):
+    if path is None or not (config.stash[_RESULTS] or config.stash[_GPU] or config.stash[_STREAMS]):
         return None
     written = json.loads(report.to_json(config.stash[_RESULTS], peers.absent))
+    written.update(config.stash[_STREAMS].as_dict())
     if found := config.stash[_GPU]:
         written["gpu"] = found.as_dict()
     part = path.with_name(f"{path.name}.part")
@@ -136,6 +148,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if results := config.stash[_RESULTS]:
         terminalreporter.section("fai_fast against its peers: medians of interleaved rounds, in ms")
         for line in report.table(results, peers.absent):
+            terminalreporter.write_line(line)
+    if videos := config.stash[_STREAMS]:
+        terminalreporter.section("fai_fast from a video, and from its start: medians of passes in turns")
+        # Else they stand under the table of the kernels.
+        absent = {} if config.stash[_RESULTS] else peers.absent
+        for line in [*videos.table(), *(f"absent: {name} ({reason})" for name, reason in absent.items())]:
             terminalreporter.write_line(line)
     if found := config.stash[_GPU]:
         terminalreporter.section("fai_fast on a GPU")

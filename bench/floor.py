@@ -1,15 +1,17 @@
-"""Memory bandwidth of this machine, and the least time that moving some bytes takes there.
+"""What this machine moves and computes in a second, and the least time that some bytes and operations take there.
 
 `python -m bench.floor` prints what it measures.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 
@@ -27,15 +29,19 @@ class Bandwidth:
 
 @dataclass(frozen=True)
 class Floor:
-    """Bytes that a kernel cannot avoid to move, and why these."""
+    """Bytes that a kernel cannot avoid to move, and why these; float32 operations that it cannot avoid to run."""
 
     read: int
     written: int
     why: str
+    operations: int = 0
 
-    def seconds(self, bandwidth: Bandwidth) -> float:
+    def seconds(self, threads: int) -> float:
+        """The longer of the two: memory and arithmetic can work at the same time."""
+        rate = bandwidth(threads)
         # Reads and writes share one bus, so their times add up.
-        return self.read / bandwidth.read + self.written / bandwidth.write
+        moving = self.read / rate.read + self.written / rate.write
+        return max(moving, self.operations / arithmetic(threads)) if self.operations else moving
 
 
 @cache
@@ -47,6 +53,48 @@ def bandwidth(threads: int) -> Bandwidth:
         read=total / _best([buffer.max for buffer in buffers]),
         write=total / _best([lambda b=buffer: b.fill(1) for buffer in buffers]),
     )
+
+
+@cache
+def arithmetic(threads: int) -> float:
+    """Float32 operations a second of torch's matrix product at its best; a multiply-add is two."""
+    needed = 2 * 2048**3
+    return needed / _best([matrix_product(needed, threads)])
+
+
+def matrix_product(operations: int, threads: int) -> Callable[[], object]:
+    """One float32 product of square matrices, in torch, with about as many operations."""
+    import torch
+
+    side = round((operations / 2) ** (1 / 3))
+    a, b, out = torch.ones(side, side), torch.ones(side, side), torch.empty(side, side)
+
+    def run() -> None:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        torch.mm(a, b, out=out)
+        torch.set_num_threads(before)
+
+    return run
+
+
+def operations(onnx_path: Path) -> int:
+    """Those of a graph's convolutions and matrix products, of which a multiply-add is two; nothing else is counted."""
+    import onnx
+
+    graph = onnx.shape_inference.infer_shapes(onnx.load(onnx_path)).graph
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        shapes[value.name] = tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+    found = 0
+    for node in graph.node:
+        if node.op_type == "Conv":
+            found += 2 * math.prod(shapes[node.output[0]]) * math.prod(shapes[node.input[1]][1:])
+        elif node.op_type == "MatMul":
+            found += 2 * math.prod(shapes[node.output[0]]) * shapes[node.input[0]][-1]
+        elif node.op_type in ("Gemm", "ConvTranspose", "Einsum"):
+            raise NotImplementedError(f"operations of {node.op_type} {node.name}")
+    return found
 
 
 def _best(jobs: list[Callable[[], object]]) -> float:

@@ -19,7 +19,7 @@ from typing import Any
 import fai_fast
 import numpy as np
 
-from bench.floor import Floor, bandwidth
+from bench.floor import Floor, arithmetic, bandwidth
 
 OURS = "fai_fast"
 _BLOCK_S = 0.02  # a contender's turn in a round: one call if it takes longer, else as many as fit
@@ -73,7 +73,7 @@ class Result:
 
     def as_dict(self) -> dict[str, Any]:
         ours = self.times[OURS].median
-        floor = self.floor.seconds(bandwidth(self.threads))
+        floor = self.floor.seconds(self.threads)
         return {
             "kernel": self.kernel,
             "case": self.case,
@@ -84,6 +84,7 @@ class Result:
             "floor": {
                 "bytes_read": self.floor.read,
                 "bytes_written": self.floor.written,
+                "operations": self.floor.operations,
                 "why": self.floor.why,
                 "seconds": floor,
                 "ours_over_floor": ours / floor,
@@ -194,12 +195,14 @@ def _cpu_model() -> str:
 
 def to_json(results: Sequence[Result], absent: dict[str, str]) -> str:
     rates = {str(n): asdict(bandwidth(n)) for n in sorted({result.threads for result in results})}
+    computing = sorted({result.threads for result in results if result.floor.operations})
     return json.dumps(
         {
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "command": shlex.join(["pytest", *sys.argv[1:]]),
             "machine": machine(),
             "bandwidth_bytes_per_second": rates,
+            "float32_operations_per_second": {str(n): arithmetic(n) for n in computing},
             "absent": absent,
             "results": [result.as_dict() for result in results],
         },
@@ -213,7 +216,7 @@ def table(results: Sequence[Result], absent: dict[str, str]) -> list[str]:
     for kernel in dict.fromkeys(result.kernel for result in results):
         rows = [result for result in results if result.kernel == kernel]
         peers = list(dict.fromkeys(name for row in rows for name in row.times if name != OURS))
-        head = ["case", "fai_fast ms", "floor ms", "x floor", "MB read + written", *peers]
+        head = ["case", "fai_fast ms", "floor ms", "x floor", "MB read + written, operations", *peers]
         body = [_cells(row, peers) for row in rows]
         widths = [max(len(cell) for cell in column) for column in zip(head, *body, strict=True)]
         lines += ["", f"{kernel} ({rows[0].threads} thread{'s' * (rows[0].threads > 1)})"]
@@ -224,6 +227,10 @@ def table(results: Sequence[Result], absent: dict[str, str]) -> list[str]:
         rate = bandwidth(threads)
         speed = f"{rate.read / 1e9:.1f} GB/s read, {rate.write / 1e9:.1f} GB/s written"
         lines.append(f"memory, {threads} thread(s): {speed}")
+    for threads in sorted({result.threads for result in results if result.floor.operations}):
+        lines.append(
+            f"float32 matrix product, {threads} thread(s): {arithmetic(threads) / 1e9:.0f} G operations/s"
+        )
     for result in results:
         if result.stages:
             parts = ", ".join(f"{name} {time:.3g}" for name, time in result.stages.items())
@@ -240,9 +247,10 @@ def table(results: Sequence[Result], absent: dict[str, str]) -> list[str]:
 
 def _cells(row: Result, peers: Sequence[str]) -> list[str]:
     ours = row.times[OURS].median
-    floor = row.floor.seconds(bandwidth(row.threads))
+    floor = row.floor.seconds(row.threads)
     cells = [row.case, _ms(ours), _ms(floor), f"{ours / floor:.1f}"]
-    cells.append(f"{row.floor.read / 1e6:.3g} + {row.floor.written / 1e6:.3g}")
+    moved = f"{row.floor.read / 1e6:.3g} + {row.floor.written / 1e6:.3g}"
+    cells.append(f"{moved}, {row.floor.operations / 1e9:.3g} G" if row.floor.operations else moved)
     for name in peers:
         times = row.times.get(name)
         cells.append("-" if times is None else f"{_ms(times.median)} ({times.median / ours:.3g}x)")

@@ -8,7 +8,7 @@ from fai_fast import exporter, registry
 from fai_fast.engines import onnxruntime, openvino
 
 from bench import peers
-from bench.floor import Floor
+from bench.floor import Floor, matrix_product, operations
 
 full = pytest.mark.full
 CASES = [
@@ -52,6 +52,7 @@ def test_engines(name: str, size: tuple[int, int], batch: int, threads: int, com
         np.testing.assert_allclose(found, classes, atol=1e-5, rtol=0)
     del masks, found
 
+    needed = operations(tmp_path / "deployed.onnx")
     compare(
         "engine" if threads > 1 else "engine, one thread",
         f"{name} {size[0]}x{size[1]}" + (f" batch {batch}" if batch > 1 else ""),
@@ -59,11 +60,13 @@ def test_engines(name: str, size: tuple[int, int], batch: int, threads: int, com
         Floor(
             (tmp_path / "deployed.onnx").stat().st_size + ours.images.nbytes,
             ours.mask_logits.nbytes + ours.class_logits.nbytes,
-            "weights and images once, logits once; arithmetic takes much longer",
+            "weights and images once, logits once; the products of the deployed graph",
+            needed,
         ),
         ours.run,
         {
             "deployed graph, ONNX Runtime": other.run,
             "plain graph, ONNX Runtime": lambda: plain(pictures),
+            "one matrix product of as many operations, torch": matrix_product(needed, threads),
         },
     )

@@ -4,25 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from fai_fast import reference, weights
+from numpy.typing import NDArray
 
 from bench.peers import plain_graph
 from bench.peers.torch_steps import Rows, boxes
 
 
-def load(spec, size: tuple[int, int], threads: int, folder: Path) -> Callable[..., Rows]:
-    """(frame uint8 (H, W, 3), threshold) -> the rows of a network with the random weights of ``weights="random"``."""
-    network = reference.build(spec)
-    state = weights.load_weights(spec, "random").state
-    network.load_state_dict({key: torch.from_numpy(value) for key, value in state.items()}, strict=False)
+def load(
+    spec, size: tuple[int, int], threads: int, folder: Path, weights: Any = "random"
+) -> Callable[..., Rows]:
+    """(frame uint8 (H, W, 3), threshold) -> the rows of a network with the weights that `fai_fast.load` would take."""
     path = folder / "plain.onnx"
+    export(spec, size, path, weights)
+    return pipeline(plain_graph.load(path, threads), size, spec.config)
+
+
+def export(spec, size: tuple[int, int], path: Path, weights: Any = "random") -> None:
+    # Here, since a process that only runs the pipeline has no need of it.
+    import fai_fast.weights
+    from fai_fast import reference
+
+    network = reference.build(spec)
+    state = fai_fast.weights.load_weights(spec, weights).state
+    network.load_state_dict({key: torch.from_numpy(value) for key, value in state.items()}, strict=False)
     plain_graph.export(network.eval(), path, size, 1)
-    graph = plain_graph.load(path, threads)
-    config = spec.config
+
+
+def pipeline(
+    graph: Callable[[NDArray], list[NDArray]], size: tuple[int, int], config: Any
+) -> Callable[..., Rows]:
+    """What is around the graph. Of `config`: mask_threshold, predict_all_pixels, use_mask_score."""
 
     def run(frame: np.ndarray, threshold: float) -> Rows:
         x = torch.from_numpy(frame).permute(2, 0, 1)[None]
