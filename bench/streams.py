@@ -140,7 +140,7 @@ def _yuv(rgb: NDArray[np.uint8]) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
 
 
 def threshold_of(found: fai_fast.Detections, kept: int = 20) -> float:
-    """Above the score of all but `kept` of the rows of a network with random weights; 0 where there are no more."""
+    """Above the score of all but `kept` of the rows of an untrained network; 0 where there are no more."""
     scores = np.sort(found.confidence)[::-1]
     if len(scores) <= kept:
         return 0.0

@@ -1,6 +1,6 @@
 """On a GPU: every model from a frame in host or device memory to Detections, and the kernels alone.
 
-Skipped where no GPU can be used. Weights are random, as in test_models.py, and the threshold keeps about 20 queries.
+Skipped where no GPU can be used. Weights are random, and the threshold keeps about 20 queries.
 FocoosAI's published T4 figures are printed beside ours on a T4; the JSON always has them.
 """
 
