@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from bench import scenes
 
-# Further apart than PyTorch's initialisation puts queries, their classes and masks. Queries look less at the picture: of
-# masks without a meaning many pixels lie at the edge where attention stops, and rounding would decide on them.
+# Queries and classes further apart than PyTorch puts them at first; and queries look less at the picture: of masks
+# without a meaning many pixels lie at the edge where attention stops, and rounding would decide on them.
 _SCALES = {
     "query_feat.weight": 10,
     "forward_prediction_heads.classifier.weight": 20,
