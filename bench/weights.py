@@ -17,6 +17,7 @@ _SCALES = {
     "forward_prediction_heads.classifier.weight": 20,
     "multihead_attn.out_proj.weight": 0.02,
 }
+_NOTHING = "head.predictor.forward_prediction_heads.classifier.bias"
 
 
 @cache
@@ -44,7 +45,10 @@ def lively(name: str) -> dict[str, NDArray]:
             norm.train().momentum = 1.0
         picture = scenes.frame(320, 320)
         pictures = np.stack([np.roll(picture, 40 * i, i % 2)[:: (-1) ** i] for i in range(4)])
-        network(torch.from_numpy(pictures.transpose(0, 3, 1, 2).astype(np.float32)))
+        found = network(torch.from_numpy(pictures.transpose(0, 3, 1, 2).astype(np.float32)))
+        # As in trained networks, most queries find nothing.
+        margins = (found.class_logits[..., :-1].amax(-1) - found.class_logits[..., -1]).flatten()
+        state[_NOTHING][-1] += margins.sort(descending=True).values[scenes.CONFIDENT * len(pictures)] - 0.5
         for norm in norms:
             # Of a mean over the picture there are four values, all alike: dividing by those enlarges rounding.
             norm.running_var.clamp_(min=0.1)
