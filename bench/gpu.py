@@ -25,7 +25,7 @@ from fai_fast import _core
 from fai_fast.engines import gpu
 from numpy.typing import NDArray
 
-from bench import scenes
+from bench import report, scenes
 
 EMULATED = "CUDA emulated"
 """How the name of a device begins on which no time means anything."""
@@ -533,7 +533,7 @@ class Report:
             lines.append("EMULATED ON THE CPU: no time here says anything about a GPU.")
         if self.kernels:
             lines += ["", "Kernels alone (events around them, less the events' own time)", ""]
-            lines += _markdown(
+            lines += report.markdown(
                 ("kernel", "case", "ms", "floor ms", "x floor", "T4 floor ms", "MB memory + link"),
                 [_kernel_cells(kernel, known) for kernel in self.kernels],
             )
@@ -586,7 +586,7 @@ def _model_lines(run: ModelRun) -> list[str]:
             ]
             for item in run.published
         ]
-    lines += _markdown(("", "p50 ms", "p90", "p99", "over ours", ""), rows)
+    lines += report.markdown(("", "p50 ms", "p90", "p99", "over ours", ""), rows)
     lines += ["", "stages by events, ms: " + ", ".join(f"{name} {ms:.3f}" for name, ms in run.stages.items())]
     lines += ["", "frames/s: " + ", ".join(f"{name} {rate:.0f}" for name, rate in run.throughput.items())]
     return lines
@@ -594,14 +594,6 @@ def _model_lines(run: ModelRun) -> list[str]:
 
 def _cells(times: Percentiles) -> list[str]:
     return [f"{times.p50:.3f}", f"{times.p90:.3f}", f"{times.p99:.3f}"]
-
-
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    lines = [list(head), ["-" * max(width, 3) for width in widths], *map(list, rows)]
-    return [
-        "| " + " | ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)) + " |" for cells in lines
-    ]
 
 
 def interleave(

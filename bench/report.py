@@ -26,7 +26,7 @@ _BLOCK_S = 0.02  # a contender's turn in a round: one call if it takes longer, e
 _WATCH_S = 0.01  # longer than a tick of the kernel's clock, by which it counts the time of running threads
 _IDLE = 0.05  # of a core, at which a process counts as asleep
 _LONGEST_SETTLE_S = 2.0
-_NOTABLE = 0.1  # cores that others may use before the report says so
+NOTABLE = 0.1  # cores that others may use before the report says so
 _SLOW_S = 0.05  # from here on a call fills the caches itself and gets no untimed call before it
 _PACKAGES = (
     "numpy",
@@ -114,7 +114,7 @@ def interleave(
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     names = list(contenders)
     gc.collect()
-    machine_before, ours_before, start = _machine_seconds(), time.process_time(), time.perf_counter()
+    machine_before, ours_before, start = machine_seconds(), time.process_time(), time.perf_counter()
     end = start + budget
     rounds = 0
     while rounds < min_rounds or time.perf_counter() < end:
@@ -126,7 +126,7 @@ def interleave(
             seconds[name] += [_timed(run) for _ in range(calls[name])]
         rounds += 1
     others = None
-    if machine_before is not None and (machine_after := _machine_seconds()) is not None:
+    if machine_before is not None and (machine_after := machine_seconds()) is not None:
         used = machine_after - machine_before - (time.process_time() - ours_before)
         others = max(0.0, used / (time.perf_counter() - start))
     return {name: Times.of(values) for name, values in seconds.items()}, rounds, others
@@ -148,7 +148,7 @@ def settle() -> None:
             raise RuntimeError(f"threads of this process still run {_LONGEST_SETTLE_S} s after the last call")
 
 
-def _machine_seconds() -> float | None:
+def machine_seconds() -> float | None:
     """CPU time that all processes of this machine, and others on its host, have used; None where unknown."""
     try:
         fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()
@@ -218,10 +218,8 @@ def table(results: Sequence[Result], absent: dict[str, str]) -> list[str]:
         peers = list(dict.fromkeys(name for row in rows for name in row.times if name != OURS))
         head = ["case", "fai_fast ms", "floor ms", "x floor", "MB read + written, operations", *peers]
         body = [_cells(row, peers) for row in rows]
-        widths = [max(len(cell) for cell in column) for column in zip(head, *body, strict=True)]
         lines += ["", f"{kernel} ({rows[0].threads} thread{'s' * (rows[0].threads > 1)})"]
-        lines += [_line(head, widths), _line(["-" * width for width in widths], widths)]
-        lines += [_line(cells, widths) for cells in body]
+        lines += markdown(head, body)
     lines.append("")
     for threads in sorted({result.threads for result in results}):
         rate = bandwidth(threads)
@@ -235,7 +233,7 @@ def table(results: Sequence[Result], absent: dict[str, str]) -> list[str]:
         if result.stages:
             parts = ", ".join(f"{name} {time:.3g}" for name, time in result.stages.items())
             lines.append(f"stages of {result.kernel}, {result.case}, ms: {parts}")
-        if result.others is not None and result.others > _NOTABLE:
+        if result.others is not None and result.others > NOTABLE:
             lines.append(
                 f"not alone: other processes kept {result.others:.1f} cores busy during {result.kernel}, {result.case}"
             )
@@ -261,5 +259,10 @@ def _ms(seconds: float) -> str:
     return f"{seconds * 1e3:.3g}" if seconds < 0.9995 else f"{seconds * 1e3:.0f}"
 
 
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table's lines, its columns in line."""
+    widths = [max(3, *map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = [head, ["-" * width for width in widths], *rows]
+    return [
+        "| " + " | ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)) + " |" for cells in lines
+    ]

@@ -313,9 +313,9 @@ def in_turns(contenders: dict[str, Sequence[Callable[[], Frames]]], rounds: int)
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             gc.collect()
             report.settle()
-            before = report._machine_seconds()
+            before = report.machine_seconds()
             found = one_pass(contenders[name])
-            after = report._machine_seconds()
+            after = report.machine_seconds()
             passes[name].append(found)
             if before is not None and after is not None:
                 busy[name].append(max(0.0, (after - before - found.cpu) / found.seconds))
@@ -431,11 +431,11 @@ class Report:
         for case in self.streams:
             lines += ["", f"{case.case} ({case.engine}; {case.clip})", ""]
             head = ["", "fps", "passes", "first/it", "p50 ms", "p99 ms", "CPU ms/frame"]
-            lines += _markdown([*head, "RGB frames copied", "dropped", "frames"], case.rows())
+            lines += report.markdown([*head, "RGB frames copied", "dropped", "frames"], case.rows())
             lines += [f"agreement, {name}: {value:.3f}" for name, value in case.agreement.items()]
             lines += case.notes
             for name, found in case.figures.items():
-                if found.others is not None and found.others > report._NOTABLE:
+                if found.others is not None and found.others > report.NOTABLE:
                     lines.append(
                         f"not alone: other processes kept {found.others:.1f} cores busy during {name}"
                     )
@@ -444,7 +444,7 @@ class Report:
         if self.starts:
             lines += ["", "from the start of a process to its first result, s", ""]
             head = ["case", "contender", "median", "rounds", "it/first", "count"]
-            lines += _markdown(head, [row for case in self.starts for row in case.rows()])
+            lines += report.markdown(head, [row for case in self.starts for row in case.rows()])
         return lines
 
 
@@ -460,11 +460,3 @@ def _decoders() -> dict[str, str | None]:
         except importlib.metadata.PackageNotFoundError:
             found[name] = None
     return found
-
-
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(3, *map(len, column)) for column in zip(head, *rows, strict=True)]
-    lines = [list(head), ["-" * width for width in widths], *map(list, rows)]
-    return [
-        "| " + " | ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)) + " |" for cells in lines
-    ]
