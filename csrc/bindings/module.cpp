@@ -8,7 +8,8 @@ namespace py = pybind11;
 
 PYBIND11_MODULE(_core, m) {
     m.doc() = "Compiled part of fai_fast. Use fai_fast's own functions; these are not stable.";
-    py::register_exception_translator([](std::exception_ptr error) {
+    // Local: another module's exceptions are none of ours, nor are ours another's.
+    py::register_local_exception_translator([](std::exception_ptr error) {
         try {
             if (error) std::rethrow_exception(error);
         } catch (const fai::ValueError& e) {
