@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "files": BASE,
     "images": BASE,
     "letterbox": BASE,
-    "detections": BASE,
+    "detections": BASE | {"files"},
     "ops": BASE | {"detections", "letterbox"},
     "registry": BASE,
     "cache": BASE,
@@ -63,7 +63,7 @@ MAY_IMPORT = {
     "stream": BASE | {"detections", "images", "ops", "pipelines"},
     "ros2": BASE | {"detections", "images", "model", "ops", "render"},
     "evaluate": BASE | {"detections", "files", "images", "model", "registry"},
-    "render": BASE | {"detections", "files"},
+    "render": {"detections"},
     "doctor": BASE | {"cache", "engines", "ops"},
 }
 

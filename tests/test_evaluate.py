@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from fai_fast import Detections, PackedMasks, evaluate
 from fai_fast.errors import EngineError
+from fai_fast.evaluate import coco_data
 from PIL import Image
 
 coco_mask = pytest.importorskip("pycocotools.mask")
@@ -541,7 +542,7 @@ def test_runs_are_those_that_pycocotools_writes():
         flat = mask.T.ravel()
         edges = np.flatnonzero(np.diff(flat)) + 1
         runs = np.diff([0, *edges, flat.size]).tolist()
-        assert evaluate._runs(text) == ([0, *runs] if flat[0] else runs)
+        assert coco_data._runs(text) == ([0, *runs] if flat[0] else runs)
 
 
 def test_folders_and_arguments_that_are_wrong(tmp_path):

@@ -9,6 +9,7 @@ import stat
 import numpy as np
 import pytest
 from fai_fast import Detections, PackedMasks, render
+from fai_fast.detections import drawing
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -114,8 +115,8 @@ def test_a_label_says_class_score_and_track(monkeypatch):
 def test_labels_of_one_place_do_not_cover_each_other():
     taken = []
     for _ in range(3):
-        box = render._free_place((100, 100, 200, 180), (60, 14), (300, 300), taken)
-        assert not any(render._overlap(box, other) for other in taken)
+        box = drawing._free_place((100, 100, 200, 180), (60, 14), (300, 300), taken)
+        assert not any(drawing._overlap(box, other) for other in taken)
         taken.append(box)
 
 
@@ -236,7 +237,7 @@ def test_text_can_be_read_on_every_colour():
 
     for class_id in range(300):
         light, dark = sorted(
-            map(luminance, (render.color(class_id), render._contrast(render.color(class_id)))), reverse=True
+            map(luminance, (render.color(class_id), drawing._contrast(render.color(class_id)))), reverse=True
         )
         assert (light + 0.05) / (dark + 0.05) >= 4.0
 

@@ -23,7 +23,8 @@ import fai_fast
 import numpy as np
 import pytest
 from fai_fast.errors import EngineError
-from fai_fast.stream import Frame, Stream, _Colours, decoded_pixels
+from fai_fast.stream import Frame, Stream
+from fai_fast.stream.pixels import _Colours, decoded_pixels
 from PIL import Image
 from test_model import network
 from test_reference import small_spec

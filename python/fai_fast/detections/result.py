@@ -1,39 +1,34 @@
-"""What a network found in a frame: :class:`Detections`, which holds its masks as :class:`PackedMasks`."""
+"""What a network found in a frame: :class:`Detections`."""
 
 from __future__ import annotations
 
-import base64
-import importlib
-import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from fai_fast import _core
-from fai_fast.arguments import check_int, check_names, check_size, check_threads
+from fai_fast.arguments import check_int, check_names, check_size
+from fai_fast.detections import formats
+from fai_fast.detections.arrays import (
+    Bool,
+    Float32,
+    Float64,
+    Int16,
+    Int32,
+    Int64,
+    Segments,
+    _boxes,
+    _ids,
+    _rows,
+    _scores,
+    _segments,
+)
+from fai_fast.detections.masks import PackedMasks, _check_packed, _Immutable, _packed_mask, _SegmentSource
 
-__all__ = ["Detections", "Latency", "PackedMasks"]
-
-Bool = npt.NDArray[np.bool_]
-Int16 = npt.NDArray[np.int16]
-Int32 = npt.NDArray[np.int32]
-Int64 = npt.NDArray[np.int64]
-UInt64 = npt.NDArray[np.uint64]
-Float32 = npt.NDArray[np.float32]
-Float64 = npt.NDArray[np.float64]
-Segments = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
-
-# Our keys in a supervision.Detections: one array a row in `data`, one value a frame in `metadata`.
-_SV_QUERY = "fai_fast_query"
-_SV_SIZE = "fai_fast_size"
-_SV_CLASS_NAMES = "fai_fast_class_names"
-_SV_SEGMENTS = "fai_fast_segments"
-_SV_CLASS_NAME = "class_name"  # supervision's own
-
-_MAX_INT16 = 32767
+__all__ = ["Detections", "Latency"]
 
 
 class Latency(NamedTuple):
@@ -55,195 +50,6 @@ class Latency(NamedTuple):
     def total(self) -> float:
         """The sum of the stages."""
         return sum(self)
-
-
-class _Immutable:
-    __slots__ = ()
-
-    def _set(self, **fields: Any) -> None:
-        for name, value in fields.items():
-            if isinstance(value, np.ndarray):
-                value.flags.writeable = False
-            object.__setattr__(self, name, value)
-
-    def __setattr__(self, name: str, value: object) -> NoReturn:
-        raise AttributeError(f"{name}: {type(self).__name__} is immutable")
-
-    def __delattr__(self, name: str) -> NoReturn:
-        raise AttributeError(f"{name}: {type(self).__name__} is immutable")
-
-
-class PackedMasks(_Immutable):
-    """N masks of one frame at one bit a pixel, each cropped to its box. Immutable; its arrays are read-only.
-
-    Attributes:
-        bits: uint64 (words,). Mask i occupies rows y1..y2-1 of its box; a row is ``ceil(x2/64) -
-            floor(x1/64)`` words, and bit b (lowest first) of its word k is frame column ``64*(floor(x1/64)+k)
-            + b``. Bits outside [x1, x2) are zero. A selection shares the bits of what it was taken from.
-        offsets: int64 (N,), the first word of each mask.
-        boxes: int32 (N, 4), tight half-open pixel boxes x1, y1, x2, y2; zeros for a mask without pixels.
-        size: (H, W) of the frame.
-
-    Args:
-        bits, offsets, boxes, size: as above; copied.
-
-    Raises:
-        TypeError, ValueError: an argument has another dtype or shape, or does not describe masks in the form
-            above.
-
-    Example:
-        >>> mask = np.zeros((2, 480, 640), bool)
-        >>> mask[0, 10:20, 30:50] = True
-        >>> packed = PackedMasks.from_bool(mask)
-        >>> packed.boxes.tolist(), packed.area().tolist()
-        ([[30, 10, 50, 20], [0, 0, 0, 0]], [200, 0])
-    """
-
-    __slots__ = ("bits", "boxes", "offsets", "size")
-    bits: UInt64
-    offsets: Int64
-    boxes: Int32
-    size: tuple[int, int]
-
-    def __init__(self, bits: UInt64, offsets: Int64, boxes: Int32, size: Sequence[int]) -> None:
-        size = check_size("size", size)
-        _core.masks_check(bits, offsets, boxes, size)
-        # Checked again as copies, which nobody else can change.
-        copies = np.array(bits), np.array(offsets), np.array(boxes)
-        _core.masks_check(*copies, size)
-        self._set(bits=copies[0], offsets=copies[1], boxes=copies[2], size=size)
-
-    @classmethod
-    def _wrap(cls, bits: UInt64, offsets: Int64, boxes: Int32, size: tuple[int, int]) -> PackedMasks:
-        """Takes arrays over that are known to be right and that nobody else writes to."""
-        self = cls.__new__(cls)
-        self._set(bits=bits, offsets=offsets, boxes=boxes, size=size)
-        return self
-
-    @classmethod
-    def from_bool(cls, mask: Bool, *, num_threads: int | None = None) -> PackedMasks:
-        """Packs bool masks (N, H, W) of any strides. Raises TypeError, ValueError for anything else."""
-        packed = _core.masks_encode(mask, num_threads=check_threads("num_threads", num_threads))
-        return cls._wrap(*packed, (mask.shape[1], mask.shape[2]))
-
-    @classmethod
-    def from_segments(
-        cls, segments: Segments, queries: Int64, *, num_threads: int | None = None
-    ) -> PackedMasks:
-        """The pixels of a label image that equal each of some labels.
-
-        Args:
-            segments: uint8 or uint16 (H, W), C-contiguous.
-            queries: int64 (N,), values of ``segments``.
-            num_threads: at most this many threads; None for all cores.
-
-        Raises:
-            TypeError, ValueError: an argument has another dtype or shape, or a query is no value of
-                ``segments``.
-        """
-        packed = _core.masks_from_segments(
-            segments, queries, num_threads=check_threads("num_threads", num_threads)
-        )
-        return cls._wrap(*packed, (segments.shape[0], segments.shape[1]))
-
-    @classmethod
-    def concatenate(cls, parts: Sequence[PackedMasks]) -> PackedMasks:
-        """The masks of all parts, in order. Raises ValueError unless there are parts, all of one size."""
-        sizes = {part.size for part in parts}
-        if len(sizes) != 1:
-            raise ValueError(f"parts: got masks of sizes {sorted(sizes)}, expected one size")
-        dense = [part.compact() for part in parts]
-        starts = np.cumsum([0] + [part.bits.size for part in dense[:-1]])
-        return cls._wrap(
-            np.concatenate([part.bits for part in dense]),
-            np.concatenate([part.offsets + start for part, start in zip(dense, starts, strict=True)]),
-            np.concatenate([part.boxes for part in dense]),
-            sizes.pop(),
-        )
-
-    def __len__(self) -> int:
-        return len(self.boxes)
-
-    def __getitem__(self, index: Any) -> PackedMasks:
-        """The masks that NumPy's indexing of the first axis gives; an int gives one mask. Shares ``bits``."""
-        return self._take(_rows(index, len(self)))
-
-    def _take(self, rows: Int64) -> PackedMasks:
-        return PackedMasks._wrap(self.bits, self.offsets[rows], self.boxes[rows], self.size)
-
-    def decode(self, *, out: Bool | None = None, num_threads: int | None = None) -> Bool:
-        """The masks as bool (N, H, W).
-
-        Args:
-            out: a writable C-contiguous bool array (N, H, W) to write to and return. Without it memory that
-                the system has zeroed is used, of which only the boxes are touched.
-            num_threads: at most this many threads; None for all cores.
-
-        Raises:
-            TypeError, ValueError: ``out`` does not fit.
-        """
-        threads = check_threads("num_threads", num_threads)
-        return _core.masks_decode(
-            self.bits, self.offsets, self.boxes, self.size, out=out, num_threads=threads
-        )
-
-    def crops(self) -> list[Bool]:
-        """Each mask as bool (y2 - y1, x2 - x1), cropped to its box."""
-        return _core.masks_crops(self.bits, self.offsets, self.boxes, self.size)
-
-    def area(self) -> Int64:
-        """int64 (N,), pixels of each mask."""
-        return _core.masks_area(self.bits, self.offsets, self.boxes, self.size)
-
-    def to_rle(self, *, num_threads: int | None = None) -> list[dict[str, Any]]:
-        """COCO's compressed RLE of each mask, ``{"size": [H, W], "counts": bytes}``; pycocotools' bytes."""
-        threads = check_threads("num_threads", num_threads)
-        counts = _core.masks_rle(self.bits, self.offsets, self.boxes, self.size, num_threads=threads)
-        return [{"size": list(self.size), "counts": text} for text in counts]
-
-    def compact(self) -> PackedMasks:
-        """A copy with bits of its own, dense and in order."""
-        return PackedMasks._wrap(
-            *_core.masks_compact(self.bits, self.offsets, self.boxes, self.size), self.size
-        )
-
-    def __eq__(self, other: object) -> bool:
-        """Whether the sizes and all pixels are equal."""
-        if not isinstance(other, PackedMasks):
-            return NotImplemented
-        return (
-            self.size == other.size
-            and np.array_equal(self.boxes, other.boxes)
-            and np.array_equal(self.compact().bits, other.compact().bits)
-        )
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        dense = self.compact()
-        return PackedMasks, (dense.bits, dense.offsets, dense.boxes, dense.size)
-
-    def __repr__(self) -> str:
-        return f"PackedMasks({len(self)} in {self.size[0]}x{self.size[1]})"
-
-
-class _SegmentSource(_Immutable):
-    """The winning query of each pixel, and the masks of some queries, packed when first asked for.
-
-    Selections of a result share one source, so that its masks are packed once.
-    """
-
-    __slots__ = ("_packed", "queries", "segments")
-    segments: Segments
-    queries: Int64
-    _packed: PackedMasks | None
-
-    def __init__(self, segments: Segments, queries: Int64) -> None:
-        self._set(segments=segments, queries=queries, _packed=None)
-
-    def packed(self) -> PackedMasks:
-        if self._packed is None:
-            self._set(_packed=PackedMasks.from_segments(self.segments, self.queries))
-        assert self._packed is not None
-        return self._packed
 
 
 class Detections(_Immutable):
@@ -648,17 +454,7 @@ class Detections(_Immutable):
 
         Raises ImportError without OpenCV, ValueError for boxes only.
         """
-        cv2 = _require("cv2", "to_polygons", "polygons")
-        packed = self._masks()
-        polygons = []
-        for crop, box in zip(packed.crops(), packed.boxes.tolist(), strict=True):
-            contours: Sequence[Int32] = ()
-            if crop.size:
-                contours, _ = cv2.findContours(
-                    crop.view(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE, offset=(box[0], box[1])
-                )
-            polygons.append([np.asarray(contour, np.int32).reshape(-1, 2) for contour in contours])
-        return polygons
+        return formats.to_polygons(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the label map, in JSON's types.
@@ -671,23 +467,7 @@ class Detections(_Immutable):
             [{'xyxy': [0.0, 0.0, 4.0, 2.0], 'confidence': 0.5, 'class_id': 7, 'class_name': '7',
               'query': -1, 'tracker_id': None, 'area': 8.0, 'mask': None}]
         """
-        n = len(self)
-        columns: dict[str, Sequence[Any]] = {
-            "xyxy": self.xyxy.tolist(),
-            "confidence": self.confidence.tolist(),
-            "class_id": self.class_id.tolist(),
-            "class_name": self.class_name.tolist(),
-            "query": self.query.tolist(),
-            "tracker_id": [None] * n if self.tracker_id is None else self.tracker_id.tolist(),
-            "area": self.area.tolist(),
-            "mask": self._json_rle(),
-        }
-        rows = zip(*columns.values(), strict=True)
-        return {
-            "size": list(self.size),
-            "class_names": None if self.class_names is None else list(self.class_names),
-            "detections": [dict(zip(columns, row, strict=True)) for row in rows],
-        }
+        return formats.to_dict(self)
 
     def to_json(self, *, indent: int | None = None) -> str:
         """:meth:`to_dict` as JSON."""
@@ -699,31 +479,7 @@ class Detections(_Immutable):
         Each has ``image_id``, ``category_id`` (the class id), ``bbox`` [x, y, width, height], ``score``,
         ``area``, ``iscrowd`` 0 and, where there are masks, ``segmentation`` (RLE, its counts as str).
         """
-        columns = zip(
-            self.class_id.tolist(),
-            self.xyxy.tolist(),
-            self.confidence.tolist(),
-            self.area.tolist(),
-            self._json_rle(),
-            strict=True,
-        )
-        annotations = []
-        for class_id, (x1, y1, x2, y2), score, area, rle in columns:
-            annotation = {
-                "image_id": image_id,
-                "category_id": class_id,
-                "bbox": [x1, y1, x2 - x1, y2 - y1],
-                "score": score,
-                "area": area,
-                "iscrowd": 0,
-            }
-            annotations.append(annotation if rle is None else {**annotation, "segmentation": rle})
-        return annotations
-
-    def _json_rle(self) -> Sequence[dict[str, Any] | None]:
-        if self.packed is None:
-            return [None] * len(self)
-        return [{**rle, "counts": rle["counts"].decode("ascii")} for rle in self.to_rle()]
+        return formats.to_coco(self, image_id)
 
     def to_focoos(self) -> dict[str, Any]:
         """The JSON that FocoosAI's ``FocoosDetections`` reads.
@@ -735,35 +491,7 @@ class Detections(_Immutable):
 
         Raises ImportError without Pillow where there are masks.
         """
-        boxes = self._pixel_boxes()
-        texts: list[str | None] = [None] * len(self)
-        if (packed := self.packed) is not None:
-            image = _require("PIL.Image", "to_focoos", "focoos")
-            pixels = packed.boxes[:, 2] > 0
-            boxes[pixels] = packed.boxes[pixels]
-            for i, crop in enumerate(packed.crops()):
-                x1, y1, x2, y2 = boxes[i].tolist()
-                content = crop if crop.size else np.zeros((y2 - y1, x2 - x1), bool)
-                file = io.BytesIO()
-                image.fromarray(content.astype(np.uint8) * np.uint8(255)).save(file, format="PNG")
-                texts[i] = base64.b64encode(file.getvalue()).decode("ascii")
-        rows = zip(
-            (boxes - [0, 0, 1, 1]).tolist(),
-            self.confidence.tolist(),
-            self.class_id.tolist(),
-            self.class_name.tolist(),
-            texts,
-            strict=True,
-        )
-        keys = ("bbox", "conf", "cls_id", "label", "mask")
-        return {"detections": [dict(zip(keys, row, strict=True)) for row in rows], "latency": None}
-
-    def _pixel_boxes(self) -> Int64:
-        """The pixels that each xyxy touches, at least one and inside the frame, as half-open edges."""
-        last = np.array([self.size[1], self.size[0]]) - 1
-        first = np.clip(np.floor(self.xyxy[:, :2]), 0, last)
-        end = np.clip(np.ceil(self.xyxy[:, 2:]), first + 1, last + 1)
-        return np.concatenate([first, end], axis=1).astype(np.int64)
+        return formats.to_focoos(self)
 
     def to_supervision(self) -> Any:
         """A ``supervision.Detections`` of its own arrays.
@@ -774,19 +502,7 @@ class Detections(_Immutable):
 
         Raises ImportError without supervision.
         """
-        supervision = _require("supervision", "to_supervision", "plot")
-        metadata: dict[str, Any] = {_SV_SIZE: self.size, _SV_CLASS_NAMES: self.class_names}
-        if self._source is not None:
-            metadata[_SV_SEGMENTS] = self._source.segments
-        return supervision.Detections(
-            xyxy=self.xyxy.copy(),
-            mask=self.mask,
-            confidence=self.confidence.copy(),
-            class_id=self.class_id.copy(),
-            tracker_id=None if self.tracker_id is None else self.tracker_id.copy(),
-            data={_SV_CLASS_NAME: self.class_name, _SV_QUERY: self.query.copy()},
-            metadata=metadata,
-        )
+        return formats.to_supervision(self)
 
     @classmethod
     def from_supervision(
@@ -805,37 +521,7 @@ class Detections(_Immutable):
         Raises:
             TypeError, ValueError: something in it does not fit, or the size is not known.
         """
-        for name in ("xyxy", "mask", "confidence", "class_id", "tracker_id", "data", "metadata"):
-            if not hasattr(detections, name):
-                raise TypeError(f"detections: got {type(detections).__name__}, expected supervision's")
-        n = len(detections.xyxy)
-        data, metadata = detections.data, detections.metadata
-        mask = None if detections.mask is None else np.asarray(detections.mask)
-        if size is None:
-            size = metadata.get(_SV_SIZE) if mask is None else metadata.get(_SV_SIZE, mask.shape[1:])
-        if size is None:
-            raise ValueError("size: got None, expected (height, width): there are no masks to tell it")
-        class_id = np.full(n, -1) if detections.class_id is None else detections.class_id
-        if class_names is None:
-            class_names = metadata.get(_SV_CLASS_NAMES)
-        if class_names is None and _SV_CLASS_NAMES not in metadata:
-            class_names = _names_of_rows(class_id, data.get(_SV_CLASS_NAME, ()))
-        self = cls(
-            xyxy=detections.xyxy,
-            confidence=np.ones(n, np.float32) if detections.confidence is None else detections.confidence,
-            class_id=class_id,
-            size=size,
-            query=data.get(_SV_QUERY),
-            class_names=class_names,
-            tracker_id=detections.tracker_id,
-            mask=mask,
-        )
-        segments = metadata.get(_SV_SEGMENTS)
-        if segments is not None and _SV_QUERY in data and self.packed is not None:
-            source = _SegmentSource(_segments(segments, self.query, self.class_id, self.size), self.query)
-            if source.packed() == self.packed:
-                self._set(_source=source, _source_rows=np.arange(n))
-        return self
+        return formats.from_supervision(cls, detections, size, class_names)
 
     def plot(self, image: Any) -> npt.NDArray[np.uint8]:
         """A new picture of the frame with masks, boxes and labels on it, through supervision.
@@ -850,31 +536,7 @@ class Detections(_Immutable):
             ImportError: without supervision.
             TypeError, ValueError: ``image`` is of another dtype or shape than (H, W, 3) of ``size``.
         """
-        if hasattr(image, "convert") and hasattr(image, "mode"):
-            image = np.asarray(image.convert("RGB"))
-        if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
-            came = f"dtype {image.dtype}" if isinstance(image, np.ndarray) else type(image).__name__
-            raise TypeError(f"image: got {came}, expected a uint8 array (H, W, 3) or a Pillow image")
-        if image.shape != (*self.size, 3):
-            raise ValueError(f"image: got shape {image.shape}, expected {(*self.size, 3)}")
-        supervision = _require("supervision", "plot", "plot")
-        found = self.to_supervision()
-        # supervision has no colour for class -1.
-        unknown = bool((self.class_id < 0).any())
-        lookup = supervision.ColorLookup.INDEX if unknown else supervision.ColorLookup.CLASS
-        labels = [
-            f"{name} {score:.2f}"
-            for name, score in zip(self.class_name.tolist(), self.confidence.tolist(), strict=True)
-        ]
-        if self.tracker_id is not None:
-            labels = [f"#{i} {label}" for i, label in zip(self.tracker_id.tolist(), labels, strict=True)]
-        # supervision draws in OpenCV's order of colours, in place.
-        scene = image[:, :, ::-1].copy()
-        if found.mask is not None:
-            scene = supervision.MaskAnnotator(color_lookup=lookup).annotate(scene, found)
-        scene = supervision.BoxAnnotator(color_lookup=lookup).annotate(scene, found)
-        scene = supervision.LabelAnnotator(color_lookup=lookup).annotate(scene, found, labels=labels)
-        return np.ascontiguousarray(scene[:, :, ::-1])
+        return formats.plot(self, image)
 
 
 def _equal_or_none(a: Int64 | None, b: Int64 | None) -> bool:
@@ -886,107 +548,6 @@ def _rebuild(fields: dict[str, Any], latency: Latency | None = None) -> Detectio
     return self if latency is None else self._with_latency(latency)
 
 
-def _rows(index: Any, n: int) -> Int64:
-    """The rows that NumPy's indexing of an axis of length n gives. Raises IndexError as NumPy does."""
-    rows = np.arange(n)[index]
-    if rows.ndim > 1:
-        raise IndexError(f"index: got {type(index).__name__} that adds a dimension, expected rows")
-    return np.atleast_1d(rows)
-
-
-def _require(module: str, method: str, extra: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        text = f"{method} needs {module.partition('.')[0]}: pip install 'fai-fast[{extra}]'"
-        raise ImportError(text) from error
-
-
-def _array(name: str, value: object, expected: str) -> npt.NDArray[Any]:
-    try:
-        return np.asarray(value)
-    except Exception as error:
-        raise TypeError(f"{name}: got {type(value).__name__}, expected {expected}") from error
-
-
-def _numbers(name: str, value: object, shape: tuple[int, ...], kinds: str, expected: str) -> npt.NDArray[Any]:
-    """`value` as an array of `shape` whose dtype is of one of `kinds`; no values have any dtype."""
-    array = _array(name, value, expected)
-    if array.size and array.dtype.kind not in kinds:
-        raise TypeError(f"{name}: got dtype {array.dtype}, expected {expected}")
-    if array.shape != shape and (array.size or 0 not in shape):
-        raise ValueError(f"{name}: got shape {array.shape}, expected {expected} of shape {shape}")
-    # No values of some other dtype (structured, object) do not convert; none of this one do.
-    return array.reshape(shape) if array.dtype.kind in kinds else np.empty(shape, f"{kinds[0]}8")
-
-
-def _ids(name: str, value: object, n: int, minimum: int | None = None) -> Int64:
-    array = _numbers(name, value, (n,), "iu", "integers")
-    if array.dtype.kind == "u" and array.size and array.max() > np.iinfo(np.int64).max:
-        raise ValueError(f"{name}: got {array.max()}, expected values of int64")
-    ids = array.astype(np.int64)
-    if minimum is not None and ids.size and ids.min() < minimum:
-        raise ValueError(f"{name}: got {ids.min()}, expected {minimum} or more")
-    return ids
-
-
-def _finite(name: str, array: npt.NDArray[Any]) -> Float32:
-    with np.errstate(over="ignore"):
-        values: Float32 = array.astype(np.float32)
-    if not np.isfinite(values).all():
-        raise ValueError(f"{name}: got NaN, infinity or a value beyond float32, expected finite numbers")
-    return values
-
-
-def _scores(value: object, n: int) -> Float32:
-    return _finite("confidence", _numbers("confidence", value, (n,), "iuf", "numbers"))
-
-
-def _boxes(value: object) -> Float32:
-    array = _array("xyxy", value, "numbers (N, 4)")
-    n = len(array) if array.ndim else 0
-    boxes = _finite("xyxy", _numbers("xyxy", array, (n, 4), "iuf", "numbers"))
-    if (boxes[:, :2] > boxes[:, 2:]).any():
-        row = int(np.flatnonzero((boxes[:, :2] > boxes[:, 2:]).any(axis=1))[0])
-        raise ValueError(f"xyxy: got {boxes[row].tolist()} in row {row}, expected x1 <= x2 and y1 <= y2")
-    return boxes
-
-
-def _packed_mask(mask: object, n: int, size: tuple[int, int]) -> PackedMasks:
-    array = _array("mask", mask, "bool (N, H, W)")
-    if array.dtype != np.bool_:
-        raise TypeError(f"mask: got dtype {array.dtype}, expected bool")
-    if array.shape != (n, *size):
-        raise ValueError(f"mask: got shape {array.shape}, expected {(n, *size)}")
-    return PackedMasks.from_bool(array)
-
-
-def _check_packed(packed: object, n: int, size: tuple[int, int]) -> None:
-    if not isinstance(packed, PackedMasks):
-        raise TypeError(f"packed: got {type(packed).__name__}, expected PackedMasks")
-    if len(packed) != n or packed.size != size:
-        raise ValueError(f"packed: got {len(packed)} masks of {packed.size}, expected {n} of {size}")
-
-
-def _segments(value: object, queries: Int64, class_ids: Int64, size: tuple[int, int]) -> Segments:
-    array = _array("label_source", value, "uint8 or uint16 (H, W)")
-    if array.dtype not in (np.uint8, np.uint16):
-        raise TypeError(f"label_source: got dtype {array.dtype}, expected uint8 or uint16")
-    if array.shape != size:
-        raise ValueError(f"label_source: got shape {array.shape}, expected size {size}")
-    nobody = np.iinfo(array.dtype).max
-    if queries.size and not (queries.min() >= 0 and queries.max() < nobody):
-        raise ValueError(
-            f"query: got {queries.min()} to {queries.max()}, expected 0 to {nobody - 1} with label_source"
-        )
-    if class_ids.size and class_ids.max() > _MAX_INT16:
-        raise ValueError(f"class_id: got {class_ids.max()}, expected at most {_MAX_INT16} with label_source")
-    # In the machine's byte order, whatever came.
-    if array.dtype == np.uint8:
-        return np.array(array, np.uint8, order="C")
-    return np.array(array, np.uint16, order="C")
-
-
 def _all_or_none(name: str, values: Sequence[Any]) -> Sequence[Any] | None:
     missing = sum(value is None for value in values)
     if missing == len(values):
@@ -994,9 +555,3 @@ def _all_or_none(name: str, values: Sequence[Any]) -> Sequence[Any] | None:
     if missing:
         raise ValueError(f"detections: got some with {name} and some without, expected all or none")
     return values
-
-
-def _names_of_rows(class_id: npt.NDArray[Any], names: Sequence[Any]) -> list[str] | None:
-    """Class names, as far as rows tell them; the number of a class that no row is of."""
-    known = {int(i): str(name) for i, name in zip(class_id, names, strict=False) if 0 <= i <= _MAX_INT16}
-    return [known.get(i, str(i)) for i in range(max(known) + 1)] if known else None

@@ -1,0 +1,218 @@
+"""Results as other libraries hold them, and back: COCO, FocoosAI, supervision, polygons, JSON's types.
+
+Each function is the method of the same name of :class:`fai_fast.Detections`, which says what it gives.
+"""
+
+from __future__ import annotations
+
+import base64
+import importlib
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fai_fast.detections.arrays import _MAX_INT16, Int32, Int64, _segments
+from fai_fast.detections.masks import _SegmentSource
+
+if TYPE_CHECKING:
+    from fai_fast.detections.result import Detections
+
+# Our keys in a supervision.Detections: one array a row in `data`, one value a frame in `metadata`.
+_SV_QUERY = "fai_fast_query"
+_SV_SIZE = "fai_fast_size"
+_SV_CLASS_NAMES = "fai_fast_class_names"
+_SV_SEGMENTS = "fai_fast_segments"
+_SV_CLASS_NAME = "class_name"  # supervision's own
+
+
+def to_polygons(detections: Detections) -> list[list[Int32]]:
+    cv2 = _require("cv2", "to_polygons", "polygons")
+    packed = detections._masks()
+    polygons = []
+    for crop, box in zip(packed.crops(), packed.boxes.tolist(), strict=True):
+        contours: Sequence[Int32] = ()
+        if crop.size:
+            contours, _ = cv2.findContours(
+                crop.view(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE, offset=(box[0], box[1])
+            )
+        polygons.append([np.asarray(contour, np.int32).reshape(-1, 2) for contour in contours])
+    return polygons
+
+
+def to_dict(detections: Detections) -> dict[str, Any]:
+    n = len(detections)
+    columns: dict[str, Sequence[Any]] = {
+        "xyxy": detections.xyxy.tolist(),
+        "confidence": detections.confidence.tolist(),
+        "class_id": detections.class_id.tolist(),
+        "class_name": detections.class_name.tolist(),
+        "query": detections.query.tolist(),
+        "tracker_id": [None] * n if detections.tracker_id is None else detections.tracker_id.tolist(),
+        "area": detections.area.tolist(),
+        "mask": _json_rle(detections),
+    }
+    rows = zip(*columns.values(), strict=True)
+    return {
+        "size": list(detections.size),
+        "class_names": None if detections.class_names is None else list(detections.class_names),
+        "detections": [dict(zip(columns, row, strict=True)) for row in rows],
+    }
+
+
+def to_coco(detections: Detections, image_id: int | str) -> list[dict[str, Any]]:
+    columns = zip(
+        detections.class_id.tolist(),
+        detections.xyxy.tolist(),
+        detections.confidence.tolist(),
+        detections.area.tolist(),
+        _json_rle(detections),
+        strict=True,
+    )
+    annotations = []
+    for class_id, (x1, y1, x2, y2), score, area, rle in columns:
+        annotation = {
+            "image_id": image_id,
+            "category_id": class_id,
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "score": score,
+            "area": area,
+            "iscrowd": 0,
+        }
+        annotations.append(annotation if rle is None else {**annotation, "segmentation": rle})
+    return annotations
+
+
+def _json_rle(detections: Detections) -> Sequence[dict[str, Any] | None]:
+    if detections.packed is None:
+        return [None] * len(detections)
+    return [{**rle, "counts": rle["counts"].decode("ascii")} for rle in detections.to_rle()]
+
+
+def to_focoos(detections: Detections) -> dict[str, Any]:
+    boxes = _pixel_boxes(detections)
+    texts: list[str | None] = [None] * len(detections)
+    if (packed := detections.packed) is not None:
+        image = _require("PIL.Image", "to_focoos", "focoos")
+        pixels = packed.boxes[:, 2] > 0
+        boxes[pixels] = packed.boxes[pixels]
+        for i, crop in enumerate(packed.crops()):
+            x1, y1, x2, y2 = boxes[i].tolist()
+            content = crop if crop.size else np.zeros((y2 - y1, x2 - x1), bool)
+            file = io.BytesIO()
+            image.fromarray(content.astype(np.uint8) * np.uint8(255)).save(file, format="PNG")
+            texts[i] = base64.b64encode(file.getvalue()).decode("ascii")
+    rows = zip(
+        (boxes - [0, 0, 1, 1]).tolist(),
+        detections.confidence.tolist(),
+        detections.class_id.tolist(),
+        detections.class_name.tolist(),
+        texts,
+        strict=True,
+    )
+    keys = ("bbox", "conf", "cls_id", "label", "mask")
+    return {"detections": [dict(zip(keys, row, strict=True)) for row in rows], "latency": None}
+
+
+def _pixel_boxes(detections: Detections) -> Int64:
+    """The pixels that each xyxy touches, at least one and inside the frame, as half-open edges."""
+    last = np.array([detections.size[1], detections.size[0]]) - 1
+    first = np.clip(np.floor(detections.xyxy[:, :2]), 0, last)
+    end = np.clip(np.ceil(detections.xyxy[:, 2:]), first + 1, last + 1)
+    return np.concatenate([first, end], axis=1).astype(np.int64)
+
+
+def to_supervision(detections: Detections) -> Any:
+    supervision = _require("supervision", "to_supervision", "plot")
+    metadata: dict[str, Any] = {_SV_SIZE: detections.size, _SV_CLASS_NAMES: detections.class_names}
+    if detections._source is not None:
+        metadata[_SV_SEGMENTS] = detections._source.segments
+    return supervision.Detections(
+        xyxy=detections.xyxy.copy(),
+        mask=detections.mask,
+        confidence=detections.confidence.copy(),
+        class_id=detections.class_id.copy(),
+        tracker_id=None if detections.tracker_id is None else detections.tracker_id.copy(),
+        data={_SV_CLASS_NAME: detections.class_name, _SV_QUERY: detections.query.copy()},
+        metadata=metadata,
+    )
+
+
+def from_supervision(
+    cls: type[Detections], detections: Any, size: Sequence[int] | None, class_names: Sequence[str] | None
+) -> Detections:
+    for name in ("xyxy", "mask", "confidence", "class_id", "tracker_id", "data", "metadata"):
+        if not hasattr(detections, name):
+            raise TypeError(f"detections: got {type(detections).__name__}, expected supervision's")
+    n = len(detections.xyxy)
+    data, metadata = detections.data, detections.metadata
+    mask = None if detections.mask is None else np.asarray(detections.mask)
+    if size is None:
+        size = metadata.get(_SV_SIZE) if mask is None else metadata.get(_SV_SIZE, mask.shape[1:])
+    if size is None:
+        raise ValueError("size: got None, expected (height, width): there are no masks to tell it")
+    class_id = np.full(n, -1) if detections.class_id is None else detections.class_id
+    if class_names is None:
+        class_names = metadata.get(_SV_CLASS_NAMES)
+    if class_names is None and _SV_CLASS_NAMES not in metadata:
+        class_names = _names_of_rows(class_id, data.get(_SV_CLASS_NAME, ()))
+    self = cls(
+        xyxy=detections.xyxy,
+        confidence=np.ones(n, np.float32) if detections.confidence is None else detections.confidence,
+        class_id=class_id,
+        size=size,
+        query=data.get(_SV_QUERY),
+        class_names=class_names,
+        tracker_id=detections.tracker_id,
+        mask=mask,
+    )
+    segments = metadata.get(_SV_SEGMENTS)
+    if segments is not None and _SV_QUERY in data and self.packed is not None:
+        source = _SegmentSource(_segments(segments, self.query, self.class_id, self.size), self.query)
+        if source.packed() == self.packed:
+            self._set(_source=source, _source_rows=np.arange(n))
+    return self
+
+
+def plot(detections: Detections, image: Any) -> npt.NDArray[np.uint8]:
+    if hasattr(image, "convert") and hasattr(image, "mode"):
+        image = np.asarray(image.convert("RGB"))
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
+        came = f"dtype {image.dtype}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise TypeError(f"image: got {came}, expected a uint8 array (H, W, 3) or a Pillow image")
+    if image.shape != (*detections.size, 3):
+        raise ValueError(f"image: got shape {image.shape}, expected {(*detections.size, 3)}")
+    supervision = _require("supervision", "plot", "plot")
+    found = detections.to_supervision()
+    # supervision has no colour for class -1.
+    unknown = bool((detections.class_id < 0).any())
+    lookup = supervision.ColorLookup.INDEX if unknown else supervision.ColorLookup.CLASS
+    labels = [
+        f"{name} {score:.2f}"
+        for name, score in zip(detections.class_name.tolist(), detections.confidence.tolist(), strict=True)
+    ]
+    if detections.tracker_id is not None:
+        labels = [f"#{i} {label}" for i, label in zip(detections.tracker_id.tolist(), labels, strict=True)]
+    # supervision draws in OpenCV's order of colours, in place.
+    scene = image[:, :, ::-1].copy()
+    if found.mask is not None:
+        scene = supervision.MaskAnnotator(color_lookup=lookup).annotate(scene, found)
+    scene = supervision.BoxAnnotator(color_lookup=lookup).annotate(scene, found)
+    scene = supervision.LabelAnnotator(color_lookup=lookup).annotate(scene, found, labels=labels)
+    return np.ascontiguousarray(scene[:, :, ::-1])
+
+
+def _require(module: str, method: str, extra: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        text = f"{method} needs {module.partition('.')[0]}: pip install 'fai-fast[{extra}]'"
+        raise ImportError(text) from error
+
+
+def _names_of_rows(class_id: npt.NDArray[Any], names: Sequence[Any]) -> list[str] | None:
+    """Class names, as far as rows tell them; the number of a class that no row is of."""
+    known = {int(i): str(name) for i, name in zip(class_id, names, strict=False) if 0 <= i <= _MAX_INT16}
+    return [known.get(i, str(i)) for i in range(max(known) + 1)] if known else None

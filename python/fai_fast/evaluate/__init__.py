@@ -1,0 +1,30 @@
+"""Accuracy on labelled pictures: COCO's mask AP of instance models, ADE20K's mIoU of semantic ones.
+
+What is measured is what :meth:`fai_fast.Model.infer` returns, in the pictures' own sizes. FocoosAI's published figures
+come from its training code (``MaskFormerProcessor.eval_postprocess`` of FocoosAI/focoos), which selects differently: AP
+from the 100 best pairs of query and class, so that one mask may count for several classes, and mIoU from the sum of all
+queries' class probabilities at a pixel. So the two need not agree exactly.
+
+All figures are percent, as in the registry and on the model cards.
+"""
+
+from fai_fast.evaluate.ade_data import AdeData, ade
+from fai_fast.evaluate.coco_data import TOP_K as TOP_K
+from fai_fast.evaluate.coco_data import CocoData, coco
+from fai_fast.evaluate.comparison import TOLERANCE, Comparison, Run, compare
+from fai_fast.evaluate.report import AdeReport, CocoReport, Report
+from fai_fast.evaluate.running import IN_FLIGHT as IN_FLIGHT
+
+__all__ = [
+    "TOLERANCE",
+    "AdeData",
+    "AdeReport",
+    "CocoData",
+    "CocoReport",
+    "Comparison",
+    "Report",
+    "Run",
+    "ade",
+    "coco",
+    "compare",
+]

@@ -1,0 +1,424 @@
+"""COCO's format: read, checked, and a model measured on it. Not called coco.py, because evaluate.coco is a function."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import reprlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from fai_fast.arguments import MAX_SIDE, check_number
+from fai_fast.evaluate.report import CocoReport, Figures, _some
+from fai_fast.evaluate.running import _account, _check_limit, _check_missing, _infer
+from fai_fast.images import check_max_pixels
+from fai_fast.model import Model
+
+# COCO's evaluator, and FocoosAI's, look at this many detections of a picture.
+TOP_K = 100
+# COCO's limits of the areas "small", "medium" and "large" are the evaluator's defaults, in this order after "all".
+_AREAS = ("all", "APs", "APm", "APl")
+# Longer than any file system's.
+_LONGEST_NAME = 4096
+# What a file holds may be of any size and depth, a message not.
+_brief = reprlib.Repr()
+
+_brief.maxlevel, _brief.maxstring, _brief.maxother, _brief.maxlong = 2, 40, 40, 40
+
+
+_log = logging.getLogger("fai_fast")
+
+
+def coco(
+    model: Model,
+    images: Any,
+    annotations: Any,
+    *,
+    threshold: float = 0.0,
+    limit: int | None = None,
+    skip_missing: bool = False,
+    progress: bool | None = False,
+    max_pixels: int | None = None,
+) -> CocoReport:
+    """COCO's mask AP of an instance model, by faster-coco-eval. Masks stay run-length coded throughout.
+
+    Categories are matched with the model's classes by name. Crowds, areas and the 100 detections a picture are as COCO
+    has them.
+
+    Args:
+        model: an instance model.
+        images: the folder that the annotations' file names are relative to.
+        annotations: the path of COCO's JSON. ``area`` may be missing: then it is the mask's.
+        threshold: rows whose score is not above it are left out; AP is defined for all that a model says, so 0.
+        limit: the first so many pictures, in order of their ids; None for all.
+        skip_missing: leave pictures out that are not in the folder, and say so in the report.
+        progress: a bar on stderr; None for one if that is a terminal.
+        max_pixels: of a picture, see :meth:`fai_fast.Model.infer`.
+
+    Raises:
+        ImportError: faster-coco-eval is not installed.
+        TypeError, ValueError: an argument, the JSON or a picture is wrong; names of categories do not match; a
+            picture's size is not the JSON's.
+        FileNotFoundError: pictures are missing.
+    """
+    data = CocoData.read(images, annotations, limit=limit, skip_missing=skip_missing)
+    return data.measure(model, threshold=threshold, progress=progress, max_pixels=max_pixels)
+
+
+@dataclass(frozen=True)
+class CocoData:
+    """A data set in COCO's format, checked; made by :meth:`read`.
+
+    Attributes:
+        source: the JSON's path.
+        images: ids, paths and sizes (H, W) of the pictures to evaluate, by id.
+        categories: ids and names.
+        annotations: COCO's records of these pictures.
+        missing: file names that are left out.
+    """
+
+    source: str
+    images: tuple[tuple[int, Path, tuple[int, int]], ...]
+    categories: Mapping[int, str]
+    annotations: Sequence[dict[str, Any]] = dataclasses.field(repr=False)
+    missing: tuple[str, ...] = ()
+
+    @classmethod
+    def read(
+        cls, images: Any, annotations: Any, *, limit: int | None = None, skip_missing: bool = False
+    ) -> CocoData:
+        """Reads and checks the JSON, and looks for the pictures. Arguments and errors as of :func:`coco`."""
+        _evaluator()
+        limit = _check_limit(limit)
+        folder, file = Path(images), Path(annotations)
+        if not folder.is_dir():
+            raise FileNotFoundError(f"images: no such folder: {folder}")
+        document = _read_json(file)
+        categories = _categories(document["categories"], file)
+        known = sorted(_pictures(document["images"], folder, file))[:limit]
+        if not known:
+            raise ValueError(f"annotations: {file} lists no images")
+        there = [_is_there(path) for _, path, _ in known]
+        absent = [
+            str(path.relative_to(folder))
+            for (_, path, _), is_there in zip(known, there, strict=True)
+            if not is_there
+        ]
+        _check_missing("images", absent, f"in {folder}", skip_missing, len(known))
+        found = tuple(item for item, is_there in zip(known, there, strict=True) if is_there)
+        sizes = {item[0]: item[2] for item in found}
+        everywhere = {record["id"] for record in document["images"]}
+        return cls(
+            str(file),
+            found,
+            categories,
+            _annotations(document["annotations"], sizes, everywhere, categories, file),
+            tuple(absent),
+        )
+
+    def measure(
+        self,
+        model: Model,
+        *,
+        threshold: float = 0.0,
+        progress: bool | None = False,
+        max_pixels: int | None = None,
+    ) -> CocoReport:
+        """Runs the model on every picture. Arguments and errors as of :func:`coco`."""
+        threshold, max_pixels = check_number("threshold", threshold), check_max_pixels(max_pixels)
+        if model.spec.task != "instance":
+            raise ValueError(
+                f"model: {model.spec.name} is a {model.spec.task} model, expected an instance one; "
+                "measure it with ade()"
+            )
+        category_of = self._category_of(model.spec.classes)
+        rows: list[dict[str, Any]] = []
+        paths = [path for _, path, _ in self.images]
+        for (image_id, path, size), found in zip(
+            self.images, _infer(model, paths, threshold, progress, max_pixels), strict=True
+        ):
+            if found.size != size:
+                raise ValueError(
+                    f"{path}: {found.size[0]}x{found.size[1]} pixels (height x width), expected {size[0]}x{size[1]} "
+                    f"as {self.source} says"
+                )
+            best = found[:TOP_K]
+            for class_id, score, area, rle in zip(
+                best.class_id.tolist(),
+                best.confidence.tolist(),
+                best.area.tolist(),
+                best.to_rle(),
+                strict=True,
+            ):
+                if class_id in category_of:
+                    rows.append(
+                        {
+                            "id": len(rows) + 1,
+                            "image_id": image_id,
+                            "category_id": category_of[class_id],
+                            "segmentation": rle,
+                            "score": score,
+                            "area": float(area),
+                            "iscrowd": 0,
+                        }
+                    )
+        precision = self._precision(rows)
+        metrics: Figures = {
+            "segm/AP": _mean(precision[..., 0]),
+            "segm/AP50": _mean(precision[0, ..., 0]),
+            "segm/AP75": _mean(precision[5, ..., 0]),
+        }
+        metrics |= {f"segm/{name}": _mean(precision[..., i]) for i, name in enumerate(_AREAS) if i}
+        at = {category: index for index, category in enumerate(sorted(self.categories))}
+        return CocoReport(
+            **_account(model, threshold),
+            images=len(self.images),
+            missing=self.missing,
+            metrics=metrics,
+            per_class={
+                name: _mean(precision[:, :, at[category_of[index]], 0]) if index in category_of else None
+                for index, name in enumerate(model.spec.classes)
+            },
+            objects=len(self.annotations),
+            detections=len(rows),
+        )
+
+    def _category_of(self, classes: Sequence[str]) -> dict[int, int]:
+        """The category of each class by name; ValueError where objects have a category that is no class."""
+        ids = {name: category for category, name in self.categories.items()}
+        unknown = sorted(set(ids) - set(classes))
+        lacking = [name for name in classes if name not in ids]
+        with_objects = {self.categories[item["category_id"]] for item in self.annotations}
+        if set(unknown) & with_objects or len(lacking) == len(classes):
+            raise ValueError(
+                f"annotations: categories of {self.source} are no classes of the model: {_quoted(unknown)}; "
+                f"its classes without a category: {_quoted(lacking)}; rename the categories"
+            )
+        if lacking:
+            _log.info(
+                "%s has no category for %s of the model's classes, whose detections are left out: %s",
+                self.source,
+                len(lacking),
+                _some(lacking),
+            )
+        return {index: ids[name] for index, name in enumerate(classes) if name in ids}
+
+    def _precision(self, rows: list[dict[str, Any]]) -> npt.NDArray[np.float64]:
+        """(10 IoUs, 101 recalls, categories by id, areas), -1 where there is no truth."""
+        COCO, COCOeval_faster = _evaluator()
+        head = {
+            "images": [{"id": key, "height": size[0], "width": size[1]} for key, _, size in self.images],
+            "categories": [{"id": key, "name": name} for key, name in self.categories.items()],
+        }
+        truth, found = COCO(), COCO()
+        # The evaluator writes into the records.
+        truth.dataset = {**head, "annotations": [dict(item) for item in self.annotations]}
+        found.dataset = {**head, "annotations": rows}
+        truth.createIndex()
+        found.createIndex()
+        evaluator = COCOeval_faster(truth, found, "segm", print_function=_log.debug)
+        evaluator.evaluate()
+        evaluator.accumulate()
+        return cast("npt.NDArray[np.float64]", np.asarray(evaluator.eval["precision"])[..., -1])
+
+
+def _evaluator() -> tuple[Any, Any]:
+    try:
+        from faster_coco_eval import COCO, COCOeval_faster
+    except ImportError as error:
+        raise ImportError(
+            "faster-coco-eval is needed for COCO's mask AP: pip install 'fai-fast[eval]'"
+        ) from error
+    return COCO, COCOeval_faster
+
+
+def _mean(precision: npt.NDArray[np.float64]) -> float | None:
+    known = precision[precision > -1]
+    return 100 * float(known.mean()) if known.size else None
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return _some([repr(name) for name in names]) if names else "none"
+
+
+def _read_json(file: Path) -> dict[str, list[Any]]:
+    if file.exists() and not file.is_file():
+        raise ValueError(f"annotations: {file} is no regular file, expected COCO's instances JSON")
+    if not file.is_file():
+        raise FileNotFoundError(f"annotations: no such file: {file}")
+    try:
+        document = json.loads(file.read_bytes())
+    except RecursionError:
+        raise ValueError(
+            f"annotations: {file} is nested too deeply, expected COCO's instances format"
+        ) from None
+    except ValueError as error:
+        raise ValueError(
+            f"annotations: {file} is no JSON ({error}), expected COCO's instances format"
+        ) from error
+    if not isinstance(document, dict):
+        raise ValueError(
+            f"annotations: {file} holds {_brief.repr(document)}, expected an object in COCO's instances format"
+        )
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(document.get(key), list):
+            raise ValueError(f"annotations: {file} has no list {key!r}, expected COCO's instances format")
+        for i, record in enumerate(document[key]):
+            if not isinstance(record, dict):
+                raise ValueError(
+                    f"annotations: {file}: {key}[{i}] is {_brief.repr(record)}, expected an object"
+                )
+    return cast("dict[str, list[Any]]", document)
+
+
+def _field(record: Mapping[str, Any], name: str, kind: type, where: str) -> Any:
+    value = record.get(name)
+    # A bool is an int in Python, not in JSON; and the evaluator's ids have 64 bits.
+    wrong = isinstance(value, bool) or (isinstance(value, int) and abs(value) > 2**53)
+    if wrong or not isinstance(value, kind):
+        came = _brief.repr(value) if name in record else "missing"
+        raise ValueError(f"{where}: {name!r} is {came}, expected {kind.__name__}")
+    return value
+
+
+def _categories(records: list[Any], file: Path) -> dict[int, str]:
+    categories: dict[int, str] = {}
+    names: set[str] = set()
+    for i, record in enumerate(records):
+        where = f"annotations: {file}: categories[{i}]"
+        key, name = _field(record, "id", int, where), _field(record, "name", str, where)
+        if key in categories or name in names:
+            raise ValueError(f"{where}: id {key} or name {_brief.repr(name)} is there twice")
+        categories[key] = name
+        names.add(name)
+    if not categories:
+        raise ValueError(f"annotations: {file} lists no categories")
+    return categories
+
+
+def _pictures(records: list[Any], folder: Path, file: Path) -> Iterator[tuple[int, Path, tuple[int, int]]]:
+    seen = set()
+    for i, record in enumerate(records):
+        where = f"annotations: {file}: images[{i}]"
+        key, text = _field(record, "id", int, where), _field(record, "file_name", str, where)
+        if "\0" in text or len(text) > _LONGEST_NAME:
+            raise ValueError(f"{where}: file_name is {_brief.repr(text)}, expected a file's name")
+        name = PurePath(text)
+        height, width = _field(record, "height", int, where), _field(record, "width", int, where)
+        if key in seen:
+            raise ValueError(f"{where}: id {key} is there twice")
+        if name.is_absolute() or ".." in name.parts or not name.parts:
+            raise ValueError(f"{where}: file_name {_brief.repr(text)} leaves the folder of the images")
+        if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
+            raise ValueError(f"{where}: {height}x{width} pixels, expected sides of 1 to {MAX_SIDE}")
+        seen.add(key)
+        yield key, folder / name, (height, width)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # such as a name that is too long for the file system
+        return False
+
+
+def _annotations(
+    records: list[Any],
+    sizes: Mapping[int, tuple[int, int]],
+    everywhere: set[int],
+    categories: Mapping[int, str],
+    file: Path,
+) -> list[dict[str, Any]]:
+    """The records of the pictures in `sizes`, with what the evaluator reads of them."""
+    from faster_coco_eval.core import mask as masks
+
+    kept: list[dict[str, Any]] = []
+    for i, record in enumerate(records):
+        where = f"annotations: {file}: annotations[{i}]"
+        image, category = _field(record, "image_id", int, where), _field(record, "category_id", int, where)
+        if image not in everywhere:
+            raise ValueError(f"{where}: image_id {image} is no image's id")
+        if category not in categories:
+            raise ValueError(f"{where}: category_id {category} is no category's id")
+        if image not in sizes:
+            continue
+        height, width = sizes[image]
+        segmentation = record.get("segmentation")
+        _check_segmentation(segmentation, (height, width), where)
+        crowd, area = record.get("iscrowd", 0), record.get("area")
+        if crowd not in (0, 1):
+            raise ValueError(f"{where}: 'iscrowd' is {_brief.repr(crowd)}, expected 0 or 1")
+        if area is None:
+            area = masks.area(masks.segmToRle(segmentation, width, height))
+        elif not _is_number(area) or area < 0:
+            raise ValueError(f"{where}: 'area' is {_brief.repr(area)}, expected a number, 0 or more")
+        kept.append(
+            {
+                # The evaluator takes 0 for "no match", and the same id for the same object.
+                "id": len(kept) + 1,
+                "image_id": image,
+                "category_id": category,
+                "segmentation": segmentation,
+                "area": float(area),
+                "iscrowd": int(crowd),
+            }
+        )
+    return kept
+
+
+def _check_segmentation(value: Any, size: tuple[int, int], where: str) -> None:
+    """ValueError for what the evaluator would read as an empty mask, or would not survive."""
+    if isinstance(value, list) and value:
+        for polygon in value:
+            if not isinstance(polygon, list) or len(polygon) < 4 or len(polygon) % 2:
+                raise ValueError(f"{where}: a polygon is {_brief.repr(polygon)}, expected [x, y, x, y, ...]")
+            if not all(_is_number(item) and abs(item) <= 2 * MAX_SIDE for item in polygon):
+                raise ValueError(
+                    f"{where}: a polygon is {_brief.repr(polygon)}, expected coordinates in pixels"
+                )
+    elif isinstance(value, dict):
+        said = value.get("size")
+        # Numbers that equal the right ones may be floats or bools, which the evaluator would not survive.
+        if said != list(size) or not all(type(side) is int for side in said):
+            raise ValueError(f"{where}: RLE of size {_brief.repr(said)}, expected {list(size)}, its image's")
+        counts = value.get("counts")
+        runs = _runs(counts) if isinstance(counts, str) else counts
+        if (
+            not isinstance(runs, list)
+            or not all(type(run) is int and run >= 0 for run in runs)
+            or sum(runs) != size[0] * size[1]
+        ):
+            raise ValueError(f"{where}: its RLE counts are damaged, expected runs that fill the image")
+    else:
+        raise ValueError(f"{where}: 'segmentation' is {_brief.repr(value)}, expected polygons or RLE")
+
+
+def _runs(text: str) -> list[int]:
+    """The runs of COCO's compressed RLE: five bits a character, the sixth for "more", from the third run on as the
+    difference to the last but one; empty for anything else."""
+    runs: list[int] = []
+    value = shift = 0
+    for character in text:
+        bits = ord(character) - 48
+        if not 0 <= bits < 64 or shift > 30:
+            return []
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:
+            value -= 1 << shift
+        runs.append(value + runs[-2] if len(runs) > 2 else value)
+        value = shift = 0
+    return [] if shift else runs
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a number of JSON that fits what counts pixels; NaN is in no range."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= 2**53

@@ -1,0 +1,66 @@
+"""What every evaluation does: the model run on pictures, arguments checked, files missed."""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from fai_fast.arguments import check_int
+from fai_fast.detections import Detections
+from fai_fast.evaluate.report import _some
+from fai_fast.images import read_image
+from fai_fast.model import Model
+
+# The model's own threads overlap so many pictures; each holds a decoded one.
+IN_FLIGHT = 3
+
+
+def _infer(
+    model: Model, paths: Sequence[Path], threshold: float, progress: bool | None, max_pixels: int | None
+) -> Iterator[Detections]:
+    """The pictures' results in order, a few of them on their way at a time."""
+    from tqdm import tqdm  # type: ignore[import-untyped]
+
+    waiting: deque[Any] = deque()
+    disable = None if progress is None else not progress
+    with tqdm(total=len(paths), unit="picture", file=sys.stderr, leave=False, disable=disable) as bar:
+        for path in paths:
+            frame = read_image(path, max_pixels=max_pixels)
+            waiting.append(model.submit(frame, threshold=threshold))
+            if len(waiting) == IN_FLIGHT:
+                yield waiting.popleft().result()
+                bar.update()
+        while waiting:
+            yield waiting.popleft().result()
+            bar.update()
+
+
+def _account(model: Model, threshold: float) -> dict[str, Any]:
+    info, spec = model.info(), model.spec
+    return {
+        "model": spec.name,
+        "engine": info["engine"]["engine"],
+        "precision": info["precision"],
+        "im_size": model.size,
+        "threshold": threshold,
+        "published": dict(spec.metrics),
+        "published_per_class": dict(spec.per_class),
+        "published_im_size": spec.metrics_im_size or spec.im_size,
+    }
+
+
+def _check_limit(limit: int | None) -> int | None:
+    if limit is not None and (limit := check_int("limit", limit)) < 1:
+        raise ValueError(f"limit: got {limit}, expected a positive integer or None")
+    return limit
+
+
+def _check_missing(name: str, absent: Sequence[str], where: str, skip_missing: bool, total: int) -> None:
+    if absent and (not skip_missing or len(absent) == total):
+        raise FileNotFoundError(
+            f"{name}: {len(absent)} of {total} files are missing, {where}: {_some(absent)}"
+            + ("" if skip_missing else "; skip_missing leaves them out")
+        )

@@ -1,0 +1,263 @@
+"""Video in, results out: sources, what to do when they are faster than the model, and :class:`Stream`.
+
+One thread decodes, one hands frames to the model, the model works on several, and the loop takes the results in order::
+
+    source -> reader -> waiting -> sender -> in flight (model.submit) -> the loop
+
+Here is what users hold; feed.py has what the threads share, opening.py finds out what a source is, containers.py reads
+videos, and pixels.py what their frames say of themselves.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import weakref
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from fractions import Fraction
+from types import TracebackType
+from typing import Any, NoReturn, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from fai_fast.arguments import check_bool, check_choice, check_int, check_number
+from fai_fast.detections import Detections
+from fai_fast.errors import FaiFastError
+from fai_fast.images import check_max_pixels, is_encoded, read_image
+from fai_fast.ops import preprocess_frame
+from fai_fast.pipelines import Ticket
+from fai_fast.stream.feed import StreamStats, _Feed
+from fai_fast.stream.opening import _opener
+from fai_fast.stream.pixels import _Colours
+from fai_fast.stream.pixels import decoded_pixels as decoded_pixels
+
+__all__ = ["Frame", "Stream", "StreamStats"]
+LIVE_TIMEOUT = 10.0
+# How long close() waits for a reader that is stuck in its source.
+_GRACE = 2.0
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """A frame of a stream, its pixels as they came.
+
+    A video's pixels are views of the decoder's memory, which stays taken as long as the frame is kept.
+
+    Attributes:
+        id: its number in the source, from 0; frames that were dropped or skipped have one too.
+        pts: its presentation time, seconds, as the source counts them; None where it does not.
+        size: (height, width), pixels.
+        pixels: what :meth:`fai_fast.Model.infer` takes with ``**frame.layout``: of a video the planes, uint8 (Y, U, V),
+            (Y, UV) or one array, read-only; of an iterator what came from it; of a picture RGB (H, W, 3).
+        layout: ``color``, ``yuv_matrix`` and ``yuv_range`` of the pixels.
+        captured: when it came, on the clock of ``time.perf_counter``, seconds.
+        max_pixels: the stream's.
+    """
+
+    id: int
+    pts: float | None
+    size: tuple[int, int]
+    pixels: Any
+    layout: Mapping[str, str]
+    captured: float
+    max_pixels: int | None = None
+
+    def image(self) -> npt.NDArray[np.uint8]:
+        """The frame as RGB uint8 (H, W, 3), as the network sees it; it may share memory with ``pixels``.
+
+        Made anew at each call. Raises TypeError for a frame in a GPU's memory.
+        """
+        pixels = self.pixels
+        if is_encoded(pixels):
+            pixels = read_image(pixels, max_pixels=self.max_pixels)
+        if isinstance(pixels, np.ndarray) and self.layout["color"] == "rgb":
+            return pixels
+        tensor, _ = preprocess_frame(pixels, self.size, mean=0, std=1, **self.layout)
+        picture = np.empty((*self.size, 3), np.uint8)
+        np.rint(tensor[0].transpose(1, 2, 0), out=picture, casting="unsafe")
+        return picture
+
+
+class Submits(Protocol):
+    """What a stream needs of a model."""
+
+    @property
+    def submit(self) -> Callable[..., Ticket]: ...
+
+
+class Stream:
+    """The frames of a source with what was found in them, in order: see :meth:`fai_fast.Model.stream`.
+
+    An iterator of (:class:`Frame`, :class:`fai_fast.Detections`), and a context manager, which closes it. The source is
+    opened when the first frame is asked for. A stream that nobody holds any more stops by itself.
+
+    A frame that fails raises in its place, its number in the text; asking on gives the frames after it. When the source
+    itself fails, the results of all frames before come first.
+
+    Attributes:
+        policy: "latest" or "all"; None until the source is open, where that decides.
+        rate: frames a second that the source says it has; None where it does not, or is not open yet.
+    """
+
+    def __init__(
+        self,
+        model: Submits,
+        source: Any,
+        *,
+        policy: str | None = None,
+        depth: int = 2,
+        stride: int = 1,
+        on_error: str = "raise",
+        timeout: float | None = None,
+        backoff: tuple[float, float] = (0.5, 30.0),
+        retries: int | None = None,
+        color: str = "rgb",
+        yuv_matrix: str | None = None,
+        yuv_range: str | None = None,
+        frame_threads: bool = False,
+        format: str | None = None,
+        options: Mapping[str, str] | None = None,
+        max_pixels: int | None = None,
+        infer: Mapping[str, Any] | None = None,
+    ) -> None:
+        if policy is not None:
+            check_choice("policy", policy, ("latest", "all"))
+        check_choice("on_error", on_error, ("raise", "reconnect"))
+        colours = _Colours(color, yuv_matrix, yuv_range)
+        if timeout is not None:
+            timeout = _positive("timeout", timeout)
+        self._max_pixels = check_max_pixels(max_pixels)
+        opener = _opener(
+            source,
+            colours,
+            timeout,
+            LIVE_TIMEOUT,
+            check_bool("frame_threads", frame_threads),
+            format,
+            dict(options or {}),
+            self._max_pixels,
+        )
+        if on_error == "reconnect" and not opener.again:
+            raise ValueError(
+                f"on_error: got 'reconnect' for {opener.name}, expected an address, a camera, or a function that "
+                "returns an iterator: nothing else can be opened again"
+            )
+        self._feed = _Feed(
+            model.submit,
+            opener,
+            latest=None if policy is None else policy == "latest",
+            depth=_at_least_one("depth", depth),
+            stride=_at_least_one("stride", stride),
+            reconnect=on_error == "reconnect",
+            timeout=timeout,
+            live_timeout=LIVE_TIMEOUT,
+            backoff=_backoff(backoff),
+            retries=None if retries is None else _at_least_one("retries", retries),
+            infer={**(infer or {}), "max_pixels": self._max_pixels},
+        )
+        self._turn = threading.Lock()
+        weakref.finalize(self, self._feed.stop).atexit = False
+
+    @property
+    def policy(self) -> str | None:
+        latest = self._feed.latest
+        return None if latest is None else "latest" if latest else "all"
+
+    @property
+    def rate(self) -> Fraction | None:
+        return self._feed.rate
+
+    @property
+    def dropped(self) -> int:
+        """Frames that newer ones took the place of; always 0 with policy "all"."""
+        return self._feed.dropped
+
+    def stats(self) -> StreamStats:
+        """How the stream keeps up; at any time, from any thread."""
+        return self._feed.stats()
+
+    def __iter__(self) -> Stream:
+        return self
+
+    def __next__(self) -> tuple[Frame, Detections]:
+        feed = self._feed
+        with self._turn:
+            flight = feed.first()
+            if flight is None:
+                raise StopIteration
+            try:
+                detections = flight.result()
+            except Exception as error:
+                feed.land(flight)
+                number = flight.id
+                # The model may keep its error, which knows this call; neither must keep the stream.
+                flight.forget()
+                del self, feed, flight
+                _raise_of_frame(error, number)
+            # Not before: a loop that is interrupted while it waits gets this frame when it goes on.
+            feed.land(flight, done=True)
+        came = flight.came
+        assert came is not None
+        return Frame(
+            flight.id, came.pts, detections.size, came.pixels, came.layout, came.captured, self._max_pixels
+        ), detections
+
+    def close(self) -> None:
+        """Stops the threads and gives the source back; frames on their way are waited for. Does nothing twice.
+
+        A camera or connection that is stuck is given back when its driver returns, or when ``timeout`` is over.
+        """
+        self._feed.stop()
+        self._feed.join(_GRACE)
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<fai_fast.Stream {self._feed.opener.name} policy={self.policy} frames={self.stats().frames}>"
+
+
+def _raise_of_frame(error: Exception, number: int) -> NoReturn:
+    """Raises an error of the same type that says which frame it is of."""
+    told = error
+    if isinstance(error, (FaiFastError, TypeError, ValueError)) and len(error.args) == 1:
+        with suppress(Exception):  # a type with a constructor of its own
+            told = type(error)(f"frame {number}: {error}")
+    try:
+        if told is error:
+            raise told
+        raise told from error
+    finally:
+        # Held by its own traceback, it would stay until garbage is collected.
+        del told, error
+
+
+def _positive(name: str, value: object) -> float:
+    number = check_number(name, value)
+    if number <= 0:
+        raise ValueError(f"{name}: got {number}, expected seconds above 0")
+    return number
+
+
+def _at_least_one(name: str, value: object) -> int:
+    number = check_int(name, value)
+    if number < 1:
+        raise ValueError(f"{name}: got {number}, expected 1 or more")
+    return number
+
+
+def _backoff(value: Any) -> tuple[float, float]:
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise TypeError(f"backoff: got {type(value).__name__}, expected (first, longest) in seconds")
+    first, most = _positive("backoff", value[0]), _positive("backoff", value[1])
+    if math.isinf(first) or most < first:
+        raise ValueError(f"backoff: got ({first}, {most}), expected the longest not below the first")
+    return first, most

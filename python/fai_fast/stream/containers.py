@@ -1,0 +1,122 @@
+"""Videos, as FFmpeg opens and decodes them through PyAV."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any
+
+from fai_fast.images import too_large
+from fai_fast.stream.pixels import _Colours, decoded_pixels
+from fai_fast.stream.source import _Came, _Damaged, _Failed, _Item, _Opened, _stalled
+
+# FFmpeg counts a coded picture, whose sides decoders round up to whole blocks: 64 * (65536 + 65536) pixels at most.
+_BLOCKS = 1 << 23
+_log = logging.getLogger("fai_fast")
+
+
+@dataclass(frozen=True)
+class _Video:
+    """What FFmpeg opens."""
+
+    av: Any
+    target: str
+    name: str
+    colours: _Colours
+    live: bool | None
+    timeout: float | None
+    live_timeout: float
+    threads: str
+    format: str | None
+    options: dict[str, str]
+    limit: int
+
+    def frames(self, opened: _Opened) -> Generator[_Item, None, None]:
+        # Frames are decoded already to find out what is in a file.
+        most = {"max_pixels": str(self.limit + _BLOCKS)}
+        try:
+            container = self.av.open(
+                self.target, format=self.format, options={**most, **self.options}, timeout=self.timeout
+            )
+        except self.av.FFmpegError as error:
+            raise self._translated(error, "is no video that FFmpeg can read") from None
+        with container:
+            if not container.streams.video:
+                raise ValueError(f"source: {self.name} has no video in it")
+            stream = container.streams.video[0]
+            # Threads that share a frame add no delay, and lose no frame beside a damaged one.
+            stream.thread_type = self.threads
+            codec = stream.codec_context
+            codec.options = most
+            if codec.width * codec.height > self.limit:
+                raise ValueError(f"source: {self.name} {too_large(codec.width, codec.height, self.limit)}")
+            live = container.duration is None if self.live is None else self.live
+            opened(live, stream.average_rate or stream.guessed_rate or None)
+            try:
+                yield from self._decode(container, stream, live)
+            except self.av.FFmpegError as error:
+                raise self._translated(error, "is damaged") from None
+
+    def _decode(self, container: Any, stream: Any, live: bool) -> Generator[_Item, None, None]:
+        packets = given = 0
+        for packet in container.demux(stream):
+            captured = time.perf_counter()
+            packets += packet.size > 0
+            try:
+                frames = packet.decode()
+            except self.av.error.EOFError:  # asked again after its end
+                continue
+            except self.av.FFmpegError as error:
+                # A decoder that refuses a picture's size forgets it. One that waits for a live source's first whole
+                # picture has none either, but another error.
+                refused = stream.codec_context.width == 0
+                if refused and not given and (not live or isinstance(error, self.av.error.ArgumentError)):
+                    raise ValueError(self._refused()) from None
+                if live:
+                    yield _Damaged()
+                    continue
+                if refused:
+                    yield _Failed(ValueError(self._refused()))
+                    continue
+                place = "" if packet.pts is None else f" at {float(packet.pts * packet.time_base):.3f} s"
+                yield _Failed(self._translated(error, f"is damaged{place}"))
+                continue
+            for frame in frames:
+                if frame.is_corrupt and live:
+                    yield _Damaged()
+                if frame.width * frame.height > self.limit:
+                    what = too_large(frame.width, frame.height, self.limit)
+                    yield _Failed(ValueError(f"source: {self.name} {what}"))
+                    continue
+                given += 1
+                pixels, layout = decoded_pixels(frame, self.colours)
+                yield _Came(pixels, layout, frame.time, captured)
+        if not live and packets < stream.frames:
+            _log.warning("stream: %s ended after %d of %d frames", self.name, packets, stream.frames)
+
+    def _refused(self) -> str:
+        return (
+            f"source: {self.name} has pictures that are too large, or of no size at all: expected at most {self.limit} "
+            "pixels; raise max_pixels= for one that you trust"
+        )
+
+    def _translated(self, error: Any, what: str) -> Exception:
+        """FFmpeg's error as Python's, without the address's password, which its text holds."""
+        reason = error.strerror or type(error).__name__
+        if isinstance(error, self.av.error.ExitError):
+            return _stalled(self.name, self.timeout or self.live_timeout)
+        if isinstance(error, OSError) and error.errno is not None:
+            return OSError(error.errno, reason, self.name)
+        if isinstance(error, (ValueError, EOFError)):
+            return ValueError(f"source: {self.name} {what}: {reason}")
+        return OSError(f"source: {self.name}: {reason}")
+
+
+def _pyav() -> Any:
+    try:
+        import av
+    except ImportError as error:
+        raise ImportError(f"source: video needs PyAV ({error}): pip install 'fai-fast[video]'") from error
+    return av

@@ -1,0 +1,52 @@
+"""What a source is to the threads: how it is opened, and what comes from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+
+class _Came(NamedTuple):
+    """A frame as a source gives it."""
+
+    pixels: Any
+    layout: Mapping[str, str]
+    pts: float | None
+    captured: float
+
+
+class _Failed(NamedTuple):
+    """A frame that the source could not give, while there may be others after it."""
+
+    error: Exception
+
+
+class _Damaged(NamedTuple):
+    """A frame of a live source that was lost on its way."""
+
+
+_Item = _Came | _Failed | _Damaged
+_Opened = Callable[[bool, Fraction | None], None]
+
+
+class _Opener(NamedTuple):
+    """A source that is not open yet.
+
+    Attributes:
+        name: what messages call it, without a password.
+        frames: opens it, says whether it is live and its rate, and gives frames until it ends or fails.
+        live: whether it goes on whether or not somebody looks; None where that is known once it is open.
+        again: whether it can be opened again.
+        pipe: whether somebody else has to write it, who may never come.
+    """
+
+    name: str
+    frames: Callable[[_Opened], Generator[_Item, None, None]]
+    live: bool | None
+    again: bool
+    pipe: bool = False
+
+
+def _stalled(name: str, seconds: float) -> TimeoutError:
+    return TimeoutError(f"source: no frame from {name} for {seconds:g} s")
