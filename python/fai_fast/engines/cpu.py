@@ -1,7 +1,7 @@
 """The CPU that this process runs on: its name, its instructions, and how much of it there is to use.
 
-Everything that depends on the machine is asked here, and as ``cpu.name()`` rather than by an imported name, so that tests
-replace the machine in one place.
+Everything that depends on the machine is asked here, and as ``cpu.name()`` rather than by an imported name, so that
+tests replace the machine in one place.
 """
 
 from __future__ import annotations
