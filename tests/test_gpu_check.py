@@ -230,6 +230,7 @@ def test_a_machine_without_a_gpu(tmp_path, monkeypatch, capsys):
         raise ValueError("nvidia-smi: no devices were found")
 
     monkeypatch.setattr(gpu_check, "gpu", none)
+    monkeypatch.setattr(gpu_check, "ROOT", tmp_path / "root")
     assert gpu_check.main([str(tmp_path)]) == gpu_check.MACHINE
     assert "no devices were found" in capsys.readouterr().err
     assert "no devices were found" in json.loads((tmp_path / "gpu_check.json").read_text())["notes"][0]
