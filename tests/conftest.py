@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import fai_fast
 import hypothesis
 import pytest
+from helpers.hosts import HOSTS, Host, pretend
 
 # Derandomised, so that a red run can be had again. No deadline: sanitizers and busy machines are slow.
 hypothesis.settings.register_profile(
@@ -24,6 +25,24 @@ def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FAI_FAST_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(params=HOSTS)
+def host(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Host:
+    """Every kind of machine in turn, in place of this one: without low precision, with bf16, with fp16 and AMX."""
+    pretend(monkeypatch, HOSTS[request.param])
+    return HOSTS[request.param]
+
+
+@pytest.fixture
+def put_on(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Host]:
+    """Puts this process on the host of that name, as often as it is called."""
+
+    def put(name: str) -> Host:
+        pretend(monkeypatch, HOSTS[name])
+        return HOSTS[name]
+
+    return put
 
 
 def pytest_report_header() -> str:

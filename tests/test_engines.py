@@ -22,6 +22,7 @@ from fai_fast.engines import onnxruntime as ort_engine
 from fai_fast.engines import openvino as ov_engine
 from fai_fast.engines.base import Port
 from fai_fast.errors import EngineError
+from helpers.processes import complaints
 
 onnx = pytest.importorskip("onnx")
 
@@ -119,7 +120,7 @@ def run_script(script, **environment):
         check=False,
         env={**os.environ, **environment},
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, complaints(done.stderr)) == (0, [])
     return done.stdout
 
 
@@ -570,7 +571,6 @@ def test_threads(engine_module, file, monkeypatch):
     engine = engine_module.load(file())
     assert engine.info()["threads"] == threads_of(engine)
     assert 1 <= threads_of(engine) <= cpu.usable_cores()
-    monkeypatch.setattr(engine_module, "quota", lambda: 1, raising=False)
     monkeypatch.setattr(cpu, "quota", lambda: 1)
     assert threads_of(engine_module.load(file())) == 1
 
@@ -814,20 +814,28 @@ def test_damaged_blobs(file, tmp_path):
         cases = [blob[:n] for n in (1, 7, 8, 100, 200, len(blob) // 2, len(blob) - 20)]
         cases += [rng.randbytes(n) for n in (1, 100, len(blob)) for _ in range(3)]
         cases += [Path({str(file())!r}).read_bytes()]
-        for must_fail in (True, False):
-            for case in cases:
-                path.write_bytes(case)
-                try:
-                    openvino.load_blob(path)
-                except EngineError as error:
-                    assert str(error).startswith(f"openvino: {{path}} cannot be loaded, compile it again"), error
-                else:
-                    assert not must_fail, len(case)
-            # A changed byte may go unnoticed.
-            cases = [bytearray(blob) for _ in range(40)]
-            for case in cases:
-                case[rng.randrange(len(blob))] ^= 1 << rng.randrange(8)
+        for case in cases:
+            path.write_bytes(case)
+            try:
+                openvino.load_blob(path)
+            except EngineError as error:
+                assert str(error).startswith(f"openvino: {{path}} cannot be loaded, compile it again"), error
+            else:
+                raise AssertionError(len(case))
         """)
+
+
+@needs_openvino
+def test_a_blob_of_another_kind_of_graph(file, tmp_path):
+    """What a damaged name comes to, which OpenVINO does not notice."""
+    names = ("imageq", *NAMES[1:])
+    model = ov_engine._read(file(names=names))
+    compiled = ov_engine.package().Core().compile_model(model, "CPU")
+    (tmp_path / "graph.blob").write_bytes(compiled.export_model().getbuffer())
+    with pytest.raises(EngineError) as raised:
+        ov_engine.load_blob(tmp_path / "graph.blob")
+    assert str(raised.value).startswith(f"openvino: {tmp_path / 'graph.blob'} ")
+    assert "imageq" in str(raised.value)
 
 
 @needs_openvino

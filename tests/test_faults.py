@@ -36,8 +36,9 @@ sys.modules["torch"] = None
 import hashlib
 import fai_fast
 folder, weights, sample = sys.argv[1:]
+options = {"num_threads": 1, "precision": "fp32"}
 print("begins", flush=True)
-with fai_fast.load("fai-mf-n-shapes", weights=weights or None, cache_dir=folder, num_threads=1) as model:
+with fai_fast.load("fai-mf-n-shapes", weights=weights or None, cache_dir=folder, **options) as model:
     found = model.infer(sample)
 said = hashlib.sha256(found.confidence.tobytes() + found.mask.tobytes()).hexdigest()
 print("found", said, flush=True)
@@ -61,7 +62,8 @@ def found(process: subprocess.Popen[str]) -> str:
 
 
 def load(folder: Path) -> fai_fast.Model:
-    return fai_fast.load(NAME, cache_dir=folder)
+    """In float32 on every machine: what a CPU has besides is for test_precision.py."""
+    return fai_fast.load(NAME, cache_dir=folder, precision="fp32")
 
 
 def strays(folder: Path) -> list[str]:
@@ -205,7 +207,7 @@ def test_a_read_only_cache_is_used_or_named(copy, expected, tmp_path):
         with load(copy) as model:
             assert model.infer(SAMPLE) == expected
         with pytest.raises(fai_fast.FaiFastError, match=r"cannot write to .*FAI_FAST_CACHE"):
-            fai_fast.load(NAME, cache_dir=copy, im_size=128)
+            fai_fast.load(NAME, cache_dir=copy, im_size=128, precision="fp32")
     finally:
         for folder in folders:
             folder.chmod(0o700)

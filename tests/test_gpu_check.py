@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -126,8 +128,39 @@ def test_a_stage_passes_or_fails(tmp_path):
     assert "=== b" in log.read_text()
 
 
-def test_a_stage_out_of_time_may_still_write(tmp_path):
-    script = (
+@pytest.fixture(params=["foreground", "background"])
+def job(request):
+    """This process as a shell starts it: a job in the background ignores SIGINT, and hands that down."""
+    kind = signal.default_int_handler if request.param == "foreground" else signal.SIG_IGN
+    before = signal.signal(signal.SIGINT, kind)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def out_of_time(tmp_path, monkeypatch):
+    """Runs a stage whose time is over as soon as it has written "working", however slow this machine is."""
+    log = tmp_path / "log.txt"
+
+    class Impatient(subprocess.Popen):
+        waited = False
+
+        def wait(self, timeout=None):
+            if not self.waited:
+                self.waited = True
+                while b"\nworking\n" not in log.read_bytes():
+                    assert self.poll() is None, log.read_text()
+                    time.sleep(0.01)
+                raise subprocess.TimeoutExpired(self.args, timeout)
+            return super().wait(timeout)
+
+    monkeypatch.setattr(gpu_check.subprocess, "Popen", Impatient)
+    return lambda script: gpu_check.run(stage("slow", script), 60.0, log)
+
+
+@pytest.mark.usefixtures("job")
+def test_a_stage_out_of_time_may_still_write(out_of_time):
+    found = out_of_time(
         "import time\n"
         "try:\n"
         "    print('working', flush=True)\n"
@@ -135,15 +168,19 @@ def test_a_stage_out_of_time_may_still_write(tmp_path):
         "except KeyboardInterrupt:\n"
         "    print('written')\n"
     )
-    found = gpu_check.run(stage("slow", script), 3.0, tmp_path / "log.txt")
     assert found.status == "cut"
     assert found.tail == "working\nwritten\n"
 
 
-def test_a_stage_that_will_not_stop_is_killed(tmp_path, monkeypatch):
+def test_a_stage_that_will_not_stop_is_killed(out_of_time, monkeypatch):
     monkeypatch.setattr(gpu_check, "_GRACE_S", 0.2)
-    script = "import signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\ntime.sleep(600)\n"
-    assert gpu_check.run(stage("deaf", script), 1.0, tmp_path / "log.txt").status == "cut"
+    script = """
+import signal, time
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+print("working", flush=True)
+time.sleep(600)
+"""
+    assert out_of_time(script).status == "cut"
 
 
 def shell(*arguments, **environment):
@@ -193,6 +230,7 @@ def test_a_machine_without_a_gpu(tmp_path, monkeypatch, capsys):
         raise ValueError("nvidia-smi: no devices were found")
 
     monkeypatch.setattr(gpu_check, "gpu", none)
+    monkeypatch.setattr(gpu_check, "ROOT", tmp_path / "root")
     assert gpu_check.main([str(tmp_path)]) == gpu_check.MACHINE
     assert "no devices were found" in capsys.readouterr().err
     assert "no devices were found" in json.loads((tmp_path / "gpu_check.json").read_text())["notes"][0]

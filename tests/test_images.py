@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import struct
@@ -132,11 +133,12 @@ def test_a_pipe_that_the_caller_opened_is_read(picture):
 
 def test_paths_that_lead_nowhere_say_why(tmp_path):
     (tmp_path / "loop.png").symlink_to("loop.png")
-    with pytest.raises(OSError, match=r"symbolic links.*loop\.png"):
+    with pytest.raises(OSError, match=r"loop\.png") as raised:
         read_image(tmp_path / "loop.png")
+    assert raised.value.errno == errno.ELOOP
     with pytest.raises(FileNotFoundError, match="image: no such file: ''"):
         read_image("")
-    with pytest.raises(ValueError, match=r"image: got the path 'a\\x00b': embedded null"):
+    with pytest.raises(ValueError, match=r"image: got the path 'a\\x00b': "):
         read_image("a\0b")
 
 

@@ -173,6 +173,7 @@ def run(stage: Stage, limit: float, log: Path) -> Outcome:
             stdout=out,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            preexec_fn=_hear_interrupts,
         )
         try:
             code = process.wait(limit)
@@ -193,6 +194,11 @@ def run(stage: Stage, limit: float, log: Path) -> Outcome:
     elif outcome.status == "passed" and code != 0:
         outcome.status, outcome.why = "failed", f"exit code {code}"
     return outcome
+
+
+def _hear_interrupts() -> None:
+    """In a stage's process: whoever starts this script in the background of a shell hands down an ignored SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> int:

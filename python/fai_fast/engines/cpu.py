@@ -1,13 +1,18 @@
-"""The CPU that this process runs on: its name, its instructions, and how much of it there is to use."""
+"""The CPU that this process runs on: its name, its instructions, and how much of it there is to use.
+
+Everything that depends on the machine is asked here, and as ``cpu.name()`` rather than by an imported name, so that
+tests replace the machine in one place.
+"""
 
 from __future__ import annotations
 
 import math
 import os
 import platform
+from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = ["features", "name", "quota", "usable_cores"]
+__all__ = ["features", "name", "precisions", "quota", "usable_cores"]
 
 _VECTORS = ("sse4", "avx", "fma", "f16c", "amx", "neon", "asimd", "sve", "bf16", "i8mm")
 
@@ -21,6 +26,17 @@ def features() -> tuple[str, ...]:
     """The CPU's vector and matrix instructions, as Linux names them; empty elsewhere."""
     flags = (_cpuinfo("flags") or _cpuinfo("Features")).split()
     return tuple(sorted({flag for flag in flags if flag.startswith(_VECTORS)}))
+
+
+def precisions(found: Iterable[str]) -> tuple[str, ...]:
+    """The precisions that this CPU computes in natively, fastest first.
+
+    Args:
+        found: what an engine has found this CPU to have, among other things: "BF16", "FP16", "FP32". Only the engine
+            knows for which instructions it has kernels.
+    """
+    names = {name.lower() for name in found}
+    return tuple(name for name in ("bf16", "fp16", "fp32") if name in names)
 
 
 def usable_cores() -> int:

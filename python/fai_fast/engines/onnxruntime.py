@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fai_fast.arguments import check_choice, check_threads
+from fai_fast.engines import cpu
 from fai_fast.engines.base import (
     INPUT,
     OUTPUTS,
@@ -23,8 +24,6 @@ from fai_fast.engines.base import (
     missing,
     reason,
 )
-from fai_fast.engines.cpu import name as cpu_name
-from fai_fast.engines.cpu import usable_cores
 from fai_fast.errors import EngineError
 
 __all__ = ["NAME", "PRECISIONS", "depends", "load", "native_precisions", "package", "version"]
@@ -50,7 +49,7 @@ def load(path: str | os.PathLike[str], *, precision: str = "fp32", num_threads: 
     """
     file = check_file(NAME, path)
     check_choice("precision", precision, PRECISIONS)
-    threads = check_threads("num_threads", num_threads) or usable_cores()
+    threads = check_threads("num_threads", num_threads) or cpu.usable_cores()
     onnxruntime = package()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -72,7 +71,7 @@ def depends(precision: str = "fp32", num_threads: int | None = None) -> dict[str
         "engine": NAME,
         "version": version(),
         "precision": precision,
-        "threads": check_threads("num_threads", num_threads) or usable_cores(),
+        "threads": check_threads("num_threads", num_threads) or cpu.usable_cores(),
     }
 
 
@@ -109,7 +108,7 @@ class Engine(OpenEngine):
             {
                 "version": version(),
                 "device": "cpu",
-                "device_name": cpu_name(),
+                "device_name": cpu.name(),
                 "precision": "fp32",
                 "threads": threads,
                 "path": str(path),

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from fai_fast.arguments import check_choice, check_threads
+from fai_fast.engines import cpu
 from fai_fast.engines.base import (
     INPUT,
     OUTPUTS,
@@ -29,7 +30,6 @@ from fai_fast.engines.base import (
     missing,
     reason,
 )
-from fai_fast.engines.cpu import features, quota, usable_cores
 from fai_fast.errors import EngineError
 
 __all__ = [
@@ -136,9 +136,9 @@ def depends(precision: str = "fp32", num_threads: int | None = None) -> dict[str
         "engine": NAME,
         "version": version(),
         "device": core.get_property(_DEVICE, "FULL_DEVICE_NAME"),
-        "features": list(features()),
+        "features": list(cpu.features()),
         "precision": precision,
-        "threads": check_threads("num_threads", num_threads) or usable_cores(),
+        "threads": check_threads("num_threads", num_threads) or cpu.usable_cores(),
     }
 
 
@@ -150,8 +150,7 @@ def version() -> str:
 
 def native_precisions() -> tuple[str, ...]:
     """The precisions that this CPU computes in natively, fastest first. Raises EngineError without OpenVINO."""
-    capabilities = _core().get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
-    return tuple(name for name in ("bf16", "fp16", "fp32") if name.upper() in capabilities)
+    return cpu.precisions(_core().get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES"))
 
 
 class Context(OpenContext):
@@ -278,7 +277,7 @@ def _config(precision: str, num_threads: int | None) -> dict[str, Any]:
         "INFERENCE_PRECISION_HINT": _HINTS[precision],
     }
     # OpenVINO itself heeds affinity and kinds of cores, but no control group's quota.
-    if threads := threads or quota() or 0:
+    if threads := threads or cpu.quota() or 0:
         config["INFERENCE_NUM_THREADS"] = threads
     return config
 

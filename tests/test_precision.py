@@ -1,0 +1,148 @@
+"""What precision="auto" takes, on every kind of CPU, whichever this one is."""
+
+from __future__ import annotations
+
+import fai_fast
+import numpy as np
+import pytest
+from fai_fast import cache, doctor
+from fai_fast.engines import openvino, precision
+from fai_fast.engines.precision import Agreement
+from test_reference import small_spec
+
+pytest.importorskip("openvino")
+
+AGREES, DIFFERS = Agreement(0.9987, 0.01, 0.02), Agreement(0.9012, 0.3, 0.2)
+FRAME = np.random.default_rng(0).integers(0, 255, (64, 96, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory):
+    """A deployed graph in a file, which loads in a moment."""
+    path = tmp_path_factory.mktemp("graph") / "small.onnx"
+    spec = small_spec("bisenetformer", transformer_predictor_dec_layers=1)
+    fai_fast.export(spec, path, weights="random", im_size=64)
+    return path
+
+
+@pytest.fixture
+def verdicts(monkeypatch):
+    """What the measurements of a low precision are to find, in turn; each must be asked for."""
+    coming = []
+    monkeypatch.setattr(precision, "agreement", lambda *_: coming.pop(0))
+    yield coming
+    assert coming == []
+
+
+@pytest.fixture
+def load(graph, tmp_path):
+    """Loads it, runs a frame, and closes it; Model.info()."""
+
+    def run(**options):
+        with fai_fast.load(graph, cache_dir=tmp_path, num_threads=1, **options) as model:
+            assert model.infer(FRAME).size == FRAME.shape[:2]
+            return model.info()
+
+    return run
+
+
+def test_the_fastest_that_agrees_is_taken(host, load, verdicts):
+    low = host.precisions[0] != "fp32"
+    verdicts += [AGREES] if low else []
+    info = load()
+    assert info["precision"] == host.precisions[0]
+    assert info["precision_reason"] == (
+        f"native on this CPU, and verified against fp32: {AGREES}"
+        if low
+        else "openvino computes no smaller precision natively on this CPU"
+    )
+    # The second start neither measures nor compiles.
+    again = load()
+    assert again["precision_reason"] == info["precision_reason"]
+    assert again["artefacts"]["engine"].endswith("(from the cache)")
+
+
+def test_what_disagrees_is_passed_over_for_the_next(host, load, verdicts, caplog):
+    refused = [name for name in host.precisions if name != "fp32"][:1]
+    verdicts += [DIFFERS] * len(refused) + [AGREES] * (len(host.precisions) > 2)
+    info = load()
+    assert info["precision"] == (host.precisions[1] if refused else "fp32")
+    for name in refused:
+        assert f"{name} is native on this CPU, but its masks differ from fp32's: {DIFFERS}" in caplog.text
+    assert load()["precision"] == info["precision"]
+
+
+def test_where_none_agrees_it_is_float32_that_says_why(host, load, verdicts):
+    low = host.precisions[:-1]
+    verdicts += [DIFFERS] * len(low)
+    info = load()
+    assert info["precision"] == "fp32"
+    assert info["engine"]["precision"] == "fp32"
+    for name in low:
+        assert f"{name} is native on this CPU, but its masks differ" in info["precision_reason"]
+    assert load()["precision_reason"] == info["precision_reason"]
+
+
+@pytest.mark.parametrize("asked", ["bf16", "fp16", "fp32"])
+@pytest.mark.usefixtures("verdicts")
+def test_what_is_asked_for_is_given_without_a_question_or_refused(host, load, asked):
+    if asked in host.precisions:
+        info = load(engine="openvino", precision=asked)
+        assert (info["precision"], info["precision_reason"]) == (asked, "asked for")
+    else:
+        with pytest.raises(fai_fast.EngineError) as raised:
+            load(engine="openvino", precision=asked)
+        only = f"this CPU does not compute in {asked} natively, only in {', '.join(host.precisions)}; ask for"
+        assert only in str(raised.value)
+
+
+def test_a_cache_that_moves_to_another_cpu_is_made_anew_there(put_on, load, verdicts):
+    """Kernels that were compiled, and verdicts that were measured, are one machine's."""
+    verdicts += [AGREES, DIFFERS, AGREES]
+    put_on("bf16")
+    assert load()["precision"] == "bf16"
+    put_on("amx")
+    info = load()
+    assert info["precision"] == "fp16"
+    put_on("fp32")
+    info = load()
+    assert info["precision"] == "fp32"
+    assert "(built: features changed)" in info["artefacts"]["engine"]
+    put_on("bf16")
+    verdicts += [AGREES]
+    info = load()
+    assert info["precision"] == "bf16"
+    assert "(built: features changed)" in info["artefacts"]["engine"]
+
+
+@pytest.mark.parametrize("whose", ["record", "file"])
+def test_foreign_files_in_the_place_of_a_verdict_are_replaced(put_on, load, verdicts, tmp_path, whose):
+    put_on("amx")
+    verdicts += [DIFFERS, AGREES] * 2
+    info = load()
+    kept = {item.path: item.path.read_bytes() for item in cache.list_artefacts(tmp_path)}
+    assert sum(path.name.endswith("-agreement.txt") for path in kept) == 2
+    for path in kept:
+        (cache.record_path(path) if whose == "record" else path).write_bytes(b"not what you think\n")
+    again = load()
+    assert (again["precision"], again["precision_reason"]) == ("fp16", info["precision_reason"])
+    for item in cache.list_artefacts(tmp_path):
+        assert item.complete
+        assert item.path.suffix == ".blob" or item.path.read_bytes() == kept[item.path]
+
+
+def test_the_engine_and_the_doctor_say_what_the_cpu_has(host):
+    assert openvino.native_precisions() == precision.candidates("openvino") == host.precisions
+    assert precision.candidates("onnxruntime") == ("fp32",)
+    assert openvino.depends()["features"] == list(host.features)
+    report = doctor.report()
+    assert report["system"]["cpu"] == host.name
+    assert report["system"]["features"] == list(host.features)
+
+
+def test_onnxruntime_computes_in_float32_on_all_of_them(host, load):
+    info = load(engine="onnxruntime")
+    assert info["precision"] == "fp32"
+    assert info["engine"]["device_name"] == host.name
+    with pytest.raises(ValueError, match="precision: got 'bf16'"):
+        load(engine="onnxruntime", precision="bf16")
