@@ -158,11 +158,11 @@ in_namespaces() {
     unshare --mount --pid --fork --kill-child --mount-proc env --default-signal bash "$0" "$@" <&0 &
     child=$!
     wait "$child" || code=$?
-    child=
+    child=""
     return "$code"
 }
 
-child= half=
+child="" half=""
 finish() {
     if [ -n "$child" ]; then
         kill -KILL "$child" || true
