@@ -359,6 +359,23 @@ def test_nothing_to_find_costs_nothing_however_sure_the_logits_are(config, dtype
     assert not masks.grad.any()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_matching_under_autocast_sums_thousands_of_sure_points(config, dtype):
+    import dataclasses
+
+    # 8000 points of a logit of 20 are 160000 together, and float16 ends at 65504.
+    config = dataclasses.replace(config, criterion_num_points=8000)
+    truth = torch.zeros(1, 16, 16, dtype=torch.bool)
+    truth[0, 3:] = True
+    masks = torch.full((1, 3, 16, 16), 20.0)
+    masks[0, 1] = -20.0
+    masks[0, 2] = torch.where(truth[0], 20.0, -20.0)
+    target = Target(torch.tensor([1]), truth)
+    with torch.autocast("cpu", dtype=dtype):
+        [(queries, _)] = SetCriterion(config).match(Output(masks, torch.zeros(1, 3, 4)), [target])
+    assert queries.tolist() == [2]
+
+
 def test_the_default_dtype_does_not_matter(config):
     prediction, targets = scene()
     expected = SetCriterion(config, torch.Generator().manual_seed(1))(Output(*prediction), targets)
