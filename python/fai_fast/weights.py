@@ -8,9 +8,6 @@ import json
 import logging
 import os
 import re
-import struct
-import warnings
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fai_fast import cache
+from fai_fast.checkpoint import Unreadable, file_problem, import_torch, read_file, without_torch
 from fai_fast.errors import WeightsError
 from fai_fast.registry import ModelSpec, bundled_path, load_spec, models, spec
 from fai_fast.registry.shapes import is_optional, state_shapes
@@ -30,31 +28,13 @@ __all__ = ["Located", "Weights", "check_state", "load_weights", "locate", "read_
 State = dict[str, npt.NDArray[np.float32]]
 
 RANDOM_SEED = 0
-_ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
-# The format itself allows no longer header.
-_MAX_HEADER = 100_000_000
 _MAX_LAYERS = 100
 _DECODER_LAYER = re.compile(
     r"head\.predictor\.transformer_(?:self_attention|cross_attention|ffn)_layers\.(\d+)\."
 )
 _ENCODER_LAYER = re.compile(r"pixel_decoder\.transformer\.encoder\.layers\.(\d+)\.")
-_SAFETENSORS_TYPES = {
-    "F64": np.float64,
-    "F32": np.float32,
-    "F16": np.float16,
-    "I64": np.int64,
-    "I32": np.int32,
-    "I16": np.int16,
-    "I8": np.int8,
-    "U8": np.uint8,
-    "BOOL": np.bool_,
-}
 
 _log = logging.getLogger("fai_fast")
-
-
-class _Unreadable(WeightsError):
-    """A file whose content is at fault."""
 
 
 @dataclass(frozen=True)
@@ -187,48 +167,6 @@ def check_state(
     return checked, found
 
 
-def read_file(path: Path) -> dict[str, Any]:
-    """The state dict in a checkpoint file, whatever its suffix: names to NumPy arrays or torch tensors.
-
-    Raises:
-        WeightsError: it is no checkpoint, is damaged, or would have to run code to be read; or PyTorch is missing.
-    """
-    if problem := file_problem(path):
-        raise _Unreadable(f"weights: {path} {problem}")
-    return _read_safetensors(path) if _is_safetensors(path) else _read_torch(path)
-
-
-def file_problem(path: Path) -> str:
-    """What is wrong with a checkpoint file, as far as can be told without unpickling it; empty if nothing is."""
-    import zipfile
-
-    try:
-        with path.open("rb") as file:
-            head = file.read(1024)
-        if not head:
-            return "is empty"
-        if _is_safetensors(path):
-            from safetensors import SafetensorError, safe_open
-
-            try:
-                with safe_open(path, "numpy"):
-                    return ""
-            except SafetensorError as error:
-                return f"is damaged or incomplete: {_first_line(error)}"
-        if head.startswith(_PICKLE):
-            return ""
-        if head.startswith(_ZIP):
-            # torch.load does not look at the archive's checksums.
-            with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()
-            return f"is damaged: the checksum of {damaged} in it is wrong" if damaged else ""
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError) as error:
-        return f"is damaged or incomplete: {error}"
-    return f"is {_kind(head)}, expected a .pth or .safetensors checkpoint"
-
-
 def _own(spec: ModelSpec) -> str | Path:
     """Where the weights are that belong to the model."""
     if spec.weights_path is not None:
@@ -260,12 +198,12 @@ def _located_random(spec: ModelSpec) -> Located:
     try:
         version = importlib.metadata.version("torch")  # importing it only to name it takes seconds
     except importlib.metadata.PackageNotFoundError as error:
-        raise _without_torch('weights="random"', error) from None
+        raise without_torch('weights="random"', error) from None
     said = json.dumps([source, version, spec.to_dict()], sort_keys=True)
     sha256 = hashlib.sha256(said.encode()).hexdigest()
 
     def read() -> Weights:
-        torch = _torch('weights="random"')
+        torch = import_torch('weights="random"')
         from fai_fast import reference
 
         with torch.random.fork_rng(devices=[]):
@@ -292,7 +230,7 @@ def _checked_file(spec: ModelSpec, path: Path, source: str, sha256: str) -> Weig
     content = read_file(path)
     # What is made of them is kept under this hash, which may have been taken long ago.
     if cache.sha256_of(path) != sha256:
-        raise _Unreadable(
+        raise Unreadable(
             f"weights: {path} changed while it was in use, or is damaged: it is not what its hash was taken of; put "
             "the right file there, or touch it if this is the one, and start again"
         )
@@ -311,7 +249,7 @@ def _located_url(spec: ModelSpec, url: str, folder: Path, progress: bool) -> Loc
     def read() -> Weights:
         try:
             weights = _checked_file(spec, path, source, sha256)
-        except _Unreadable as error:
+        except Unreadable as error:
             if record is None:
                 raise WeightsError(f"{error}; replace it, or delete it to have it downloaded") from None
             if cache.sha256_of(path) == sha256:
@@ -378,91 +316,6 @@ def _keep_record(path: Path, url: str) -> None:
             cache.Record.of(path, {"url": download.shown(url)}, info).write(cache.record_path(path))
     except OSError as error:
         _log.info("no record of %s is kept: %s", path, error.strerror)
-
-
-def _is_safetensors(path: Path) -> bool:
-    """Whether it begins with the length of a JSON header. That may look like a pickle's first byte: ask this first."""
-    with path.open("rb") as file:
-        head = file.read(9)
-    return len(head) == 9 and head[8:] == b"{" and struct.unpack("<Q", head[:8])[0] < _MAX_HEADER
-
-
-def _read_torch(path: Path) -> dict[str, Any]:
-    torch = _torch(f"{path.name}, a PyTorch checkpoint,")
-    try:
-        # Opened here, as torch makes much of a path's suffix.
-        with path.open("rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it warns of pickle protocols, which says nothing to the user
-            found = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever a damaged archive leads it into
-        raise _Unreadable(f"weights: {path} {_why_not(str(error) or type(error).__name__)}") from None
-    if isinstance(found, Mapping) and isinstance(found.get("model"), Mapping):
-        found = found["model"]
-    if not isinstance(found, Mapping) or not found or not all(isinstance(key, str) for key in found):
-        kind = type(found).__name__
-        raise _Unreadable(
-            f"weights: {path} holds a {kind}, expected a state dict, or one under the key 'model'"
-        )
-    return dict(found)
-
-
-def _why_not(reason: str) -> str:
-    """What torch.load's error means to whoever has the file."""
-    if "TorchScript" in reason:
-        return "is a TorchScript archive, which holds code; save the state dict: torch.save(model.state_dict(), path)"
-    detail = re.search(r"GLOBAL ([\w.]+)|(Unsupported (?:class|operand|instruction) ?[\w.]*)", reason)
-    if detail:
-        return (
-            f"holds more than tensors ({detail[1] or detail[2]}): reading it would run code from it and is refused; if "
-            "you trust it, save its tensors: torch.save(torch.load(path, weights_only=False)['model'], new_path)"
-        )
-    return f"is damaged or incomplete: {_first_line(reason)}"
-
-
-def _read_safetensors(path: Path) -> dict[str, Any]:
-    from safetensors import SafetensorError, deserialize
-
-    try:
-        tensors = deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
-    except SafetensorError as error:
-        raise _Unreadable(f"weights: {path} is damaged or incomplete: {_first_line(error)}") from None
-    except OSError as error:
-        raise _Unreadable(f"weights: {path} cannot be read: {error.strerror}") from None
-    state: dict[str, Any] = {}
-    for key, tensor in tensors:
-        kind, data = tensor["dtype"], tensor["data"]
-        if kind == "BF16":  # the upper half of a float32
-            values: npt.NDArray[Any] = (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
-        elif kind in _SAFETENSORS_TYPES:
-            values = np.frombuffer(data, _SAFETENSORS_TYPES[kind])
-        else:
-            raise WeightsError(f"weights: {path}: {key} is {kind}, expected F64, F32, F16 or BF16")
-        state[key] = values.reshape(tensor["shape"])
-    return state
-
-
-def _torch(what: str) -> Any:
-    try:
-        import torch
-    except ImportError as error:
-        raise _without_torch(what, error) from None
-    return torch
-
-
-def _without_torch(what: str, error: ImportError) -> WeightsError:
-    return WeightsError(f"weights: {what} needs PyTorch ({error}): pip install 'fai-fast[torch]'")
-
-
-def _kind(head: bytes) -> str:
-    """What a file that is no checkpoint looks like."""
-    start = head.lstrip()[:64].lower()
-    if start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
-        return "a web page"
-    if start.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer, not the file itself (git lfs pull)"
-    if start.startswith((b"{", b"[")):
-        return "a JSON file"
-    return "of no known format, or damaged"
 
 
 def _without_module(state: Mapping[str, Any], source: str) -> Mapping[str, Any]:
@@ -554,8 +407,3 @@ def _float32(key: str, value: Any, source: str) -> npt.NDArray[np.float32]:
             f"{source}: {key} has negative values, which no variance has; the checkpoint is damaged"
         )
     return array
-
-
-def _first_line(error: object) -> str:
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__)[:200].rstrip(". ")
