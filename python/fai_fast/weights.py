@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fai_fast import cache
-from fai_fast.checkpoint import Unreadable, file_problem, import_torch, read_file, without_torch
+from fai_fast.checkpoint import Unreadable, file_problem, import_torch, read_file, state_in, without_torch
 from fai_fast.errors import WeightsError
 from fai_fast.registry import ModelSpec, bundled_path, load_spec, models, spec
 from fai_fast.registry.shapes import is_optional, state_shapes
@@ -29,6 +30,8 @@ State = dict[str, npt.NDArray[np.float32]]
 
 RANDOM_SEED = 0
 _MAX_LAYERS = 100
+# Every network has it, so what stands before it is what a wrapper put before all names.
+_ANCHOR = "head.predictor.query_feat.weight"
 _DECODER_LAYER = re.compile(
     r"head\.predictor\.transformer_(?:self_attention|cross_attention|ffn)_layers\.(\d+)\."
 )
@@ -93,7 +96,9 @@ def load_weights(
         spec: the model, or its name.
         weights: a path (.pth, .pt and .bin are read with torch's ``weights_only``; .safetensors); an http(s) address; a
             state dict; "random" for PyTorch's default initialisation, always the same; or None for those that belong to
-            the model: in the package, beside its model_info.json, or behind its ``weights_url``.
+            the model: in the package, beside its model_info.json, or behind its ``weights_url``. Files and state dicts
+            are taken as trainers write them: under a key such as "state_dict", "model" or "ema", and with the prefixes
+            of DDP, torch.compile, Lightning and AveragedModel, see :func:`check_state`.
         cache_dir: where downloads are kept; see :func:`fai_fast.cache.cache_folder`.
         progress: whether downloads draw a bar where standard error is a terminal.
 
@@ -118,8 +123,10 @@ def locate(
     if isinstance(weights, Mapping):
         return _located_state(spec, weights)
     if not isinstance(weights, (str, os.PathLike)):
+        module = " (of a module its state_dict())" if callable(getattr(weights, "state_dict", None)) else ""
         raise TypeError(
-            f"weights: got {type(weights).__name__}, expected a path, an address, a state dict, 'random' or None"
+            f"weights: got {type(weights).__name__}, expected a path, an address, a state dict{module}, 'random' or "
+            "None"
         )
     text = os.fsdecode(weights)
     if isinstance(weights, str) and text == "random":
@@ -137,18 +144,23 @@ def check_state(
     Args:
         spec: the network's. Where `state` shows another number of decoder or encoder layers, that number is taken, and
             one log line says so.
-        state: names to arrays (NumPy or torch), all of which may be prefixed by ``module.``. ``num_batches_tracked``
-            and ``empty_weight`` may be missing, or be there where the network has none.
+        state: names to arrays (NumPy or torch), as they are or behind the prefix of a wrapper, such as ``module.``
+            (DataParallel, DDP, AveragedModel), ``_orig_mod.`` (torch.compile), ``model.`` (Lightning) or any chain
+            of those; names without the prefix are then left out. ``num_batches_tracked`` and ``empty_weight`` may be
+            missing, or be there where the network has none.
         source: what errors and the log call it.
 
     Raises:
         WeightsError: a name or shape is not the network's, or a value is not finite; the text names the first ones.
     """
-    state = _without_module(state, source)
+    given = state
+    state = _without_prefix(given, source)
     found = _with_depth_of(spec, state, source)
     expected = state_shapes(found)
     if problem := _mismatch(expected, state):
-        raise WeightsError(f"{source} does not fit {spec.name}: {problem}.{_guess(spec, state)}")
+        raise WeightsError(
+            f"{source} does not fit {spec.name}: {problem}.{_about_names(given, state)}{_guess(spec, state)}"
+        )
     checked: State = {}
     for key, shape in expected.items():
         if is_optional(key) and (key not in state or _shape(state[key]) != shape):
@@ -182,7 +194,7 @@ def _own(spec: ModelSpec) -> str | Path:
 
 def _located_state(spec: ModelSpec, state: Mapping[str, Any]) -> Located:
     source = "the given state dict"
-    checked, found = check_state(spec, state, source)
+    checked, found = check_state(spec, state_in(state, source), source)
     digest = hashlib.sha256()
     for key, value in checked.items():
         digest.update(f"{key}{value.shape}".encode())
@@ -318,14 +330,45 @@ def _keep_record(path: Path, url: str) -> None:
         _log.info("no record of %s is kept: %s", path, error.strerror)
 
 
-def _without_module(state: Mapping[str, Any], source: str) -> Mapping[str, Any]:
+def _without_prefix(state: Mapping[str, Any], source: str) -> Mapping[str, Any]:
+    """The network's own names, without what wrappers put before them: "module.", "_orig_mod.", "model.", ..."""
     if not state:
         raise WeightsError(f"{source} is empty")
     if not all(isinstance(key, str) for key in state):
         raise WeightsError(f"{source} has a key that is no str, expected names of parameters")
-    if all(key.startswith("module.") for key in state):
-        return {key.removeprefix("module."): value for key, value in state.items()}
-    return state
+    prefixes = [key.removesuffix(_ANCHOR) for key in state if key.endswith(_ANCHOR)]
+    prefixes = [prefix for prefix in prefixes if prefix == "" or prefix.endswith(".")]
+    if not prefixes or "" in prefixes:
+        return state
+    if len(prefixes) > 1:
+        shown = ", ".join(map(repr, prefixes[:5]))
+        raise WeightsError(
+            f"{source} holds {len(prefixes)} networks, whose names begin with {shown}; pass one of them as a state "
+            f"dict: weights={{k.removeprefix({prefixes[0]!r}): v for k, v in state.items() if "
+            f"k.startswith({prefixes[0]!r})}}"
+        )
+    [prefix] = prefixes
+    if others := [key for key in state if not key.startswith(prefix)]:
+        _log.info(
+            "%s: of its names those that begin with %r are the network's; %d others are left out: %s",
+            source,
+            prefix,
+            len(others),
+            ", ".join(others[:5]),
+        )
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def _about_names(given: Mapping[str, Any], taken: Mapping[str, Any]) -> str:
+    """What an error says of the prefix of all names of a state, of which `taken` are those without one."""
+    if len(taken) < len(given) or taken.keys() != given.keys():
+        prefix = next(key for key in given if key.endswith(_ANCHOR)).removesuffix(_ANCHOR)
+        others = [key for key in given if not key.startswith(prefix)]
+        left = f", and {len(others)} others were left out: {', '.join(others[:3])}" if others else ""
+        return f" Its names were taken without {prefix!r}{left}."
+    parts = [key.split(".")[:-1] for key in given]
+    shared = list(takewhile(lambda same: len(set(same)) == 1, zip(*parts, strict=False)))
+    return f" All its names begin with {'.'.join(same[0] for same in shared)!r}." if shared else ""
 
 
 def _with_depth_of(spec: ModelSpec, state: Mapping[str, Any], source: str) -> ModelSpec:
