@@ -274,6 +274,115 @@ def test_export_takes_what_describes_a_model(weights, tmp_path):
     assert path.read_bytes() == first
 
 
+WRAPPERS = {
+    "data parallel": torch.nn.DataParallel,
+    "compiled": lambda network: torch.compile(network, backend="eager"),
+    "averaged": torch.optim.swa_utils.AveragedModel,
+    "compiled data parallel": lambda network: torch.compile(torch.nn.DataParallel(network), backend="eager"),
+    "as lightning has it": lambda network: torch.nn.ModuleDict(
+        {"model": network, "metric": torch.nn.Linear(1, 1)}
+    ),
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS)
+def test_export_takes_a_network_in_a_wrapper(wrap, weights, tmp_path):
+    network = fai_fast.reference.build(weights.spec)
+    network.load_state_dict({key: torch.from_numpy(value) for key, value in weights.state.items()})
+    bare, wrapped = tmp_path / "bare.onnx", tmp_path / "wrapped.onnx"
+    fai_fast.export(network, bare, verify=False)
+    fai_fast.export(WRAPPERS[wrap](network), wrapped, verify=False)
+    assert wrapped.read_bytes() == bare.read_bytes()
+
+
+def test_two_networks_in_a_module_are_an_error(weights, tmp_path):
+    networks = torch.nn.ModuleList([fai_fast.reference.build(weights.spec) for _ in range(2)])
+    with pytest.raises(TypeError, match="got a ModuleList with 2 networks in it, expected one"):
+        fai_fast.export(networks, tmp_path / "a.onnx")
+
+
+# ------------------------------------------------------------------------------------------------ checksum
+
+
+@pytest.fixture
+def exported(weights, tmp_path):
+    path = tmp_path / "robot.onnx"
+    fai_fast.export(weights, path, verify=False)
+    return path
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 0.75, 0.99, 1.0])
+def test_a_damaged_file_is_refused_wherever_the_damage_is(share, exported):
+    content = bytearray(exported.read_bytes())
+    place = min(int(share * len(content)), len(content) - 1)
+    content[place] ^= 1
+    exported.write_bytes(content)
+    with pytest.raises(
+        ValueError, match=r"robot\.onnx (is|was not written by fai_fast\.export, or is) damaged"
+    ):
+        exporter.read_metadata(exported)
+    with pytest.raises(ValueError, match=r"robot\.onnx .*damaged"):
+        fai_fast.load(exported)
+
+
+def test_damage_in_the_checksum_itself_is_no_file_without_one(exported):
+    content = exported.read_bytes()
+    place = content.rfind(b"fai_fast.sha256")
+    for at in (place, place + 20, place + 50):
+        exported.write_bytes(content[:at] + bytes([content[at] ^ 0x80]) + content[at + 1 :])
+        with pytest.raises(ValueError, match=r"damaged"):
+            exporter.read_metadata(exported)
+
+
+def test_a_file_that_is_cut_off_or_has_more_behind_it_is_refused(exported):
+    content = exported.read_bytes()
+    for wrong in (content[:-1], content + content[-70:], content + b"\0"):
+        exported.write_bytes(wrong)
+        with pytest.raises(ValueError, match=r"damaged"):
+            exporter.read_metadata(exported)
+
+
+def test_a_file_of_an_older_version_loads_with_a_line_that_says_so(exported, caplog):
+    model = onnx.load(exported)
+    kept = [
+        item for item in model.metadata_props if item.key not in ("fai_fast.sha256", "fai_fast.checksummed")
+    ]
+    props = [(item.key, item.value) for item in kept]
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, dict(props))
+    onnx.save(model, exported)
+    with fai_fast.load(exported, engine=ENGINES[0]) as loaded:
+        assert loaded.spec.name == "small-bisenetformer"
+    [line] = [record.getMessage() for record in caplog.records if "checksum" in record.getMessage()]
+    assert "robot.onnx carries no checksum" in line
+
+
+def test_a_whole_file_says_nothing_of_its_checksum(exported, caplog):
+    fai_fast.load(exported, engine=ENGINES[0]).close()
+    assert not [record for record in caplog.records if "checksum" in record.getMessage()]
+
+
+def test_upper_case_suffixes_are_the_same(exported, weights, tmp_path):
+    fai_fast.export(weights, tmp_path / "M.ONNX", verify=False)
+    assert (tmp_path / "M.ONNX").read_bytes() == exported.read_bytes()
+    with fai_fast.load(tmp_path / "M.ONNX", engine=ENGINES[0]) as model:
+        assert model.spec == weights.spec
+
+
+def test_exporting_onto_a_link_writes_what_it_points_to(weights, tmp_path):
+    (tmp_path / "store").mkdir()
+    target, link = tmp_path / "store" / "v1.onnx", tmp_path / "current.onnx"
+    target.write_bytes(b"old")
+    target.chmod(0o640)
+    link.symlink_to("store/v1.onnx")
+    report = fai_fast.export(weights, link, verify=False)
+    assert report.path == link
+    assert link.is_symlink()
+    assert exporter.read_metadata(target).spec == weights.spec
+    assert target.stat().st_mode & 0o777 == 0o640
+    assert [item.name for item in target.parent.iterdir()] == ["v1.onnx"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "text"),
     [
@@ -491,7 +600,7 @@ def test_files_of_others_are_refused(weights, tmp_path):
     with pytest.raises(ValueError, match=r"text.onnx was not written by fai_fast.export"):
         exporter.read_metadata(text)
     onnx.save(build_graph(weights.spec, weights.state, (64, 64)), tmp_path / "plain.onnx")
-    with pytest.raises(ValueError, match=r"plain.onnx was not written by fai_fast.export .*export it again"):
+    with pytest.raises(ValueError, match=r"plain.onnx was not written by fai_fast.export, .*export it again"):
         exporter.read_metadata(tmp_path / "plain.onnx")
 
 

@@ -165,8 +165,92 @@ def test_keys_may_all_begin_with_module(model, state):
     found, _ = check_state(model, {f"module.{key}": value for key, value in state.items()})
     assert_same(found, state)
     mixed = {f"module.{key}" if index else key: value for index, (key, value) in enumerate(state.items())}
-    with pytest.raises(WeightsError, match=r"not of the network: module\."):
+    with pytest.raises(
+        WeightsError, match=r"missing: .*taken without 'module\.', and 1 others were left out: pixel"
+    ):
         check_state(model, mixed)
+
+
+def lightning(network: torch.nn.Module) -> dict:
+    class Module(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = network
+            self.register_buffer("seen", torch.zeros(()))
+
+    return {"epoch": 3, "state_dict": Module().state_dict(), "loops": {"fit": {"done": 1}}}
+
+
+def averaged(network: torch.nn.Module) -> dict:
+    return torch.optim.swa_utils.AveragedModel(network).state_dict()
+
+
+def compiled(network: torch.nn.Module) -> torch.nn.Module:
+    return torch.compile(network, backend="eager")
+
+
+# As trainers write them, made by PyTorch's own wrappers.
+FORMS = {
+    "state_dict": lambda n: {"state_dict": n.state_dict(), "epoch": 1},
+    "model_state_dict": lambda n: {"model_state_dict": n.state_dict(), "optimizer_state_dict": {"state": {}}},
+    "model": lambda n: {"model": n.state_dict(), "optimizer": {"lr": 0.1}},
+    "ema": lambda n: {"ema": n.state_dict()},
+    "ema.module": lambda n: {"ema": {"module": n.state_dict(), "updates": 7}},
+    "ema_state_dict": lambda n: {"ema_state_dict": {"steps": torch.tensor(3), **averaged(n)}},
+    "data parallel": lambda n: torch.nn.DataParallel(n).state_dict(),
+    "compiled": lambda n: compiled(n).state_dict(),
+    "averaged": averaged,
+    "lightning": lightning,
+    "lightning, compiled": lambda n: lightning(compiled(n)),
+    "compiled data parallel": lambda n: compiled(torch.nn.DataParallel(n)).state_dict(),
+    "data parallel compiled in a file": lambda n: {"model": torch.nn.DataParallel(compiled(n)).state_dict()},
+    "averaged data parallel": lambda n: {"state_dict": averaged(torch.nn.DataParallel(n))},
+    "a name of its own": lambda n: torch.nn.ModuleDict({"detector": n}).state_dict(),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_checkpoints_load_in_the_forms_that_trainers_write(tmp_path, model, form):
+    network = reference.build(model)
+    expected = {key: value.float().numpy() for key, value in network.state_dict().items()}
+    saved = FORMS[form](network)
+    torch.save(saved, tmp_path / "a.pth")
+    assert_same(load_weights(model, tmp_path / "a.pth").state, expected)
+    assert_same(load_weights(model, saved).state, expected)
+
+
+def test_of_two_networks_in_a_file_the_averaged_is_taken_and_a_line_says_so(tmp_path, model, caplog):
+    one, two = tensors(random_state(model, 1)), tensors(random_state(model, 2))
+    torch.save({"model": one, "ema": two}, tmp_path / "a.pth")
+    found = load_weights(model, tmp_path / "a.pth")
+    assert_same(found.state, {key: value.numpy() for key, value in two.items()})
+    [line] = messages(caplog)
+    assert "holds 'ema' and 'model': taking 'ema'" in line
+
+
+def test_two_networks_under_one_key_are_an_error_that_names_both(model, state):
+    both = {f"{prefix}.{key}": value for prefix in ("student", "teacher") for key, value in state.items()}
+    with pytest.raises(
+        WeightsError, match=r"holds 2 networks, whose names begin with 'student\.', 'teacher\.'"
+    ):
+        check_state(model, both)
+    # And what it says works.
+    only = {k.removeprefix("student."): v for k, v in both.items() if k.startswith("student.")}
+    assert_same(check_state(model, only)[0], state)
+
+
+def test_the_prefix_of_what_does_not_fit_is_named(model, state):
+    strange = {f"my.net.{key}": value for key, value in state.items() if "query_feat" not in key}
+    with pytest.raises(WeightsError, match=r"All its names begin with 'my\.net'\."):
+        check_state(model, strange)
+
+
+def test_names_that_are_left_out_are_told(model, state, caplog):
+    caplog.set_level(logging.INFO, "fai_fast")
+    check_state(model, {**{f"model.{k}": v for k, v in state.items()}, "metric.total": np.zeros(())})
+    [line] = messages(caplog)
+    assert "begin with 'model.'" in line
+    assert "1 others are left out: metric.total" in line
 
 
 def test_the_checkpoint_decides_on_the_depth_and_one_line_says_so(caplog):
@@ -353,6 +437,45 @@ def test_other_objects_in_a_checkpoint_are_refused(tmp_path, state, extra):
         read_file(tmp_path / "a.pth")
 
 
+class Net(torch.nn.Module):
+    """As users have them: it holds a network, and can only be unpickled where this class is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 3)
+
+
+PICKLED = {
+    "a whole module": lambda net: net,
+    "a module under a key": lambda net: {"epoch": 3, "model": net, "args": Harmless()},
+    "a module that is averaged": lambda net: {"model": None, "ema": net},
+    "a state dict with more beside it": lambda net: {"model": net.state_dict(), "args": Harmless()},
+    "a state dict with more in it": lambda net: {**net.state_dict(), "args": Harmless()},
+}
+
+
+@pytest.mark.parametrize("save", [save_zip, save_legacy])
+@pytest.mark.parametrize("form", PICKLED)
+def test_what_a_refusal_advises_works(tmp_path, form, save):
+    net, path, new_path = Net(), tmp_path / "a.pth", tmp_path / "new.pth"
+    save(PICKLED[form](net), path)
+    with pytest.raises(WeightsError, match="is refused; if you trust it, save its tensors: ") as caught:
+        read_file(path)
+    advice = str(caught.value).partition("save its tensors: ")[2]
+    exec(advice, {"torch": torch, "path": path, "new_path": new_path})
+    found = read_file(new_path)
+    assert found.keys() == net.state_dict().keys()
+    assert all(torch.equal(found[key], value) for key, value in net.state_dict().items())
+
+
+def test_looking_for_an_advice_runs_nothing(tmp_path):
+    path = tmp_path / "a.pth"
+    torch.save({"model": Net(), "trainer": Malicious(tmp_path / "ran")}, path)
+    with pytest.raises(WeightsError, match=r"\['model'\]\.state_dict\(\)"):
+        read_file(path)
+    assert not (tmp_path / "ran").exists()
+
+
 def test_a_plain_pickle_is_refused(tmp_path):
     (tmp_path / "a.pth").write_bytes(pickle.dumps(Malicious(tmp_path / "ran")))
     with pytest.raises(WeightsError, match="holds more than tensors"):
@@ -415,8 +538,12 @@ NUMBERS = {"a": torch.arange(1000.0)}
         (struct.pack("<Q", 10) + b"{" + b"x" * 50, "is damaged or incomplete"),
         (zipped([1, 2]), "holds a list, expected a state dict"),
         (zipped(torch.zeros(2)), "holds a Tensor, expected a state dict"),
-        (zipped({}), "holds a dict, expected a state dict"),
-        (zipped({1: torch.zeros(2)}), "holds a dict, expected a state dict"),
+        (zipped({}), "holds a dict without anything in it, expected a state dict"),
+        (zipped({1: torch.zeros(2)}), "holds a dict with a key that is not a str, expected a state dict"),
+        (
+            zipped({"epoch": 3, "lr": 0.1}),
+            "holds 'epoch', 'lr', and no tensors under them, expected a state dict",
+        ),
     ],
 )
 def test_a_file_that_is_no_checkpoint_is_named_with_the_reason(tmp_path, content, message):
@@ -447,7 +574,9 @@ def test_a_file_with_any_bytes_changed_is_read_or_refused(tmp_path_factory, data
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_torchscript_is_refused_with_what_to_do(tmp_path):
     torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), tmp_path / "a.pt")
-    with pytest.raises(WeightsError, match=r"is a TorchScript archive.*torch\.save\(model\.state_dict\(\)"):
+    with pytest.raises(
+        WeightsError, match=r"is a TorchScript archive.*torch\.save\(torch\.jit\.load\(path\)"
+    ):
         read_file(tmp_path / "a.pt")
 
 

@@ -97,8 +97,10 @@ def prepare(
         raise ValueError(f"batch_size: got {batch_size}, expected 1..{MAX_BATCH}")
     check_choice("engine", engine, select.ENGINES)
     select.check_device(device)
-    if _is_engine_file(name_or_path):
-        return _given_engine(Path(name_or_path), weights, engine, device, precision, im_size, batch_size)
+    if _ends_in(".engine", name_or_path):
+        return _given_engine(
+            Path(os.fsdecode(name_or_path)), weights, engine, device, precision, im_size, batch_size
+        )
     # Importing an engine takes as long as reading a checkpoint's hash, and they do not need each other.
     with ThreadPoolExecutor(1) as beside:
         chosen = beside.submit(select.candidates, engine, device)
@@ -137,8 +139,8 @@ def _source(
     cache_dir: Any,
     chosen: Future[list[select.Choice]],
 ) -> Source:
-    if isinstance(name_or_path, (str, os.PathLike)) and os.fspath(name_or_path).endswith(".onnx"):
-        given = _given_graph(Path(name_or_path), weights, im_size, batch_size, cache_dir)
+    if _ends_in(".onnx", name_or_path):
+        given = _given_graph(Path(os.fsdecode(name_or_path)), weights, im_size, batch_size, cache_dir)
         return Source(
             given.spec,
             given.size,
@@ -151,8 +153,8 @@ def _source(
     return _exported_source(load_spec(name_or_path), weights, im_size, batch_size, cache_dir, chosen)
 
 
-def _is_engine_file(name_or_path: Any) -> bool:
-    return isinstance(name_or_path, (str, os.PathLike)) and os.fspath(name_or_path).endswith(".engine")
+def _ends_in(suffix: str, name_or_path: Any) -> bool:
+    return isinstance(name_or_path, (str, os.PathLike)) and os.fsdecode(name_or_path).lower().endswith(suffix)
 
 
 def _given_graph(

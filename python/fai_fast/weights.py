@@ -8,11 +8,9 @@ import json
 import logging
 import os
 import re
-import struct
-import warnings
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fai_fast import cache
+from fai_fast.checkpoint import Unreadable, file_problem, import_torch, read_file, state_in, without_torch
 from fai_fast.errors import WeightsError
 from fai_fast.registry import ModelSpec, bundled_path, load_spec, models, spec
 from fai_fast.registry.shapes import is_optional, state_shapes
@@ -30,31 +29,15 @@ __all__ = ["Located", "Weights", "check_state", "load_weights", "locate", "read_
 State = dict[str, npt.NDArray[np.float32]]
 
 RANDOM_SEED = 0
-_ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
-# The format itself allows no longer header.
-_MAX_HEADER = 100_000_000
 _MAX_LAYERS = 100
+# Every network has it, so what stands before it is what a wrapper put before all names.
+_ANCHOR = "head.predictor.query_feat.weight"
 _DECODER_LAYER = re.compile(
     r"head\.predictor\.transformer_(?:self_attention|cross_attention|ffn)_layers\.(\d+)\."
 )
 _ENCODER_LAYER = re.compile(r"pixel_decoder\.transformer\.encoder\.layers\.(\d+)\.")
-_SAFETENSORS_TYPES = {
-    "F64": np.float64,
-    "F32": np.float32,
-    "F16": np.float16,
-    "I64": np.int64,
-    "I32": np.int32,
-    "I16": np.int16,
-    "I8": np.int8,
-    "U8": np.uint8,
-    "BOOL": np.bool_,
-}
 
 _log = logging.getLogger("fai_fast")
-
-
-class _Unreadable(WeightsError):
-    """A file whose content is at fault."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +96,9 @@ def load_weights(
         spec: the model, or its name.
         weights: a path (.pth, .pt and .bin are read with torch's ``weights_only``; .safetensors); an http(s) address; a
             state dict; "random" for PyTorch's default initialisation, always the same; or None for those that belong to
-            the model: in the package, beside its model_info.json, or behind its ``weights_url``.
+            the model: in the package, beside its model_info.json, or behind its ``weights_url``. Files and state dicts
+            are taken as trainers write them: under a key such as "state_dict", "model" or "ema", and with the prefixes
+            of DDP, torch.compile, Lightning and AveragedModel, see :func:`check_state`.
         cache_dir: where downloads are kept; see :func:`fai_fast.cache.cache_folder`.
         progress: whether downloads draw a bar where standard error is a terminal.
 
@@ -138,8 +123,10 @@ def locate(
     if isinstance(weights, Mapping):
         return _located_state(spec, weights)
     if not isinstance(weights, (str, os.PathLike)):
+        module = " (of a module its state_dict())" if callable(getattr(weights, "state_dict", None)) else ""
         raise TypeError(
-            f"weights: got {type(weights).__name__}, expected a path, an address, a state dict, 'random' or None"
+            f"weights: got {type(weights).__name__}, expected a path, an address, a state dict{module}, 'random' or "
+            "None"
         )
     text = os.fsdecode(weights)
     if isinstance(weights, str) and text == "random":
@@ -157,18 +144,23 @@ def check_state(
     Args:
         spec: the network's. Where `state` shows another number of decoder or encoder layers, that number is taken, and
             one log line says so.
-        state: names to arrays (NumPy or torch), all of which may be prefixed by ``module.``. ``num_batches_tracked``
-            and ``empty_weight`` may be missing, or be there where the network has none.
+        state: names to arrays (NumPy or torch), as they are or behind the prefix of a wrapper, such as ``module.``
+            (DataParallel, DDP, AveragedModel), ``_orig_mod.`` (torch.compile), ``model.`` (Lightning) or any chain
+            of those; names without the prefix are then left out. ``num_batches_tracked`` and ``empty_weight`` may be
+            missing, or be there where the network has none.
         source: what errors and the log call it.
 
     Raises:
         WeightsError: a name or shape is not the network's, or a value is not finite; the text names the first ones.
     """
-    state = _without_module(state, source)
+    given = state
+    state = _without_prefix(given, source)
     found = _with_depth_of(spec, state, source)
     expected = state_shapes(found)
     if problem := _mismatch(expected, state):
-        raise WeightsError(f"{source} does not fit {spec.name}: {problem}.{_guess(spec, state)}")
+        raise WeightsError(
+            f"{source} does not fit {spec.name}: {problem}.{_about_names(given, state)}{_guess(spec, state)}"
+        )
     checked: State = {}
     for key, shape in expected.items():
         if is_optional(key) and (key not in state or _shape(state[key]) != shape):
@@ -187,48 +179,6 @@ def check_state(
     return checked, found
 
 
-def read_file(path: Path) -> dict[str, Any]:
-    """The state dict in a checkpoint file, whatever its suffix: names to NumPy arrays or torch tensors.
-
-    Raises:
-        WeightsError: it is no checkpoint, is damaged, or would have to run code to be read; or PyTorch is missing.
-    """
-    if problem := file_problem(path):
-        raise _Unreadable(f"weights: {path} {problem}")
-    return _read_safetensors(path) if _is_safetensors(path) else _read_torch(path)
-
-
-def file_problem(path: Path) -> str:
-    """What is wrong with a checkpoint file, as far as can be told without unpickling it; empty if nothing is."""
-    import zipfile
-
-    try:
-        with path.open("rb") as file:
-            head = file.read(1024)
-        if not head:
-            return "is empty"
-        if _is_safetensors(path):
-            from safetensors import SafetensorError, safe_open
-
-            try:
-                with safe_open(path, "numpy"):
-                    return ""
-            except SafetensorError as error:
-                return f"is damaged or incomplete: {_first_line(error)}"
-        if head.startswith(_PICKLE):
-            return ""
-        if head.startswith(_ZIP):
-            # torch.load does not look at the archive's checksums.
-            with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()
-            return f"is damaged: the checksum of {damaged} in it is wrong" if damaged else ""
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError) as error:
-        return f"is damaged or incomplete: {error}"
-    return f"is {_kind(head)}, expected a .pth or .safetensors checkpoint"
-
-
 def _own(spec: ModelSpec) -> str | Path:
     """Where the weights are that belong to the model."""
     if spec.weights_path is not None:
@@ -244,7 +194,7 @@ def _own(spec: ModelSpec) -> str | Path:
 
 def _located_state(spec: ModelSpec, state: Mapping[str, Any]) -> Located:
     source = "the given state dict"
-    checked, found = check_state(spec, state, source)
+    checked, found = check_state(spec, state_in(state, source), source)
     digest = hashlib.sha256()
     for key, value in checked.items():
         digest.update(f"{key}{value.shape}".encode())
@@ -260,12 +210,12 @@ def _located_random(spec: ModelSpec) -> Located:
     try:
         version = importlib.metadata.version("torch")  # importing it only to name it takes seconds
     except importlib.metadata.PackageNotFoundError as error:
-        raise _without_torch('weights="random"', error) from None
+        raise without_torch('weights="random"', error) from None
     said = json.dumps([source, version, spec.to_dict()], sort_keys=True)
     sha256 = hashlib.sha256(said.encode()).hexdigest()
 
     def read() -> Weights:
-        torch = _torch('weights="random"')
+        torch = import_torch('weights="random"')
         from fai_fast import reference
 
         with torch.random.fork_rng(devices=[]):
@@ -292,7 +242,7 @@ def _checked_file(spec: ModelSpec, path: Path, source: str, sha256: str) -> Weig
     content = read_file(path)
     # What is made of them is kept under this hash, which may have been taken long ago.
     if cache.sha256_of(path) != sha256:
-        raise _Unreadable(
+        raise Unreadable(
             f"weights: {path} changed while it was in use, or is damaged: it is not what its hash was taken of; put "
             "the right file there, or touch it if this is the one, and start again"
         )
@@ -311,7 +261,7 @@ def _located_url(spec: ModelSpec, url: str, folder: Path, progress: bool) -> Loc
     def read() -> Weights:
         try:
             weights = _checked_file(spec, path, source, sha256)
-        except _Unreadable as error:
+        except Unreadable as error:
             if record is None:
                 raise WeightsError(f"{error}; replace it, or delete it to have it downloaded") from None
             if cache.sha256_of(path) == sha256:
@@ -380,99 +330,45 @@ def _keep_record(path: Path, url: str) -> None:
         _log.info("no record of %s is kept: %s", path, error.strerror)
 
 
-def _is_safetensors(path: Path) -> bool:
-    """Whether it begins with the length of a JSON header. That may look like a pickle's first byte: ask this first."""
-    with path.open("rb") as file:
-        head = file.read(9)
-    return len(head) == 9 and head[8:] == b"{" and struct.unpack("<Q", head[:8])[0] < _MAX_HEADER
-
-
-def _read_torch(path: Path) -> dict[str, Any]:
-    torch = _torch(f"{path.name}, a PyTorch checkpoint,")
-    try:
-        # Opened here, as torch makes much of a path's suffix.
-        with path.open("rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it warns of pickle protocols, which says nothing to the user
-            found = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever a damaged archive leads it into
-        raise _Unreadable(f"weights: {path} {_why_not(str(error) or type(error).__name__)}") from None
-    if isinstance(found, Mapping) and isinstance(found.get("model"), Mapping):
-        found = found["model"]
-    if not isinstance(found, Mapping) or not found or not all(isinstance(key, str) for key in found):
-        kind = type(found).__name__
-        raise _Unreadable(
-            f"weights: {path} holds a {kind}, expected a state dict, or one under the key 'model'"
-        )
-    return dict(found)
-
-
-def _why_not(reason: str) -> str:
-    """What torch.load's error means to whoever has the file."""
-    if "TorchScript" in reason:
-        return "is a TorchScript archive, which holds code; save the state dict: torch.save(model.state_dict(), path)"
-    detail = re.search(r"GLOBAL ([\w.]+)|(Unsupported (?:class|operand|instruction) ?[\w.]*)", reason)
-    if detail:
-        return (
-            f"holds more than tensors ({detail[1] or detail[2]}): reading it would run code from it and is refused; if "
-            "you trust it, save its tensors: torch.save(torch.load(path, weights_only=False)['model'], new_path)"
-        )
-    return f"is damaged or incomplete: {_first_line(reason)}"
-
-
-def _read_safetensors(path: Path) -> dict[str, Any]:
-    from safetensors import SafetensorError, deserialize
-
-    try:
-        tensors = deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
-    except SafetensorError as error:
-        raise _Unreadable(f"weights: {path} is damaged or incomplete: {_first_line(error)}") from None
-    except OSError as error:
-        raise _Unreadable(f"weights: {path} cannot be read: {error.strerror}") from None
-    state: dict[str, Any] = {}
-    for key, tensor in tensors:
-        kind, data = tensor["dtype"], tensor["data"]
-        if kind == "BF16":  # the upper half of a float32
-            values: npt.NDArray[Any] = (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
-        elif kind in _SAFETENSORS_TYPES:
-            values = np.frombuffer(data, _SAFETENSORS_TYPES[kind])
-        else:
-            raise WeightsError(f"weights: {path}: {key} is {kind}, expected F64, F32, F16 or BF16")
-        state[key] = values.reshape(tensor["shape"])
-    return state
-
-
-def _torch(what: str) -> Any:
-    try:
-        import torch
-    except ImportError as error:
-        raise _without_torch(what, error) from None
-    return torch
-
-
-def _without_torch(what: str, error: ImportError) -> WeightsError:
-    return WeightsError(f"weights: {what} needs PyTorch ({error}): pip install 'fai-fast[torch]'")
-
-
-def _kind(head: bytes) -> str:
-    """What a file that is no checkpoint looks like."""
-    start = head.lstrip()[:64].lower()
-    if start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
-        return "a web page"
-    if start.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer, not the file itself (git lfs pull)"
-    if start.startswith((b"{", b"[")):
-        return "a JSON file"
-    return "of no known format, or damaged"
-
-
-def _without_module(state: Mapping[str, Any], source: str) -> Mapping[str, Any]:
+def _without_prefix(state: Mapping[str, Any], source: str) -> Mapping[str, Any]:
+    """The network's own names, without what wrappers put before them: "module.", "_orig_mod.", "model.", ..."""
     if not state:
         raise WeightsError(f"{source} is empty")
     if not all(isinstance(key, str) for key in state):
         raise WeightsError(f"{source} has a key that is no str, expected names of parameters")
-    if all(key.startswith("module.") for key in state):
-        return {key.removeprefix("module."): value for key, value in state.items()}
-    return state
+    prefixes = [key.removesuffix(_ANCHOR) for key in state if key.endswith(_ANCHOR)]
+    prefixes = [prefix for prefix in prefixes if prefix == "" or prefix.endswith(".")]
+    if not prefixes or "" in prefixes:
+        return state
+    if len(prefixes) > 1:
+        shown = ", ".join(map(repr, prefixes[:5]))
+        raise WeightsError(
+            f"{source} holds {len(prefixes)} networks, whose names begin with {shown}; pass one of them as a state "
+            f"dict: weights={{k.removeprefix({prefixes[0]!r}): v for k, v in state.items() if "
+            f"k.startswith({prefixes[0]!r})}}"
+        )
+    [prefix] = prefixes
+    if others := [key for key in state if not key.startswith(prefix)]:
+        _log.info(
+            "%s: of its names those that begin with %r are the network's; %d others are left out: %s",
+            source,
+            prefix,
+            len(others),
+            ", ".join(others[:5]),
+        )
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def _about_names(given: Mapping[str, Any], taken: Mapping[str, Any]) -> str:
+    """What an error says of the prefix of all names of a state, of which `taken` are those without one."""
+    if len(taken) < len(given) or taken.keys() != given.keys():
+        prefix = next(key for key in given if key.endswith(_ANCHOR)).removesuffix(_ANCHOR)
+        others = [key for key in given if not key.startswith(prefix)]
+        left = f", and {len(others)} others were left out: {', '.join(others[:3])}" if others else ""
+        return f" Its names were taken without {prefix!r}{left}."
+    parts = [key.split(".")[:-1] for key in given]
+    shared = list(takewhile(lambda same: len(set(same)) == 1, zip(*parts, strict=False)))
+    return f" All its names begin with {'.'.join(same[0] for same in shared)!r}." if shared else ""
 
 
 def _with_depth_of(spec: ModelSpec, state: Mapping[str, Any], source: str) -> ModelSpec:
@@ -554,8 +450,3 @@ def _float32(key: str, value: Any, source: str) -> npt.NDArray[np.float32]:
             f"{source}: {key} has negative values, which no variance has; the checkpoint is damaged"
         )
     return array
-
-
-def _first_line(error: object) -> str:
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__)[:200].rstrip(". ")

@@ -19,6 +19,7 @@ from typing import Any
 from fai_fast._core import __version__
 from fai_fast.arguments import check_bool, check_choice, check_int, check_size
 from fai_fast.errors import ExportError
+from fai_fast.exporter import checksum
 from fai_fast.files import replacing
 from fai_fast.registry import ModelSpec, load_spec
 from fai_fast.weights import Weights, load_weights
@@ -32,6 +33,7 @@ FORMATS = {"onnx": ".onnx", "tensorrt": ".engine"}
 MAX_BATCH = 256
 MAX_SIDE = 8192
 _KEY = "fai_fast."
+_DAMAGED = "is damaged, or was changed since fai_fast.export wrote it (its checksum differs); copy or export it again"
 
 _log = logging.getLogger("fai_fast")
 
@@ -131,11 +133,14 @@ def export(
 
     Its input is ``images`` (B, 3, height, width), normalised RGB as :func:`fai_fast.preprocess` gives it; its outputs
     are ``mask_logits`` (B, Q, height / s, width / s), s = 4 for fai_mf and 8 for bisenetformer, and ``class_logits``
-    (B, Q, C+1), for :func:`fai_fast.postprocess`. Shapes are static. The file holds everything that loading it needs.
+    (B, Q, C+1), for :func:`fai_fast.postprocess`. Shapes are static. The file holds everything that loading it needs,
+    and a checksum of itself: ``fai_fast.load`` refuses a file that was damaged or changed since. Onto a symlink the
+    file is written where it points to; a file that is there keeps its mode.
 
     Args:
         model: a name of :func:`fai_fast.models`, a folder or file with FocoosAI's ``model_info.json``, a ModelSpec, a
-            network of :func:`fai_fast.reference.build`, a :class:`fai_fast.Model`, or a ``fai_fast.weights.Weights``.
+            network of :func:`fai_fast.reference.build` or a module that wraps one (DataParallel, torch.compile,
+            AveragedModel, a LightningModule), a :class:`fai_fast.Model`, or a ``fai_fast.weights.Weights``.
         path: the file to write, ending in ``.onnx`` or, for TensorRT, ``.engine``, in a folder that exists.
         im_size: an int for a square or (height, width), multiples of 32; None for the size it was trained at.
         batch: images at once.
@@ -166,7 +171,7 @@ def export(
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"path: got {type(path).__name__}, expected a path that ends in {suffix}")
     place = Path(os.fsdecode(path))
-    if place.suffix != suffix:
+    if place.suffix.lower() != suffix:
         raise ValueError(f"path: got {str(place)!r}, expected a path that ends in {suffix}")
     if not place.parent.is_dir():
         raise FileNotFoundError(f"path: no such folder: {place.parent}; create it first")
@@ -246,10 +251,11 @@ def write(
         "weights_sha256": weights.sha256,
         "fai_fast_version": __version__,
         "verification": verification,
+        "checksummed": True,
     }
     props = {_KEY + key: json.dumps(value, ensure_ascii=False) for key, value in said.items()}
-    onnx.helper.set_model_props(model, props)
-    path.write_bytes(model.SerializeToString())
+    onnx.helper.set_model_props(model, {**props, checksum.KEY: checksum.PLACEHOLDER})
+    path.write_bytes(checksum.stamp(model.SerializeToString()))
     seconds = time.perf_counter() - start
     report = ExportReport(
         path,
@@ -279,17 +285,22 @@ def read_metadata(path: str | os.PathLike[str]) -> ExportedInfo:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no file of :func:`export`.
+        ValueError: it is no file of :func:`export`, or is not as it was written: its checksum differs.
     """
     import onnx
     from google.protobuf.message import DecodeError
 
+    shown = os.fsdecode(path)
+    content = Path(shown).read_bytes()
+    whole = checksum.verdict(content)
+    if whole is False:
+        raise ValueError(f"path: {shown} {_DAMAGED}")
     try:
-        model = onnx.load(path, load_external_data=False)
+        model = onnx.ModelProto.FromString(content)
         said = {
             item.key.removeprefix(_KEY): json.loads(item.value)
             for item in model.metadata_props
-            if item.key.startswith(_KEY)
+            if item.key.startswith(_KEY) and item.key != checksum.KEY
         }
         batch = check_int("batch", said["batch"])
         if not 1 <= batch <= MAX_BATCH:
@@ -297,7 +308,7 @@ def read_metadata(path: str | os.PathLike[str]) -> ExportedInfo:
         for key in ("weights_sha256", "fai_fast_version"):
             if not isinstance(said[key], str):
                 raise TypeError(f"{key}: got {type(said[key]).__name__}, expected str")
-        return ExportedInfo(
+        info = ExportedInfo(
             spec=ModelSpec.from_dict(said["spec"]),
             size=check_im_size(said["im_size"]),
             batch=batch,
@@ -306,12 +317,18 @@ def read_metadata(path: str | os.PathLike[str]) -> ExportedInfo:
             fai_fast_version=said["fai_fast_version"],
             verification=said["verification"],
         )
-    except FileNotFoundError:
-        raise
     except (DecodeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(
-            f"path: {os.fsdecode(path)} was not written by fai_fast.export ({error!r}); export it again"
+            f"path: {shown} was not written by fai_fast.export, or is damaged ({error!r}); export it again"
         ) from None
+    if whole is None and said.get("checksummed"):
+        raise ValueError(f"path: {shown} {_DAMAGED}")
+    if whole is None:
+        _log.warning(
+            "%s carries no checksum, as files of older versions: whether it is damaged cannot be told; export it again",
+            shown,
+        )
+    return info
 
 
 def check_im_size(im_size: object) -> tuple[int, int]:
@@ -351,14 +368,27 @@ def _weights_of(model: Any, weights: Any, cache_dir: Any) -> Weights:
     held = getattr(model, "weights", None)
     own = model if isinstance(model, Weights) else held if isinstance(held, Weights) else None
     if own is None and callable(getattr(model, "state_dict", None)):
-        spec = getattr(model, "spec", None)
-        if not isinstance(spec, ModelSpec):
-            raise TypeError(
-                f"model: got a {type(model).__name__} without a spec, expected a network of fai_fast.reference.build"
-            )
-        own = load_weights(spec, model.state_dict())
+        network = _network_in(model)
+        own = load_weights(network.spec, network.state_dict())
     if own is None:
         return load_weights(load_spec(model), weights, cache_dir=cache_dir)
     if weights is not None:
         raise ValueError(f"weights: got some with a {type(model).__name__}, expected None: it brings its own")
     return own
+
+
+def _network_in(module: Any) -> Any:
+    """The network with a spec that `module` is, or wraps: DataParallel, torch.compile, AveragedModel, Lightning, ..."""
+    modules = list(module.modules()) if callable(getattr(module, "modules", None)) else [module]
+    # Asked of what each holds itself, as torch.compile's wrapper passes on what it does not have.
+    found = [item for item in modules if isinstance(vars(item).get("spec"), ModelSpec)]
+    if len(found) > 1:
+        raise TypeError(
+            f"model: got a {type(module).__name__} with {len(found)} networks in it, expected one: pass that one"
+        )
+    if not found:
+        raise TypeError(
+            f"model: got a {type(module).__name__} without a spec, expected a network of fai_fast.reference.build, or "
+            "a wrapper of one"
+        )
+    return found[0]
