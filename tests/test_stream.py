@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 from fai_fast.errors import EngineError
 from fai_fast.stream import Frame, Stream
-from fai_fast.stream.pixels import _Colours, decoded_pixels
+from fai_fast.stream.pixels import _ColorOverrides, decoded_pixels
 from PIL import Image
 from test_model import network
 from test_reference import small_spec
@@ -118,7 +118,7 @@ def decoded(path):
 )
 def test_pixels_are_the_decoders_own_memory(tmp_path, codec, pix_fmt, size):
     frame = decoded(write_video(tmp_path / "a.avi", 1, codec=codec, pix_fmt=pix_fmt, size=size))
-    pixels, _ = decoded_pixels(frame, _Colours("rgb", None, None))
+    pixels, _ = decoded_pixels(frame, _ColorOverrides("rgb", None, None))
     views = pixels if isinstance(pixels, tuple) else (pixels,)
     assert len(views) == len(frame.planes)
     for view, plane in zip(views, frame.planes, strict=True):
@@ -149,18 +149,18 @@ def test_frames_keep_their_memory_when_the_stream_has_gone(fake, clip):
         (2, 0, ("i420", "bt601", "limited")),
     ],
 )
-def test_colour_space_and_range_are_the_frames(space, range, layout):
+def test_color_space_and_range_are_the_frames(space, range, layout):
     frame = av.VideoFrame.from_ndarray(picture(0), format="rgb24").reformat(format="yuv420p")
     frame.colorspace, frame.color_range = space, range
-    assert tuple(decoded_pixels(frame, _Colours("rgb", None, None))[1].values()) == layout
-    told = decoded_pixels(frame, _Colours("rgb", "bt709", "full"))[1]
+    assert tuple(decoded_pixels(frame, _ColorOverrides("rgb", None, None))[1].values()) == layout
+    told = decoded_pixels(frame, _ColorOverrides("rgb", "bt709", "full"))[1]
     assert tuple(told.values()) == ("i420", "bt709", "full")
 
 
 def test_matrices_that_preprocessing_lacks_are_left_to_ffmpeg():
     frame = av.VideoFrame.from_ndarray(picture(0), format="rgb24").reformat(format="yuv420p")
     frame.colorspace = 9  # BT.2020
-    pixels, layout = decoded_pixels(frame, _Colours("rgb", None, None))
+    pixels, layout = decoded_pixels(frame, _ColorOverrides("rgb", None, None))
     assert layout["color"] == "rgb"
     assert np.array_equal(pixels, frame.to_ndarray(format="rgb24"))
 
@@ -178,7 +178,7 @@ class Turned:
 @pytest.mark.parametrize(("rotation", "turns"), [(90, 1), (-90, 3), (180, 2), (-180, 2)])
 def test_frames_come_upright(rotation, turns):
     frame = av.VideoFrame.from_ndarray(picture(3), format="rgb24").reformat(format="yuv420p")
-    pixels, layout = decoded_pixels(Turned(frame, rotation), _Colours("rgb", None, None))
+    pixels, layout = decoded_pixels(Turned(frame, rotation), _ColorOverrides("rgb", None, None))
     assert layout["color"] == "rgb"
     # Counterclockwise, as FFmpeg counts.
     assert np.array_equal(pixels, np.rot90(frame.to_ndarray(format="rgb24"), turns))

@@ -31,7 +31,7 @@ from fai_fast.ops import preprocess_frame
 from fai_fast.pipelines import Ticket
 from fai_fast.stream.feed import StreamStats, _Feed
 from fai_fast.stream.opening import _opener
-from fai_fast.stream.pixels import _Colours
+from fai_fast.stream.pixels import _ColorOverrides
 from fai_fast.stream.pixels import decoded_pixels as decoded_pixels
 
 __all__ = ["Frame", "Stream", "StreamStats"]
@@ -81,7 +81,7 @@ class Frame:
         return picture
 
 
-class Submits(Protocol):
+class SupportsSubmit(Protocol):
     """What a stream needs of a model."""
 
     @property
@@ -104,7 +104,7 @@ class Stream:
 
     def __init__(
         self,
-        model: Submits,
+        model: SupportsSubmit,
         source: Any,
         *,
         policy: str | None = None,
@@ -126,13 +126,13 @@ class Stream:
         if policy is not None:
             check_choice("policy", policy, ("latest", "all"))
         check_choice("on_error", on_error, ("raise", "reconnect"))
-        colours = _Colours(color, yuv_matrix, yuv_range)
+        overrides = _ColorOverrides(color, yuv_matrix, yuv_range)
         if timeout is not None:
             timeout = _positive("timeout", timeout)
         self._max_pixels = check_max_pixels(max_pixels)
         opener = _opener(
             source,
-            colours,
+            overrides,
             timeout,
             LIVE_TIMEOUT,
             check_bool("frame_threads", frame_threads),

@@ -23,7 +23,7 @@ import numpy as np
 
 from fai_fast.detections import Detections
 from fai_fast.pipelines import Ticket
-from fai_fast.stream.source import _Came, _Damaged, _Failed, _Item, _Opener, _stalled
+from fai_fast.stream.source import _CorruptFrame, _FrameError, _Opener, _SourceFrame, _SourceItem, _stalled
 
 # Results that the statistics look back on.
 _WINDOW = 256
@@ -58,10 +58,12 @@ class StreamStats(NamedTuple):
     queue_age: float
 
 
-class _Flight:
+class _InFlightFrame:
     """A frame in the model, or an error in the place of one."""
 
-    def __init__(self, id: int, came: _Came | None, ticket: Ticket | None, error: Exception | None) -> None:
+    def __init__(
+        self, id: int, came: _SourceFrame | None, ticket: Ticket | None, error: Exception | None
+    ) -> None:
         self.id = id
         self.came = came
         self._ticket = ticket
@@ -122,14 +124,14 @@ class _Feed:
         self._retries = retries
         # Reentrant: garbage collection may call stop() in a thread that holds it.
         self._changed = threading.Condition(threading.RLock())
-        self._waiting: deque[tuple[int, _Came | _Failed]] = deque()
-        self._flying: deque[_Flight] = deque()
+        self._waiting: deque[tuple[int, _SourceFrame | _FrameError]] = deque()
+        self._flying: deque[_InFlightFrame] = deque()
         self._sending = False  # a frame is between the two
         self._started = self._stopped = self._ended = False
         self._error: BaseException | None = None
         self._threads: list[threading.Thread] = []
         self._reader: object = None  # whose frames count: one that was given up may come back
-        self._due: float | None = None  # when a silent source counts as lost
+        self._deadline: float | None = None  # when a silent source counts as lost
         self._tries = 0
         self._frames = self._decoded = self._skipped = self._damaged = self._reconnects = 0
         # When each of the last results was handed out, and its milliseconds from capture to result.
@@ -142,29 +144,29 @@ class _Feed:
         """Waits before the source is opened; False where the reader is not wanted any more."""
         until = time.monotonic() + delay
         with self._changed:
-            while self._wanted(reader) and (left := until - time.monotonic()) > 0:
+            while self._is_current(reader) and (left := until - time.monotonic()) > 0:
                 self._changed.wait(left)
-            if not self._wanted(reader):
+            if not self._is_current(reader):
                 return False
-            self._heard()
+            self._reset_watchdog()
             return True
 
     def opened(self, reader: object, live: bool, rate: Fraction | None) -> None:
         with self._changed:
-            if not self._wanted(reader):
+            if not self._is_current(reader):
                 return
             self.live, self.rate = live, rate
             if self.latest is None:
                 self.latest = live
             self._reconnects += self._tries > 0
-            self._heard()
+            self._reset_watchdog()
 
-    def put(self, reader: object, item: _Item) -> bool:
+    def put(self, reader: object, item: _SourceItem) -> bool:
         """Takes a frame; False where the reader is not wanted any more."""
         with self._changed:
-            if not self._wanted(reader):
+            if not self._is_current(reader):
                 return False
-            if isinstance(item, _Damaged):
+            if isinstance(item, _CorruptFrame):
                 self._damaged += 1
                 return True
             self._tries = 0
@@ -172,53 +174,53 @@ class _Feed:
             self._decoded += 1
             if number % self._stride:
                 self._skipped += 1
-                self._heard()
+                self._reset_watchdog()
                 return True
             if self.latest:
-                kept = [other for other in self._waiting if isinstance(other[1], _Failed)]
+                kept = [other for other in self._waiting if isinstance(other[1], _FrameError)]
                 self.dropped += len(self._waiting) - len(kept)
                 self._waiting = deque(kept)
             while len(self._waiting) >= self._depth:
-                self._due = None
+                self._deadline = None
                 self._changed.wait()
-                if not self._wanted(reader):
+                if not self._is_current(reader):
                     return False
             self._waiting.append((number, item))
-            self._heard()
+            self._reset_watchdog()
             self._changed.notify_all()
             return True
 
     def lost(self, reader: object, error: BaseException | None) -> float | None:
         """The source has ended, or failed: seconds to wait before it is opened again, None for never."""
         with self._changed:
-            if not self._wanted(reader):
+            if not self._is_current(reader):
                 return None
             again = self._reconnect and self.live is not False and isinstance(error, Exception | None)
             if not again or (self._retries is not None and self._tries >= self._retries):
                 self._ended, self._error = True, error
-                self._due = None
+                self._deadline = None
                 self._changed.notify_all()
                 return None
             first, most = self._backoff
             # Drawn, so that many streams of one server do not come back at the same moment.
             delay = min(most, first * 2.0 ** min(self._tries, 60)) * random.uniform(0.5, 1.0)
             self._tries += 1
-            self._due = None
+            self._deadline = None
         why = "it ended" if error is None else error
         _log.info("stream: lost %s (%s); opening it again in %.1f s", self.opener.name, why, delay)
         return delay
 
-    def _wanted(self, reader: object) -> bool:
+    def _is_current(self, reader: object) -> bool:
         return reader is self._reader and not self._stopped
 
-    def _heard(self) -> None:
+    def _reset_watchdog(self) -> None:
         limit = self._timeout
         if limit is None and (self.opener.pipe or (self.live is not False and self.opener.again)):
             limit = self._live_timeout
-        if self._due is None and limit is not None:
+        if self._deadline is None and limit is not None:
             # The sender waits without an end.
             self._changed.notify_all()
-        self._due = None if limit is None else time.monotonic() + limit
+        self._deadline = None if limit is None else time.monotonic() + limit
 
     # ------------------------------------------------------------------------------------------- the sender's
 
@@ -229,8 +231,8 @@ class _Feed:
                 if self._stopped or (self._ended and not self._waiting):
                     return False
                 left = None
-                if self._due is not None and not self._waiting and not self._ended:
-                    left = self._due - time.monotonic()
+                if self._deadline is not None and not self._waiting and not self._ended:
+                    left = self._deadline - time.monotonic()
                     if left <= 0:
                         self._give_up()
                         continue
@@ -240,22 +242,22 @@ class _Feed:
             number, item = self._waiting.popleft()
             self._sending = True
             self._changed.notify_all()
-        flight = self._depart(number, item)
+        flight = self._submit_frame(number, item)
         with self._changed:
             self._flying.append(flight)
             self._sending = False
             self._changed.notify_all()
         return True
 
-    def _depart(self, number: int, item: _Came | _Failed) -> _Flight:
-        if isinstance(item, _Failed):
-            return _Flight(number, None, None, item.error)
+    def _submit_frame(self, number: int, item: _SourceFrame | _FrameError) -> _InFlightFrame:
+        if isinstance(item, _FrameError):
+            return _InFlightFrame(number, None, None, item.error)
         with self._changed:
             self._ages.append(1e3 * (time.perf_counter() - item.captured))
         try:
-            return _Flight(number, item, self._submit(item.pixels, **item.layout, **self._infer), None)
+            return _InFlightFrame(number, item, self._submit(item.pixels, **item.layout, **self._infer), None)
         except Exception as error:
-            return _Flight(number, item, None, error)
+            return _InFlightFrame(number, item, None, error)
 
     def _give_up(self) -> None:
         """Leaves a reader that has been silent for too long to itself."""
@@ -267,7 +269,7 @@ class _Feed:
 
     # --------------------------------------------------------------------------------------------- the loop's
 
-    def first(self) -> _Flight | None:
+    def first(self) -> _InFlightFrame | None:
         """The frame whose result is next; None at the end. Raises what ended the source, once."""
         with self._changed:
             self._start()
@@ -289,7 +291,7 @@ class _Feed:
             return flights[-1]
         return flights[0]
 
-    def land(self, flight: _Flight, *, done: bool = False, overtaken: bool = False) -> None:
+    def land(self, flight: _InFlightFrame, *, done: bool = False, overtaken: bool = False) -> None:
         now = time.perf_counter()
         with self._changed:
             with suppress(ValueError):  # stopped meanwhile
@@ -331,7 +333,7 @@ class _Feed:
     def _read(self, delay: float) -> None:
         self._reader = object()
         # Nothing is heard from it before it begins.
-        self._due = None
+        self._deadline = None
         self._run(_read, self, self._reader, delay)
 
     def _run(self, target: Callable[..., None], *arguments: object) -> None:
