@@ -739,6 +739,46 @@ def test_a_live_source_of_enormous_pictures_is_refused(fake, server, tmp_path):
     assert fake.seen == []
 
 
+@pytest.mark.parametrize("which", ["fai_fast-submit", "fai_fast-read"])
+def test_a_thread_that_cannot_start_is_the_error_that_is_seen(fake, monkeypatch, which):
+    start = threading.Thread.start
+
+    def refuse(thread):
+        if thread.name == which:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    stream = Stream(fake, arrays(3))
+    with pytest.raises(RuntimeError, match=r"^can't start new thread$"), stream:
+        next(stream)
+    assert next(stream, None) is None
+    until(lambda: stream_threads() == [])
+
+
+def test_a_reader_that_cannot_be_started_again_ends_the_stream(fake, monkeypatch):
+    released = threading.Event()
+
+    def camera():
+        yield picture(0)
+        released.wait(30)
+
+    start = threading.Thread.start
+
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    with Stream(fake, camera, on_error="reconnect", timeout=0.2, backoff=(0.001, 0.001)) as stream:
+        next(stream)
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match=r"^can't start new thread$"):
+            next(stream)
+        monkeypatch.setattr(threading.Thread, "start", start)
+        assert next(stream, None) is None
+        released.set()
+    until(lambda: stream_threads() == [])
+
+
 def test_a_video_without_pictures(fake, tmp_path):
     with av.open(str(tmp_path / "a.wav"), "w") as container:
         sound = container.add_stream("pcm_s16le", rate=8000)
