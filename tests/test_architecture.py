@@ -28,8 +28,9 @@ CUDA_HEADER = re.compile(r"cuda|cub/|thrust/|nv/|cooperative_groups")
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.MULTILINE)
 
 # What each part of the Python package, a file or a folder, may import, anywhere in its files.
-BASE = {"_core", "arguments", "errors"}
+BASE = {"_core", "_forks", "arguments", "errors"}
 MAY_IMPORT = {
+    "_forks": {"errors"},
     "arguments": set(),
     "errors": set(),
     "files": BASE,

@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 from fai_fast.errors import EngineError
 from fai_fast.stream import Frame, Stream
-from fai_fast.stream.pixels import _Colours, decoded_pixels
+from fai_fast.stream.pixels import _ColorOverrides, decoded_pixels
 from PIL import Image
 from test_model import network
 from test_reference import small_spec
@@ -118,7 +118,7 @@ def decoded(path):
 )
 def test_pixels_are_the_decoders_own_memory(tmp_path, codec, pix_fmt, size):
     frame = decoded(write_video(tmp_path / "a.avi", 1, codec=codec, pix_fmt=pix_fmt, size=size))
-    pixels, _ = decoded_pixels(frame, _Colours("rgb", None, None))
+    pixels, _ = decoded_pixels(frame, _ColorOverrides("rgb", None, None))
     views = pixels if isinstance(pixels, tuple) else (pixels,)
     assert len(views) == len(frame.planes)
     for view, plane in zip(views, frame.planes, strict=True):
@@ -149,18 +149,18 @@ def test_frames_keep_their_memory_when_the_stream_has_gone(fake, clip):
         (2, 0, ("i420", "bt601", "limited")),
     ],
 )
-def test_colour_space_and_range_are_the_frames(space, range, layout):
+def test_color_space_and_range_are_the_frames(space, range, layout):
     frame = av.VideoFrame.from_ndarray(picture(0), format="rgb24").reformat(format="yuv420p")
     frame.colorspace, frame.color_range = space, range
-    assert tuple(decoded_pixels(frame, _Colours("rgb", None, None))[1].values()) == layout
-    told = decoded_pixels(frame, _Colours("rgb", "bt709", "full"))[1]
+    assert tuple(decoded_pixels(frame, _ColorOverrides("rgb", None, None))[1].values()) == layout
+    told = decoded_pixels(frame, _ColorOverrides("rgb", "bt709", "full"))[1]
     assert tuple(told.values()) == ("i420", "bt709", "full")
 
 
 def test_matrices_that_preprocessing_lacks_are_left_to_ffmpeg():
     frame = av.VideoFrame.from_ndarray(picture(0), format="rgb24").reformat(format="yuv420p")
     frame.colorspace = 9  # BT.2020
-    pixels, layout = decoded_pixels(frame, _Colours("rgb", None, None))
+    pixels, layout = decoded_pixels(frame, _ColorOverrides("rgb", None, None))
     assert layout["color"] == "rgb"
     assert np.array_equal(pixels, frame.to_ndarray(format="rgb24"))
 
@@ -178,7 +178,7 @@ class Turned:
 @pytest.mark.parametrize(("rotation", "turns"), [(90, 1), (-90, 3), (180, 2), (-180, 2)])
 def test_frames_come_upright(rotation, turns):
     frame = av.VideoFrame.from_ndarray(picture(3), format="rgb24").reformat(format="yuv420p")
-    pixels, layout = decoded_pixels(Turned(frame, rotation), _Colours("rgb", None, None))
+    pixels, layout = decoded_pixels(Turned(frame, rotation), _ColorOverrides("rgb", None, None))
     assert layout["color"] == "rgb"
     # Counterclockwise, as FFmpeg counts.
     assert np.array_equal(pixels, np.rot90(frame.to_ndarray(format="rgb24"), turns))
@@ -737,6 +737,46 @@ def test_a_live_source_of_enormous_pictures_is_refused(fake, server, tmp_path):
     ):
         next(stream)
     assert fake.seen == []
+
+
+@pytest.mark.parametrize("which", ["fai_fast-submit", "fai_fast-read"])
+def test_a_thread_that_cannot_start_is_the_error_that_is_seen(fake, monkeypatch, which):
+    start = threading.Thread.start
+
+    def refuse(thread):
+        if thread.name == which:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    stream = Stream(fake, arrays(3))
+    with pytest.raises(RuntimeError, match=r"^can't start new thread$"), stream:
+        next(stream)
+    assert next(stream, None) is None
+    until(lambda: stream_threads() == [])
+
+
+def test_a_reader_that_cannot_be_started_again_ends_the_stream(fake, monkeypatch):
+    released = threading.Event()
+
+    def camera():
+        yield picture(0)
+        released.wait(30)
+
+    start = threading.Thread.start
+
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    with Stream(fake, camera, on_error="reconnect", timeout=0.2, backoff=(0.001, 0.001)) as stream:
+        next(stream)
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match=r"^can't start new thread$"):
+            next(stream)
+        monkeypatch.setattr(threading.Thread, "start", start)
+        assert next(stream, None) is None
+        released.set()
+    until(lambda: stream_threads() == [])
 
 
 def test_a_video_without_pictures(fake, tmp_path):

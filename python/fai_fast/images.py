@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import stat
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fai_fast._forks import ForkSafeLock
 from fai_fast.arguments import check_int
 
 __all__ = [
@@ -35,7 +35,7 @@ SUFFIXES = frozenset(
 MOST_PIXELS = 1 << 28
 # Pillow has one limit for the whole process: it refuses pictures of twice that, and warns between the two. While one
 # thread has raised it, to a number that tells so, the others go by what it was before.
-_raised = threading.Lock()
+_raised = ForkSafeLock()
 _RAISED = MOST_PIXELS + 1
 _before: int | None = None
 _MODES = ("RGB", "L")
@@ -205,7 +205,8 @@ def _opened(source: Any, max_pixels: int | None) -> Iterator[Any]:
             yield picture
         return
     with _raised:
-        _before = limit = Image.MAX_IMAGE_PIXELS
+        # A thread of the parent may have raised it when this process was forked.
+        _before = limit = _pillows_limit()
         Image.MAX_IMAGE_PIXELS = _RAISED
         try:
             picture = Image.open(source)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from fai_fast._forks import ProcessGuard
 from fai_fast.arguments import check_bool, check_choice, check_int, check_number
 from fai_fast.detections import Detections
 from fai_fast.engines.base import Engine
@@ -110,6 +111,7 @@ class Model:
     def __init__(self, prepared: Prepared, users: _Users | None = None) -> None:
         self._prepared = prepared
         self._engine: Engine = prepared.engine
+        self._guard = ProcessGuard(self._engine.name)
         self.spec = prepared.spec
         self.size = prepared.size
         self.batch_size = prepared.batch_size
@@ -376,6 +378,7 @@ class Model:
         Raises:
             What :meth:`infer` raises.
         """
+        self._check_open()
         frame = _frame(image, max_pixels)
         with self._contexts().borrow() as context:
             letterbox = fill(self.spec, context, 0, frame, {"color": color, "resize": resize})
@@ -412,13 +415,18 @@ class Model:
         max_pixels: int | None,
     ) -> Request:
         """The pictures, decoded where they are files."""
-        if self._closed:
-            raise FaiFastError("the model is closed; load it again")
+        self._check_open()
         started = time.perf_counter()
         frames = [_frame(image, max_pixels) for image in images]
         in_memory = all(frame is image for frame, image in zip(frames, images, strict=True))
         decode = 0.0 if in_memory else 1e3 * (time.perf_counter() - started)
         return Request(frames, layout, decode=decode, **options)
+
+    def _check_open(self) -> None:
+        """Before anything that waits for a thread or a lock, of which a forked child may not have the other end."""
+        if self._closed:
+            raise FaiFastError("the model is closed; load it again")
+        self._guard.check()
 
     def _options(
         self,
@@ -547,12 +555,20 @@ class Model:
 
         Raises:
             FaiFastError: the model is closed.
+            EngineError: this is a forked child of the process that loaded the model.
         """
+        self._guard.check()
         self._users.enter()
         return Model(self._prepared, self._users)
 
     def close(self) -> None:
-        """Gives engine and buffers back, after frames on their way have ended. Does nothing twice."""
+        """Gives engine and buffers back. Blocks until the frames on their way have ended. Idempotent.
+
+        In a forked child, where all of it is its parent's, nothing is given back.
+        """
+        if self._guard.inherited:
+            self._closed = True
+            return
         with self._raw_lock:
             if self._closed:
                 return

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fai_fast import _core
+from fai_fast._forks import ProcessGuard
 from fai_fast.detections import Detections, Latency
 from fai_fast.engines.base import Context, Engine, check_process
 from fai_fast.engines.gpu import GpuContext, GpuEngine
@@ -115,6 +116,7 @@ class CpuPipeline(Pipeline):
         self._spec = spec
         self._num_threads = num_threads
         self.contexts = ContextPool(engine.context, MAX_CONTEXTS)
+        self._guard = ProcessGuard(engine.name)
         self._lock = threading.Lock()
         self._workers: ThreadPoolExecutor | None = None
 
@@ -159,7 +161,9 @@ class CpuPipeline(Pipeline):
             if self._workers is None:
                 # Two, so that the stages around one frame's engine overlap with the other's.
                 self._workers = ThreadPoolExecutor(2, thread_name_prefix="fai_fast")
-            return _CpuPending(self._workers.submit(self.run, request))
+            ended: list[list[Detections]] = []
+            future = self._workers.submit(lambda: ended.append(self.run(request)))
+            return _CpuPending(future, ended, self._guard)
 
     def close(self) -> None:
         with self._lock:
@@ -170,21 +174,30 @@ class CpuPipeline(Pipeline):
 
 
 class _CpuPending(Pending):
-    def __init__(self, future: Future[list[Detections]]) -> None:
+    def __init__(self, future: Future[None], ended: list[list[Detections]], guard: ProcessGuard) -> None:
         self._future = future
+        self._ended = ended
+        self._guard = guard
 
     def results(self, timeout: float | None = None) -> list[Detections]:
+        # A child has no thread that would end the frame, or release the future's lock.
+        if not self._ended or not self._guard.inherited:
+            self._guard.check()
+            self._wait(timeout)
+        return self._ended[0]
+
+    def _wait(self, timeout: float | None) -> None:
         from concurrent.futures import TimeoutError as Late
 
         try:
-            return self._future.result(timeout)
+            self._future.result(timeout)
         except Late as error:
             if self._future.done():
                 raise
             raise _late(timeout) from error
 
     def done(self) -> bool:
-        return self._future.done()
+        return self._guard.inherited or self._future.done()
 
 
 def fill(spec: ModelSpec, context: Context, index: int, frame: Any, layout: Mapping[str, str]) -> Letterbox:

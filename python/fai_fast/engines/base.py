@@ -18,6 +18,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from fai_fast._forks import ForkSafeLock
+from fai_fast._forks import check_process as check_process
 from fai_fast.errors import EngineError
 
 __all__ = ["INPUT", "OUTPUTS", "Array", "Context", "Engine", "Port"]
@@ -27,7 +29,7 @@ Array = npt.NDArray[Any]
 
 INPUT = "images"
 OUTPUTS = ("mask_logits", "class_logits")
-import_lock = threading.RLock()
+import_lock = ForkSafeLock()
 """Held while an engine's package is imported, because that needs a change to the process for as long."""
 _ALIGNMENT = 64  # bytes: a cache line, and the widest vector registers
 _DIMENSIONS = {"images": 4, "mask_logits": 4, "class_logits": 3}
@@ -315,15 +317,6 @@ def check_file(engine: str, path: object) -> Path:
     except OSError as error:
         raise EngineError(f"{engine}: {path} cannot be read: {error.strerror or error}") from error
     return path
-
-
-def check_process(engine: str, process: int) -> None:
-    """EngineError in a child of the process that loaded the engine: its threads exist only in the parent."""
-    if os.getpid() != process:
-        raise EngineError(
-            f"{engine}: this process was forked after the engine was loaded; load it in the child, or start "
-            'children with multiprocessing\'s "spawn"'
-        )
 
 
 def missing(engine: str, install: str, error: ImportError) -> EngineError:

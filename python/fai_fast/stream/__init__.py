@@ -4,8 +4,8 @@ One thread decodes, one hands frames to the model, the model works on several, a
 
     source -> reader -> waiting -> sender -> in flight (model.submit) -> the loop
 
-Here is what users hold; feed.py has what the threads share, opening.py finds out what a source is, containers.py reads
-videos, and pixels.py what their frames say of themselves.
+Here is what users hold; feed.py has what the threads share, with queue.py, reconnect.py and statistics.py; opening.py
+finds out what a source is, containers.py reads videos, and pixels.py what their frames say of themselves.
 """
 
 from __future__ import annotations
@@ -29,10 +29,13 @@ from fai_fast.errors import FaiFastError
 from fai_fast.images import check_max_pixels, is_encoded, read_image
 from fai_fast.ops import preprocess_frame
 from fai_fast.pipelines import Ticket
-from fai_fast.stream.feed import StreamStats, _Feed
+from fai_fast.stream.feed import _Feed
 from fai_fast.stream.opening import _opener
-from fai_fast.stream.pixels import _Colours
+from fai_fast.stream.pixels import _ColorOverrides
 from fai_fast.stream.pixels import decoded_pixels as decoded_pixels
+from fai_fast.stream.queue import _FrameQueue
+from fai_fast.stream.reconnect import _Reconnector
+from fai_fast.stream.statistics import StreamStats
 
 __all__ = ["Frame", "Stream", "StreamStats"]
 LIVE_TIMEOUT = 10.0
@@ -81,7 +84,7 @@ class Frame:
         return picture
 
 
-class Submits(Protocol):
+class SupportsSubmit(Protocol):
     """What a stream needs of a model."""
 
     @property
@@ -104,7 +107,7 @@ class Stream:
 
     def __init__(
         self,
-        model: Submits,
+        model: SupportsSubmit,
         source: Any,
         *,
         policy: str | None = None,
@@ -126,13 +129,13 @@ class Stream:
         if policy is not None:
             check_choice("policy", policy, ("latest", "all"))
         check_choice("on_error", on_error, ("raise", "reconnect"))
-        colours = _Colours(color, yuv_matrix, yuv_range)
+        overrides = _ColorOverrides(color, yuv_matrix, yuv_range)
         if timeout is not None:
             timeout = _positive("timeout", timeout)
         self._max_pixels = check_max_pixels(max_pixels)
         opener = _opener(
             source,
-            colours,
+            overrides,
             timeout,
             LIVE_TIMEOUT,
             check_bool("frame_threads", frame_threads),
@@ -148,14 +151,16 @@ class Stream:
         self._feed = _Feed(
             model.submit,
             opener,
-            latest=None if policy is None else policy == "latest",
-            depth=_at_least_one("depth", depth),
+            _FrameQueue(_at_least_one("depth", depth), None if policy is None else policy == "latest"),
+            _Reconnector(
+                opener,
+                enabled=on_error == "reconnect",
+                timeout=timeout,
+                live_timeout=LIVE_TIMEOUT,
+                backoff=_backoff(backoff),
+                retries=None if retries is None else _at_least_one("retries", retries),
+            ),
             stride=_at_least_one("stride", stride),
-            reconnect=on_error == "reconnect",
-            timeout=timeout,
-            live_timeout=LIVE_TIMEOUT,
-            backoff=_backoff(backoff),
-            retries=None if retries is None else _at_least_one("retries", retries),
             infer={**(infer or {}), "max_pixels": self._max_pixels},
         )
         self._turn = threading.Lock()
@@ -172,33 +177,41 @@ class Stream:
 
     @property
     def dropped(self) -> int:
-        """Frames that newer ones took the place of; always 0 with policy "all"."""
+        """Frames that newer ones took the place of; always 0 with policy "all". Does not block."""
         return self._feed.dropped
 
     def stats(self) -> StreamStats:
-        """How the stream keeps up; at any time, from any thread."""
+        """How the stream keeps up; at any time, from any thread. Does not block."""
         return self._feed.stats()
 
     def __iter__(self) -> Stream:
         return self
 
     def __next__(self) -> tuple[Frame, Detections]:
+        """The next frame and what was found in it. Blocks until the model has a result, and while another thread asks.
+
+        Raises:
+            EngineError: this is a forked child of the process that made the stream.
+            What the source or the frame raised.
+        """
         feed = self._feed
+        # Before the lock, which a thread that a forked child does not have may hold.
+        feed.check_process()
         with self._turn:
-            flight = feed.first()
+            flight = feed.next_frame()
             if flight is None:
                 raise StopIteration
             try:
                 detections = flight.result()
             except Exception as error:
-                feed.land(flight)
+                feed.retire(flight)
                 number = flight.id
                 # The model may keep its error, which knows this call; neither must keep the stream.
                 flight.forget()
                 del self, feed, flight
                 _raise_of_frame(error, number)
             # Not before: a loop that is interrupted while it waits gets this frame when it goes on.
-            feed.land(flight, done=True)
+            feed.retire(flight, done=True)
         came = flight.came
         assert came is not None
         return Frame(
@@ -206,9 +219,10 @@ class Stream:
         ), detections
 
     def close(self) -> None:
-        """Stops the threads and gives the source back; frames on their way are waited for. Does nothing twice.
+        """Stops the threads and gives the source back. Blocks until the frames on their way have ended. Idempotent.
 
-        A camera or connection that is stuck is given back when its driver returns, or when ``timeout`` is over.
+        A camera or connection that is stuck is given back when its driver returns, or when ``timeout`` is over. In a
+        forked child, which has none of the threads, nothing is done.
         """
         self._feed.stop()
         self._feed.join(_GRACE)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fai_fast.images import too_large
-from fai_fast.stream.pixels import _Colours, decoded_pixels
-from fai_fast.stream.source import _Came, _Damaged, _Failed, _Item, _Opened, _stalled
+from fai_fast.stream.pixels import _ColorOverrides, decoded_pixels
+from fai_fast.stream.source import _CorruptFrame, _FrameError, _Opened, _SourceFrame, _SourceItem, _stalled
 
 # FFmpeg counts a coded picture, whose sides decoders round up to whole blocks: 64 * (65536 + 65536) pixels at most.
 _BLOCKS = 1 << 23
@@ -24,7 +24,7 @@ class _Video:
     av: Any
     target: str
     name: str
-    colours: _Colours
+    overrides: _ColorOverrides
     live: bool | None
     timeout: float | None
     live_timeout: float
@@ -33,7 +33,7 @@ class _Video:
     options: dict[str, str]
     limit: int
 
-    def frames(self, opened: _Opened) -> Generator[_Item, None, None]:
+    def frames(self, opened: _Opened) -> Generator[_SourceItem, None, None]:
         # Frames are decoded already to find out what is in a file.
         most = {"max_pixels": str(self.limit + _BLOCKS)}
         try:
@@ -59,7 +59,7 @@ class _Video:
             except self.av.FFmpegError as error:
                 raise self._translated(error, "is damaged") from None
 
-    def _decode(self, container: Any, stream: Any, live: bool) -> Generator[_Item, None, None]:
+    def _decode(self, container: Any, stream: Any, live: bool) -> Generator[_SourceItem, None, None]:
         packets = given = 0
         for packet in container.demux(stream):
             captured = time.perf_counter()
@@ -75,24 +75,24 @@ class _Video:
                 if refused and not given and (not live or isinstance(error, self.av.error.ArgumentError)):
                     raise ValueError(self._refused()) from None
                 if live:
-                    yield _Damaged()
+                    yield _CorruptFrame()
                     continue
                 if refused:
-                    yield _Failed(ValueError(self._refused()))
+                    yield _FrameError(ValueError(self._refused()))
                     continue
                 place = "" if packet.pts is None else f" at {float(packet.pts * packet.time_base):.3f} s"
-                yield _Failed(self._translated(error, f"is damaged{place}"))
+                yield _FrameError(self._translated(error, f"is damaged{place}"))
                 continue
             for frame in frames:
                 if frame.is_corrupt and live:
-                    yield _Damaged()
+                    yield _CorruptFrame()
                 if frame.width * frame.height > self.limit:
                     what = too_large(frame.width, frame.height, self.limit)
-                    yield _Failed(ValueError(f"source: {self.name} {what}"))
+                    yield _FrameError(ValueError(f"source: {self.name} {what}"))
                     continue
                 given += 1
-                pixels, layout = decoded_pixels(frame, self.colours)
-                yield _Came(pixels, layout, frame.time, captured)
+                pixels, layout = decoded_pixels(frame, self.overrides)
+                yield _SourceFrame(pixels, layout, frame.time, captured)
         if not live and packets < stream.frames:
             _log.warning("stream: %s ended after %d of %d frames", self.name, packets, stream.frames)
 

@@ -1,337 +1,286 @@
-"""What a stream's threads share: the frames that wait, those in the model, and the counts.
+"""What a stream's threads share, and where each of them waits: the reader, the sender, and the loop.
 
 It does not know the stream, which can therefore go while its threads run; they then end. Frames stay the decoder's own
-planes all the way to preprocessing.
+planes all the way to preprocessing. The lock is here; what it protects (queue.py, reconnect.py, statistics.py) never
+waits for anything.
 """
 
 from __future__ import annotations
 
 import atexit
 import logging
-import random
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable, Mapping
-from contextlib import closing, suppress
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
+from enum import Enum
 from fractions import Fraction
 from itertools import pairwise
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
-import numpy as np
-
-from fai_fast.detections import Detections
+from fai_fast._forks import ProcessGuard
 from fai_fast.pipelines import Ticket
-from fai_fast.stream.source import _Came, _Damaged, _Failed, _Item, _Opener, _stalled
+from fai_fast.stream.queue import _FrameQueue, _InFlightFrame
+from fai_fast.stream.reconnect import _Reconnector
+from fai_fast.stream.source import _CorruptFrame, _FrameError, _Opener, _SourceFrame, _SourceItem, _stalled
+from fai_fast.stream.statistics import StreamStats, _StatisticsRecorder
 
-# Results that the statistics look back on.
-_WINDOW = 256
 _log = logging.getLogger("fai_fast")
 
 
-class StreamStats(NamedTuple):
-    """How a stream keeps up; the rates are those of the last results.
+class _State(Enum):
+    """Where a stream is in its life; it only ever moves on."""
 
-    Attributes:
-        frames: results handed out.
-        decoded: frames that came from the source.
-        dropped: frames that newer ones took the place of.
-        skipped: frames left out by ``stride``.
-        damaged: frames that a live source sent damaged, and that were left out or repaired by the decoder.
-        reconnects: how often the source was opened again.
-        fps: results a second.
-        p50, p90, p99: milliseconds from capture to result that half, 90 % and 99 % of the results stay below.
-        queue_age: milliseconds that half of the frames waited at most until the model took them.
-    """
-
-    frames: int
-    decoded: int
-    dropped: int
-    skipped: int
-    damaged: int
-    reconnects: int
-    fps: float
-    p50: float
-    p90: float
-    p99: float
-    queue_age: float
-
-
-class _Flight:
-    """A frame in the model, or an error in the place of one."""
-
-    def __init__(self, id: int, came: _Came | None, ticket: Ticket | None, error: Exception | None) -> None:
-        self.id = id
-        self.came = came
-        self._ticket = ticket
-        self._error = error
-
-    def result(self) -> Detections:
-        if self._error is not None:
-            raise self._error
-        assert self._ticket is not None
-        return self._ticket.result()
-
-    def forget(self) -> None:
-        """Lets go of the error, whose traceback holds this."""
-        self._ticket = self._error = None
-
-    def done(self) -> bool:
-        """Whether there is a result; an error is none."""
-        if self._ticket is None or not self._ticket.done():
-            return False
-        try:
-            self._ticket.result()
-        except Exception:
-            return False
-        return True
+    IDLE = "no frame was asked for yet"
+    RUNNING = "the source gives frames, or is being opened"
+    DRAINING = "the source has ended or failed; what came before is on its way"
+    STOPPED = "closed, or everything was handed out"
 
 
 class _Feed:
-    """What reader, sender and loop share: frames that wait, frames in flight, and the counts."""
+    """The frames of a stream between its threads. Any thread may call any method, each of which says whether it blocks.
+
+    Attributes:
+        rate: frames a second that the source says it has; None where it does not, or is not open yet.
+    """
 
     def __init__(
         self,
         submit: Callable[..., Ticket],
         opener: _Opener,
+        queue: _FrameQueue,
+        reconnector: _Reconnector,
         *,
-        latest: bool | None,
-        depth: int,
         stride: int,
-        reconnect: bool,
-        timeout: float | None,
-        live_timeout: float,
-        backoff: tuple[float, float],
-        retries: int | None,
         infer: Mapping[str, Any],
     ) -> None:
         self.opener = opener
-        self.latest = latest
-        self.live = opener.live
         self.rate: Fraction | None = None
-        self.dropped = 0
         self._submit = submit
         self._infer = infer
-        self._depth = depth
         self._stride = stride
-        self._reconnect = reconnect
-        self._timeout = timeout
-        self._live_timeout = live_timeout
-        self._backoff = backoff
-        self._retries = retries
+        self._guard = ProcessGuard("stream", "the stream was made; load the model and make the stream")
         # Reentrant: garbage collection may call stop() in a thread that holds it.
         self._changed = threading.Condition(threading.RLock())
-        self._waiting: deque[tuple[int, _Came | _Failed]] = deque()
-        self._flying: deque[_Flight] = deque()
-        self._sending = False  # a frame is between the two
-        self._started = self._stopped = self._ended = False
+        self._queue = queue
+        self._reconnector = reconnector
+        self._statistics = _StatisticsRecorder()
+        self._state = _State.IDLE
         self._error: BaseException | None = None
         self._threads: list[threading.Thread] = []
         self._reader: object = None  # whose frames count: one that was given up may come back
-        self._due: float | None = None  # when a silent source counts as lost
-        self._tries = 0
-        self._frames = self._decoded = self._skipped = self._damaged = self._reconnects = 0
-        # When each of the last results was handed out, and its milliseconds from capture to result.
-        self._handed: deque[tuple[float, float]] = deque(maxlen=_WINDOW)
-        self._ages: deque[float] = deque(maxlen=_WINDOW)
 
     # ------------------------------------------------------------------------------------------- the reader's
 
     def ready(self, reader: object, delay: float) -> bool:
-        """Waits before the source is opened; False where the reader is not wanted any more."""
+        """Blocks for `delay` seconds, before the source is opened; False where the reader is not wanted any more."""
         until = time.monotonic() + delay
         with self._changed:
-            while self._wanted(reader) and (left := until - time.monotonic()) > 0:
+            while self._is_current(reader) and (left := until - time.monotonic()) > 0:
                 self._changed.wait(left)
-            if not self._wanted(reader):
+            if not self._is_current(reader):
                 return False
-            self._heard()
+            self._reset_watchdog()
             return True
 
     def opened(self, reader: object, live: bool, rate: Fraction | None) -> None:
+        """Notes what the open source says of itself. Does not block."""
         with self._changed:
-            if not self._wanted(reader):
+            if not self._is_current(reader):
                 return
-            self.live, self.rate = live, rate
-            if self.latest is None:
-                self.latest = live
-            self._reconnects += self._tries > 0
-            self._heard()
+            self._reconnector.live, self.rate = live, rate
+            if self._queue.latest is None:
+                self._queue.latest = live
+            self._statistics.reconnects += self._reconnector.is_again
+            self._reset_watchdog()
 
-    def put(self, reader: object, item: _Item) -> bool:
-        """Takes a frame; False where the reader is not wanted any more."""
+    def put(self, reader: object, item: _SourceItem) -> bool:
+        """Takes a frame; False where the reader is not wanted any more. Blocks while there is no room for it."""
         with self._changed:
-            if not self._wanted(reader):
+            if not self._is_current(reader):
                 return False
-            if isinstance(item, _Damaged):
-                self._damaged += 1
+            if isinstance(item, _CorruptFrame):
+                self._statistics.damaged += 1
                 return True
-            self._tries = 0
-            number = self._decoded
-            self._decoded += 1
+            self._reconnector.came()
+            number = self._statistics.decoded
+            self._statistics.decoded += 1
             if number % self._stride:
-                self._skipped += 1
-                self._heard()
+                self._statistics.skipped += 1
+                self._reset_watchdog()
                 return True
-            if self.latest:
-                kept = [other for other in self._waiting if isinstance(other[1], _Failed)]
-                self.dropped += len(self._waiting) - len(kept)
-                self._waiting = deque(kept)
-            while len(self._waiting) >= self._depth:
-                self._due = None
+            self._queue.give_way()
+            while not self._queue.has_room:
+                self._reconnector.pause_watchdog()
                 self._changed.wait()
-                if not self._wanted(reader):
+                if not self._is_current(reader):
                     return False
-            self._waiting.append((number, item))
-            self._heard()
+            self._queue.put(number, item)
+            self._reset_watchdog()
             self._changed.notify_all()
             return True
 
     def lost(self, reader: object, error: BaseException | None) -> float | None:
-        """The source has ended, or failed: seconds to wait before it is opened again, None for never."""
+        """Seconds to wait before a source that ended or failed is opened again, None for never. Does not block."""
         with self._changed:
-            if not self._wanted(reader):
+            if not self._is_current(reader):
                 return None
-            again = self._reconnect and self.live is not False and isinstance(error, Exception | None)
-            if not again or (self._retries is not None and self._tries >= self._retries):
-                self._ended, self._error = True, error
-                self._due = None
-                self._changed.notify_all()
+            self._reconnector.pause_watchdog()
+            delay = self._reconnector.delay(error)
+            if delay is None:
+                self._end(error)
                 return None
-            first, most = self._backoff
-            # Drawn, so that many streams of one server do not come back at the same moment.
-            delay = min(most, first * 2.0 ** min(self._tries, 60)) * random.uniform(0.5, 1.0)
-            self._tries += 1
-            self._due = None
         why = "it ended" if error is None else error
         _log.info("stream: lost %s (%s); opening it again in %.1f s", self.opener.name, why, delay)
         return delay
 
-    def _wanted(self, reader: object) -> bool:
-        return reader is self._reader and not self._stopped
+    def _end(self, error: BaseException | None) -> None:
+        if self._state is not _State.STOPPED:
+            self._state, self._error = _State.DRAINING, error
+        self._changed.notify_all()
 
-    def _heard(self) -> None:
-        limit = self._timeout
-        if limit is None and (self.opener.pipe or (self.live is not False and self.opener.again)):
-            limit = self._live_timeout
-        if self._due is None and limit is not None:
+    def _is_current(self, reader: object) -> bool:
+        return reader is self._reader and self._state is not _State.STOPPED
+
+    def _reset_watchdog(self) -> None:
+        if self._reconnector.reset_watchdog():
             # The sender waits without an end.
             self._changed.notify_all()
-        self._due = None if limit is None else time.monotonic() + limit
 
     # ------------------------------------------------------------------------------------------- the sender's
 
-    def send(self) -> bool:
-        """Waits for a frame and for room in the model, and hands it over; False at the end."""
+    def submit_next(self) -> bool:
+        """Hands a frame to the model; False at the end. Blocks until there is a frame, and room for it in the model."""
         with self._changed:
-            while not (self._waiting and len(self._flying) < self._depth):
-                if self._stopped or (self._ended and not self._waiting):
+            while not self._queue.can_submit:
+                if self._state is _State.STOPPED:
                     return False
-                left = None
-                if self._due is not None and not self._waiting and not self._ended:
-                    left = self._due - time.monotonic()
-                    if left <= 0:
-                        self._give_up()
-                        continue
+                if self._state is _State.DRAINING and not self._queue.is_waiting:
+                    return False
+                left = self._silence_left()
+                if left is not None and left <= 0:
+                    self._give_up()
+                    continue
                 self._changed.wait(left)
-            if self._stopped:
+            if self._state is _State.STOPPED:
                 return False
-            number, item = self._waiting.popleft()
-            self._sending = True
+            number, item = self._queue.take()
             self._changed.notify_all()
-        flight = self._depart(number, item)
+        frame = self._submit_frame(number, item)
         with self._changed:
-            self._flying.append(flight)
-            self._sending = False
+            self._queue.submitted(frame)
             self._changed.notify_all()
         return True
 
-    def _depart(self, number: int, item: _Came | _Failed) -> _Flight:
-        if isinstance(item, _Failed):
-            return _Flight(number, None, None, item.error)
+    def _silence_left(self) -> float | None:
+        """Seconds until the source counts as lost; None while it does not matter."""
+        deadline = self._reconnector.deadline
+        if deadline is None or self._queue.is_waiting or self._state is not _State.RUNNING:
+            return None
+        return deadline - time.monotonic()
+
+    def _submit_frame(self, number: int, item: _SourceFrame | _FrameError) -> _InFlightFrame:
+        """Blocks while the model has no room."""
+        if isinstance(item, _FrameError):
+            return _InFlightFrame(number, None, None, item.error)
         with self._changed:
-            self._ages.append(1e3 * (time.perf_counter() - item.captured))
+            self._statistics.submitted(time.perf_counter(), item.captured)
         try:
-            return _Flight(number, item, self._submit(item.pixels, **item.layout, **self._infer), None)
+            ticket = self._submit(item.pixels, **item.layout, **self._infer)
         except Exception as error:
-            return _Flight(number, item, None, error)
+            return _InFlightFrame(number, item, None, error)
+        return _InFlightFrame(number, item, ticket, None)
 
     def _give_up(self) -> None:
         """Leaves a reader that has been silent for too long to itself."""
-        limit = self._live_timeout if self._timeout is None else self._timeout
-        delay = self.lost(self._reader, _stalled(self.opener.name, limit))
+        delay = self.lost(self._reader, _stalled(self.opener.name, self._reconnector.patience))
         self._reader = None
-        if delay is not None:
-            self._read(delay)
+        if delay is None:
+            return
+        try:
+            self._start_reader(delay)
+        except RuntimeError as error:  # no more threads
+            self._end(error)
 
     # --------------------------------------------------------------------------------------------- the loop's
 
-    def first(self) -> _Flight | None:
-        """The frame whose result is next; None at the end. Raises what ended the source, once."""
+    def check_process(self) -> None:
+        """EngineError in a forked child, which has none of the threads. Does not block."""
+        self._guard.check()
+
+    def next_frame(self) -> _InFlightFrame | None:
+        """The frame whose result is next; None at the end. Blocks until the model has it, but not for its result.
+
+        Raises what ended the source, once.
+        """
+        self._guard.check()
         with self._changed:
             self._start()
-            while not self._stopped and not self._flying:
-                if self._ended and not self._waiting and not self._sending:
+            while self._state is not _State.STOPPED and not self._queue.in_flight():
+                if self._state is _State.DRAINING and self._queue.is_empty:
+                    self._state = _State.STOPPED
                     if self._error is not None:
                         _raise_last(self)
-                    return None
+                    break
                 self._changed.wait()
-            if self._stopped:
+            if self._state is _State.STOPPED:
                 return None
-            flights = list(self._flying)
-        if self.latest:
-            for older, newer in pairwise(flights):
+            frames = self._queue.in_flight()
+        if self._queue.latest:
+            for older, newer in pairwise(frames):
                 if not (older.done() and newer.done()):
                     return older
                 # The loop is slower than the model: its result was overtaken while it waited.
-                self.land(older, overtaken=True)
-            return flights[-1]
-        return flights[0]
+                self.retire(older, overtaken=True)
+            return frames[-1]
+        return frames[0]
 
-    def land(self, flight: _Flight, *, done: bool = False, overtaken: bool = False) -> None:
+    def retire(self, frame: _InFlightFrame, *, done: bool = False, overtaken: bool = False) -> None:
+        """Makes room for another frame after this one was `done`, was `overtaken`, or failed. Does not block."""
         now = time.perf_counter()
         with self._changed:
-            with suppress(ValueError):  # stopped meanwhile
-                self._flying.remove(flight)
-            self.dropped += overtaken
-            if done and flight.came is not None:
-                self._frames += 1
-                self._handed.append((now, 1e3 * (now - flight.came.captured)))
+            self._queue.retire(frame, overtaken=overtaken)
+            if done and frame.came is not None:
+                self._statistics.handed_out(now, frame.came.captured)
             self._changed.notify_all()
 
+    @property
+    def latest(self) -> bool | None:
+        """Whether newer frames take the place of older ones; None until that is known. Does not block."""
+        return self._queue.latest
+
+    @property
+    def dropped(self) -> int:
+        """Frames that newer ones took the place of. Does not block."""
+        return self._queue.dropped
+
     def stats(self) -> StreamStats:
-        with self._changed:
-            counts = (
-                self._frames,
-                self._decoded,
-                self.dropped,
-                self._skipped,
-                self._damaged,
-                self._reconnects,
-            )
-            handed, ages = np.array(self._handed), np.array(self._ages)
-        if len(handed) == 0:
-            return StreamStats(*counts, 0.0, 0.0, 0.0, 0.0, 0.0)
-        span = float(handed[-1, 0] - handed[0, 0])
-        p50, p90, p99 = np.percentile(handed[:, 1], (50, 90, 99)).tolist()
-        fps = (len(handed) - 1) / span if span > 0 else 0.0
-        return StreamStats(*counts, fps, p50, p90, p99, float(np.median(ages)))
+        """How the stream keeps up. Does not block."""
+        # In a forked child nobody else changes what is noted, and nobody may ever release the lock.
+        lock: AbstractContextManager[Any] = nullcontext() if self._guard.inherited else self._changed
+        with lock:
+            recorded = self._statistics.copied(self._queue.dropped)
+        return recorded.summary()
 
     # --------------------------------------------------------------------------------------------- start, stop
 
     def _start(self) -> None:
-        if self._started or self._stopped:
+        if self._state is not _State.IDLE:
             return
-        self._started = True
+        self._state = _State.RUNNING
         _running.add(self)
-        self._run(_send, self)
-        self._read(0.0)
+        try:
+            self._run(_submit, self)
+            self._start_reader(0.0)
+        except BaseException:  # no more threads, or Ctrl-C: half a stream would wait for the other half
+            self.stop()
+            raise
 
-    def _read(self, delay: float) -> None:
+    def _start_reader(self, delay: float) -> None:
         self._reader = object()
         # Nothing is heard from it before it begins.
-        self._due = None
+        self._reconnector.pause_watchdog()
         self._run(_read, self, self._reader, delay)
 
     def _run(self, target: Callable[..., None], *arguments: object) -> None:
@@ -344,24 +293,28 @@ class _Feed:
         thread.start()
 
     def stop(self) -> None:
-        """Ends the threads, soon, and lets go of the frames; does not wait."""
+        """Ends the threads, soon, and lets go of the frames that wait. Does not block."""
+        if self._guard.inherited:
+            return
         with self._changed:
-            self._stopped = True
-            self._waiting.clear()
+            self._state = _State.STOPPED
+            self._queue.forget_waiting()
             self._changed.notify_all()
 
     def join(self, grace: float) -> None:
-        """Waits for the threads, `grace` seconds at most, and for the frames in flight."""
+        """Blocks until the threads have ended, `grace` seconds at most, and then for the frames in the model."""
+        if self._guard.inherited:
+            return
         until = time.monotonic() + grace
         for thread in self._threads:
-            if thread is not threading.current_thread():
+            # One that could not be started has no number, and cannot be waited for.
+            if thread.ident is not None and thread is not threading.current_thread():
                 thread.join(max(0.0, until - time.monotonic()))
         with self._changed:
-            flights = list(self._flying)
-            self._flying.clear()
-        for flight in flights:
+            frames = self._queue.forget_in_flight()
+        for frame in frames:
             with suppress(Exception):
-                flight.result()
+                frame.result()
 
 
 # Threads that decode while the interpreter goes down would crash it.
@@ -369,6 +322,7 @@ _running: weakref.WeakSet[_Feed] = weakref.WeakSet()
 
 
 def _stop_all() -> None:
+    """Blocks until the streams of this process have ended, half a second for the threads of each at most."""
     feeds = list(_running)
     for feed in feeds:
         feed.stop()
@@ -379,8 +333,8 @@ def _stop_all() -> None:
 atexit.register(_stop_all)
 
 
-def _send(feed: _Feed) -> None:
-    while feed.send():
+def _submit(feed: _Feed) -> None:
+    while feed.submit_next():
         pass
 
 

@@ -17,8 +17,8 @@ import numpy as np
 
 from fai_fast.images import SUFFIXES, pixel_limit, read_image
 from fai_fast.stream.containers import _pyav, _Video
-from fai_fast.stream.pixels import _Colours, decoded_pixels
-from fai_fast.stream.source import _Came, _Failed, _Item, _Opened, _Opener
+from fai_fast.stream.pixels import _ColorOverrides, decoded_pixels
+from fai_fast.stream.source import _FrameError, _Opened, _Opener, _SourceFrame, _SourceItem
 
 # Addresses that never have an end of their own; of the others the container tells.
 _ALWAYS_LIVE = ("rtsp", "rtsps", "rtmp", "rtmps", "rtp", "srt", "udp")
@@ -26,7 +26,7 @@ _ALWAYS_LIVE = ("rtsp", "rtsps", "rtmp", "rtmps", "rtp", "srt", "udp")
 
 def _opener(
     source: Any,
-    colours: _Colours,
+    overrides: _ColorOverrides,
     timeout: float | None,
     live_timeout: float,
     frame_threads: bool,
@@ -49,10 +49,10 @@ def _opener(
         text = f"/dev/video{source}"
     elif isinstance(source, Iterable) and not isinstance(source, (bytes, bytearray, memoryview, Mapping)):
         name = f"the {type(source).__name__}"
-        return _Opener(name, lambda opened: _iterate(source, colours, opened, ours=False), False, False)
+        return _Opener(name, lambda opened: _iterate(source, overrides, opened, ours=False), False, False)
     elif callable(source):
         name = f"{getattr(source, '__name__', type(source).__name__)}()"
-        return _Opener(name, lambda opened: _iterate(source(), colours, opened, ours=True), True, True)
+        return _Opener(name, lambda opened: _iterate(source(), overrides, opened, ours=True), True, True)
     else:
         raise TypeError(
             f"source: got {type(source).__name__}, expected a path, an address, a camera's number, an iterable of "
@@ -66,7 +66,7 @@ def _opener(
             av,
             text,
             name,
-            colours,
+            overrides,
             live,
             # A reader that was given up must end too.
             None if live is False else timeout or live_timeout,
@@ -86,18 +86,18 @@ def _opener(
     path = Path(text)
     if path.is_dir():
         paths = sorted(item for item in path.iterdir() if _is_picture(item))
-        return _pictures(text, paths, colours, max_pixels)
+        return _pictures(text, paths, overrides, max_pixels)
     if path.exists():
         if stat.S_ISCHR(path.stat().st_mode):
             return video(True, format or "v4l2")
         if format is None and path.suffix.lower() in SUFFIXES - {".gif"}:  # which alone is a video
-            return _pictures(text, [path], colours, max_pixels)
+            return _pictures(text, [path], overrides, max_pixels)
         return video(False)._replace(pipe=path.is_fifo())
     if format is not None:  # a device that has no file, such as FFmpeg's lavfi and avfoundation
         return video(True)
     if glob.has_magic(text):
         paths = sorted(item for item in map(Path, glob.glob(text, recursive=True)) if _is_picture(item))
-        return _pictures(text, paths, colours, max_pixels)
+        return _pictures(text, paths, overrides, max_pixels)
     if path.is_absolute() and path.parts[1:2] == ("dev",):  # it may be plugged in later
         return video(True, "v4l2")
     raise FileNotFoundError(f"source: no such file, folder or camera: {text}")
@@ -107,27 +107,27 @@ def _is_picture(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
-def _pictures(name: str, paths: list[Path], colours: _Colours, max_pixels: int | None) -> _Opener:
+def _pictures(name: str, paths: list[Path], overrides: _ColorOverrides, max_pixels: int | None) -> _Opener:
     if not paths:
         raise FileNotFoundError(f"source: no pictures in {name}")
 
-    def frames(opened: _Opened) -> Generator[_Item, None, None]:
+    def frames(opened: _Opened) -> Generator[_SourceItem, None, None]:
         opened(False, None)
         for path in paths:
             began = time.perf_counter()
             try:
                 picture = read_image(path, max_pixels=max_pixels)
             except (OSError, ValueError) as error:
-                yield _Failed(error)
+                yield _FrameError(error)
             else:
-                yield _Came(picture, colours.layout("rgb"), None, began)
+                yield _SourceFrame(picture, overrides.layout("rgb"), None, began)
 
     return _Opener(name, frames, False, False)
 
 
 def _iterate(
-    source: Iterable[Any], colours: _Colours, opened: _Opened, *, ours: bool
-) -> Generator[_Item, None, None]:
+    source: Iterable[Any], overrides: _ColorOverrides, opened: _Opened, *, ours: bool
+) -> Generator[_SourceItem, None, None]:
     frames = iter(source)
     try:
         opened(ours, None)
@@ -137,11 +137,11 @@ def _iterate(
             # Planes are a tuple too, but never one that begins with a number.
             if isinstance(frame, (tuple, list)) and len(frame) == 2 and isinstance(frame[0], Real):
                 pts, frame = float(frame[0]), frame[1]
-            layout = colours.layout()
+            layout = overrides.layout()
             if type(frame).__module__.startswith("av.") and hasattr(frame, "planes"):
                 pts = frame.time if pts is None else pts
-                frame, layout = decoded_pixels(frame, colours)
-            yield _Came(frame, layout, pts, captured)
+                frame, layout = decoded_pixels(frame, overrides)
+            yield _SourceFrame(frame, layout, pts, captured)
     finally:
         # What the user holds stays usable; what a function made for us goes now.
         if ours and hasattr(frames, "close"):

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from fai_fast.arguments import check_choice
 
 # Pixel formats of FFmpeg that preprocessing reads as they are: its name for them, bytes a pixel of each plane.
-_AS_THEY_ARE = {
+_NATIVE_PIX_FMTS = {
     "yuv420p": ("i420", (1, 1, 1)),
     "yuvj420p": ("i420", (1, 1, 1)),
     "nv12": ("nv12", (1, 2)),
@@ -28,7 +28,7 @@ _FULL_RANGE = 2  # AVColorRange
 _YUV = ("i420", "nv12", "yuyv", "uyvy")
 
 
-class _Colours:
+class _ColorOverrides:
     """How pixels are to be read, as far as the user says."""
 
     def __init__(self, color: str, matrix: str | None, range: str | None) -> None:
@@ -47,7 +47,7 @@ class _Colours:
         }
 
 
-def decoded_pixels(frame: Any, colours: _Colours) -> tuple[Any, dict[str, str]]:
+def decoded_pixels(frame: Any, overrides: _ColorOverrides) -> tuple[Any, dict[str, str]]:
     """A PyAV frame's planes, uint8 and read-only, in the decoder's own memory, and how to read them.
 
     Formats that preprocessing does not know, and frames that are to be turned, become RGB once.
@@ -55,7 +55,7 @@ def decoded_pixels(frame: Any, colours: _Colours) -> tuple[Any, dict[str, str]]:
     name = frame.format.name
     matrix = _MATRICES.get(int(frame.colorspace))
     full = name.startswith("yuvj") or int(frame.color_range) == _FULL_RANGE
-    color, channels = _AS_THEY_ARE.get(name, ("", ()))
+    color, channels = _NATIVE_PIX_FMTS.get(name, ("", ()))
     turns = round(getattr(frame, "rotation", 0) / 90) % 4
     if (
         not color
@@ -70,7 +70,7 @@ def decoded_pixels(frame: Any, colours: _Colours) -> tuple[Any, dict[str, str]]:
     if turns:
         planes = [np.ascontiguousarray(np.rot90(planes[0], turns))]
     pixels = planes[0] if len(planes) == 1 else tuple(planes)
-    return pixels, colours.layout(color, matrix or "bt601", "full" if full else "limited")
+    return pixels, overrides.layout(color, matrix or "bt601", "full" if full else "limited")
 
 
 def _view(plane: Any, channels: int) -> npt.NDArray[np.uint8]:

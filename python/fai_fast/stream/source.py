@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 
-class _Came(NamedTuple):
+class _SourceFrame(NamedTuple):
     """A frame as a source gives it."""
 
     pixels: Any
@@ -16,17 +16,17 @@ class _Came(NamedTuple):
     captured: float
 
 
-class _Failed(NamedTuple):
+class _FrameError(NamedTuple):
     """A frame that the source could not give, while there may be others after it."""
 
     error: Exception
 
 
-class _Damaged(NamedTuple):
+class _CorruptFrame(NamedTuple):
     """A frame of a live source that was lost on its way."""
 
 
-_Item = _Came | _Failed | _Damaged
+_SourceItem = _SourceFrame | _FrameError | _CorruptFrame
 _Opened = Callable[[bool, Fraction | None], None]
 
 
@@ -42,7 +42,7 @@ class _Opener(NamedTuple):
     """
 
     name: str
-    frames: Callable[[_Opened], Generator[_Item, None, None]]
+    frames: Callable[[_Opened], Generator[_SourceItem, None, None]]
     live: bool | None
     again: bool
     pipe: bool = False
