@@ -12,6 +12,10 @@
 
 namespace fai::cuda {
 
+// Of everything that is laid out in one piece of memory.
+inline constexpr size_t kAlignment = 256;
+inline size_t aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+
 // Makes a device the calling thread's own for a scope.
 class DeviceScope {
   public:
