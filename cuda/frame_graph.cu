@@ -43,14 +43,39 @@ bool capturing(cudaStream_t stream) {
     return status != cudaStreamCaptureStatusNone;
 }
 
+// Where the device finds pinned memory.
+const uint8_t* device_pointer(const void* pinned) {
+    cudaPointerAttributes attributes = {};
+    check(cudaPointerGetAttributes(&attributes, pinned), "cudaPointerGetAttributes");
+    return static_cast<const uint8_t*>(attributes.devicePointer);
+}
+
+int attribute(cudaDeviceAttr which, int device) {
+    int value = 0;
+    check(cudaDeviceGetAttribute(&value, which, device), "cudaDeviceGetAttribute");
+    return value;
+}
+
 cudaStream_t stream_of(uintptr_t stream) { return reinterpret_cast<cudaStream_t>(stream); }
 
 }  // namespace
 
 struct FrameGraph::Impl {
+    // Of the frame.
+    enum class State {
+        idle,       // none, or it failed
+        begun,      // its first upload is on the stream, or its parameters
+        in_flight,  // launched
+        ended,      // waited for
+        taken,      // and its results are gone
+    };
+
     GraphSpec spec;
     pid_t process = getpid();
     int multiprocessors = 0;
+
+    // What the device reads where it is.
+    bool reads_pinned = false, reads_pageable = false;
 
     Stream stream;
     Event began, uploaded, preprocessed, engine_ended, ended, other;
@@ -59,6 +84,7 @@ struct FrameGraph::Impl {
     // One entry an image.
     struct Image {
         DeviceBuffer frame, tables, canvas, segments;
+        const uint8_t* frame_memory = nullptr;  // the staging room's, as the device knows it
         PinnedBuffer staging, staged_tables;
         DeviceBuffer scratch;  // counters' user: candidates, queries, kept rows, header, probabilities
         std::unique_ptr<Block> block;
@@ -70,21 +96,11 @@ struct FrameGraph::Impl {
     std::shared_ptr<BlockPool> pool = std::make_shared<BlockPool>();
     int64_t payload = kFirstPayload;  // bytes to have ready for masks
 
-    Graph graph;  // whose nodes the executable one is changed by
+    Graph graph;
     GraphExec exec;
-    cudaGraphNode_t upload_node = nullptr;
-    bool upload_enabled = true;
-    struct Upload {
-        const void* from = nullptr;
-        void* to = nullptr;
-        size_t bytes = 0;
-        bool operator==(const Upload&) const = default;
-    };
-    Upload node_upload;  // what the graph's node does now
-    Upload pinned;       // what it shall do for this frame; bytes 0: nothing
-    Enqueue engine;      // where nothing was captured
+    Enqueue engine;  // where nothing was captured
 
-    bool has_begun = false, in_flight = false, timed = false, has_results = false;
+    State state = State::idle;
 
     ImageParams* host_params() const { return params.get<ImageParams>(); }
     const ImageParams* kernel_params() const { return device_params.get<ImageParams>(); }
@@ -120,9 +136,10 @@ struct FrameGraph::Impl {
     }
 
     void begin() {
-        if (has_begun) return;
+        if (state == State::begun) return;
+        check_idle();
+        state = State::begun;
         record(began);
-        has_begun = true;
     }
 
     void before() {
@@ -130,18 +147,6 @@ struct FrameGraph::Impl {
                               cudaMemcpyHostToDevice, stream.get()),
               "uploading parameters");
         check(cudaMemsetAsync(counters.get(), 0, counters.bytes(), stream.get()), "cudaMemsetAsync");
-        if (capturing(stream.get())) {
-            // A node of which submit() sets the addresses, or which it switches off.
-            if (spec.batch == 1) {
-                node_upload = {image[0].staging.get(), image[0].frame.get(), kAlignment};
-                check(cudaMemcpyAsync(node_upload.to, node_upload.from, node_upload.bytes,
-                                      cudaMemcpyHostToDevice, stream.get()),
-                      "uploading a frame");
-            }
-        } else if (pinned.bytes) {
-            check(cudaMemcpyAsync(pinned.to, pinned.from, pinned.bytes, cudaMemcpyHostToDevice, stream.get()),
-                  "uploading a frame");
-        }
         record(uploaded);
         launch_preprocess(stream.get(), spec, kernel_params(), images.get());
         record(preprocessed);
@@ -156,37 +161,6 @@ struct FrameGraph::Impl {
         cudaGraphExec_t made = nullptr;
         check(cudaGraphInstantiate(&made, graph, 0), "cudaGraphInstantiate");
         exec = GraphExec(made);
-        upload_node = nullptr;
-        upload_enabled = true;
-        if (spec.batch != 1) return;
-        size_t count = 0;
-        check(cudaGraphGetNodes(graph, nullptr, &count), "cudaGraphGetNodes");
-        std::vector<cudaGraphNode_t> nodes(count);
-        check(cudaGraphGetNodes(graph, nodes.data(), &count), "cudaGraphGetNodes");
-        for (cudaGraphNode_t node : nodes) {
-            cudaGraphNodeType type;
-            check(cudaGraphNodeGetType(node, &type), "cudaGraphNodeGetType");
-            if (type != cudaGraphNodeTypeMemcpy) continue;
-            cudaMemcpy3DParms copied = {};
-            check(cudaGraphMemcpyNodeGetParams(node, &copied), "cudaGraphMemcpyNodeGetParams");
-            if (copied.dstPtr.ptr == node_upload.to) upload_node = node;
-        }
-        if (!upload_node) throw CudaError("the captured graph has lost its upload");
-    }
-
-    void set_upload() {
-        if (!upload_node) return;
-        const bool wanted = pinned.bytes != 0;
-        if (wanted && pinned != node_upload) {
-            check(cudaGraphExecMemcpyNodeSetParams1D(exec.get(), upload_node, pinned.to, pinned.from,
-                                                     pinned.bytes, cudaMemcpyHostToDevice),
-                  "cudaGraphExecMemcpyNodeSetParams1D");
-            node_upload = pinned;
-        }
-        if (wanted != upload_enabled) {
-            check(cudaGraphNodeSetEnabled(exec.get(), upload_node, wanted), "cudaGraphNodeSetEnabled");
-            upload_enabled = wanted;
-        }
     }
 
     // Everything that is new about an image's frame.
@@ -255,15 +229,14 @@ struct FrameGraph::Impl {
     void abandon() {
         cudaStreamSynchronize(stream.get());
         cudaGetLastError();
-        has_begun = in_flight = false;
-        pinned = {};
+        state = State::idle;
     }
 
     void check_image(int index) const {
         if (index < 0 || index >= spec.batch) throw CudaError("an image outside the batch");
     }
     void check_idle() const {
-        if (in_flight) throw CudaError("a frame is in flight; take its result first");
+        if (state == State::in_flight) throw CudaError("a frame is in flight; take its result first");
     }
 };
 
@@ -278,6 +251,8 @@ FrameGraph::FrameGraph(const GraphSpec& spec) : impl_(new Impl) {
     Impl& m = *impl_;
     m.spec = spec;
     m.multiprocessors = present[spec.device].multiprocessors;
+    m.reads_pageable = attribute(cudaDevAttrPageableMemoryAccessUsesHostPageTables, spec.device) != 0;
+    m.reads_pinned = m.reads_pageable || attribute(cudaDevAttrIntegrated, spec.device) != 0;
     m.stream = make_stream();
     for (Event* event : {&m.began, &m.uploaded, &m.preprocessed, &m.engine_ended, &m.ended}) {
         *event = make_event(true);
@@ -297,8 +272,6 @@ FrameGraph::FrameGraph(const GraphSpec& spec) : impl_(new Impl) {
     m.image.resize(batch);
     for (Impl::Image& image : m.image) {
         image.scratch.reserve(m.scratch_bytes());
-        image.staging.reserve(kAlignment);
-        image.frame.reserve(kAlignment);
     }
     std::memset(m.params.get(), 0, batch * sizeof(ImageParams));
     // What an engine reads before the first frame must be numbers.
@@ -401,6 +374,14 @@ void FrameGraph::adopt(uintptr_t graph) {
     impl_->engine = nullptr;
 }
 
+void FrameGraph::check_idle() const {
+    impl_->check_process();
+    impl_->check_idle();
+}
+
+bool FrameGraph::reads_pinned() const { return impl_->reads_pinned; }
+bool FrameGraph::reads_pageable() const { return impl_->reads_pageable; }
+
 uint8_t* FrameGraph::staging(int index, size_t bytes) {
     Impl& m = *impl_;
     m.check_process();
@@ -409,13 +390,18 @@ uint8_t* FrameGraph::staging(int index, size_t bytes) {
     const DeviceScope scope(m.spec.device);
     Impl::Image& own = m.image[index];
     own.staging.reserve(bytes);
-    own.frame.reserve(bytes);
+    if (m.reads_pinned) {
+        own.frame_memory = device_pointer(own.staging.get());
+    } else {
+        own.frame.reserve(bytes);
+        own.frame_memory = own.frame.get();
+    }
     return own.staging.get();
 }
 
 const uint8_t* FrameGraph::frame_memory(int index) const {
     impl_->check_image(index);
-    return impl_->image[index].frame.get();
+    return impl_->image[index].frame_memory;
 }
 
 void FrameGraph::upload(int index, size_t begin, size_t end) {
@@ -423,27 +409,26 @@ void FrameGraph::upload(int index, size_t begin, size_t end) {
     m.check_image(index);
     const DeviceScope scope(m.spec.device);
     m.begin();
+    if (m.reads_pinned) return;
     const Impl::Image& own = m.image[index];
     check(cudaMemcpyAsync(own.frame.get() + begin, own.staging.get() + begin, end - begin,
                           cudaMemcpyHostToDevice, m.stream.get()),
           "uploading a frame");
 }
 
-void FrameGraph::upload_pinned(int index, const void* data, size_t bytes) {
+const uint8_t* FrameGraph::upload_pinned(int index, const void* data, size_t bytes) {
     Impl& m = *impl_;
     m.check_process();
     m.check_idle();
     m.check_image(index);
     const DeviceScope scope(m.spec.device);
+    m.begin();
+    if (m.reads_pinned) return device_pointer(data);
     Impl::Image& own = m.image[index];
     own.frame.reserve(bytes);
-    if (m.spec.batch == 1) {
-        m.pinned = {data, own.frame.get(), bytes};
-        return;
-    }
-    m.begin();
     check(cudaMemcpyAsync(own.frame.get(), data, bytes, cudaMemcpyHostToDevice, m.stream.get()),
           "uploading a frame");
+    return own.frame.get();
 }
 
 bool FrameGraph::is_pinned(const void* data) {
@@ -480,7 +465,7 @@ void FrameGraph::make_stream_wait(uintptr_t stream) {
     check(cudaStreamWaitEvent(stream_of(stream), m.ended.get(), 0), "cudaStreamWaitEvent");
 }
 
-void FrameGraph::submit(const std::vector<Frame>& frames, const FrameGraph* after) {
+void FrameGraph::prepare(const std::vector<Frame>& frames) {
     Impl& m = *impl_;
     m.check_process();
     m.check_idle();
@@ -488,42 +473,46 @@ void FrameGraph::submit(const std::vector<Frame>& frames, const FrameGraph* afte
         throw CudaError("more frames than the batch has images");
     }
     const DeviceScope scope(m.spec.device);
-    m.has_results = false;
-    try {
-        m.begin();
-        for (int index = 0; index < m.spec.batch; ++index) {
-            if (index < static_cast<int>(frames.size())) {
-                m.prepare(index, frames[index]);
-            } else {
-                m.host_params()[index].active = 0;
-            }
-        }
-        if (after) {
-            check(cudaStreamWaitEvent(m.stream.get(), after->impl_->ended.get(), 0), "cudaStreamWaitEvent");
-        }
-        if (m.exec) {
-            m.set_upload();
-            check(cudaGraphLaunch(m.exec.get(), m.stream.get()), "cudaGraphLaunch");
+    m.begin();
+    for (int index = 0; index < m.spec.batch; ++index) {
+        if (index < static_cast<int>(frames.size())) {
+            m.prepare(index, frames[index]);
         } else {
-            if (!m.engine) throw CudaError("no engine: call capture() first");
-            m.before();
-            m.engine(stream());
-            m.after();
+            m.host_params()[index].active = 0;
         }
-        check(cudaEventRecord(m.ended.get(), m.stream.get()), "cudaEventRecord");
-    } catch (...) {
-        m.abandon();
-        throw;
     }
-    m.pinned = {};
-    m.has_begun = false;
-    m.in_flight = true;
+}
+
+void FrameGraph::launch(const FrameGraph* after) {
+    Impl& m = *impl_;
+    m.check_process();
+    if (m.state != Impl::State::begun) throw CudaError("no frame was prepared");
+    const DeviceScope scope(m.spec.device);
+    if (after) {
+        // Behind the uploads, which wait for nobody. The event is recorded within the other's graph.
+        check(cudaStreamWaitEvent(m.stream.get(), after->impl_->engine_ended.get(), 0),
+              "cudaStreamWaitEvent");
+    }
+    if (m.exec) {
+        check(cudaGraphLaunch(m.exec.get(), m.stream.get()), "cudaGraphLaunch");
+    } else {
+        if (!m.engine) throw CudaError("no engine: call capture() first");
+        m.before();
+        m.engine(stream());
+        m.after();
+    }
+    check(cudaEventRecord(m.ended.get(), m.stream.get()), "cudaEventRecord");
+    m.state = Impl::State::in_flight;
+}
+
+void FrameGraph::abandon() noexcept {
+    if (getpid() == impl_->process && impl_->state == Impl::State::begun) impl_->abandon();
 }
 
 bool FrameGraph::wait(double seconds) {
     Impl& m = *impl_;
     m.check_process();
-    if (!m.in_flight) return true;
+    if (m.state != Impl::State::in_flight) return true;
     const DeviceScope scope(m.spec.device);
     try {
         if (seconds < 0) {
@@ -541,11 +530,10 @@ bool FrameGraph::wait(double seconds) {
             }
         }
     } catch (...) {
-        m.in_flight = false;
+        m.state = Impl::State::idle;
         throw;
     }
-    m.in_flight = false;
-    m.timed = m.has_results = true;
+    m.state = Impl::State::ended;
     return true;
 }
 
@@ -553,7 +541,8 @@ std::vector<std::shared_ptr<const Result>> FrameGraph::results() {
     Impl& m = *impl_;
     m.check_process();
     m.check_idle();
-    if (!std::exchange(m.has_results, false)) return {};
+    if (m.state != Impl::State::ended) return {};
+    m.state = Impl::State::taken;
     const DeviceScope scope(m.spec.device);
     bool again = false;
     for (int index = 0; index < m.spec.batch; ++index) {
@@ -595,7 +584,7 @@ std::vector<std::shared_ptr<const Result>> FrameGraph::results() {
 
 StageTimes FrameGraph::times() const {
     const Impl& m = *impl_;
-    if (!m.timed || m.in_flight) return {};
+    if (m.state != Impl::State::ended && m.state != Impl::State::taken) return {};
     const DeviceScope scope(m.spec.device);
     StageTimes times;
     const auto between = [](const Event& from, const Event& to, float& out) {

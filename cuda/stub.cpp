@@ -31,15 +31,20 @@ void FrameGraph::run_uncaptured(Enqueue) { absent(); }
 void FrameGraph::enqueue_before() { absent(); }
 void FrameGraph::enqueue_after() { absent(); }
 void FrameGraph::adopt(uintptr_t) { absent(); }
+void FrameGraph::check_idle() const { absent(); }
+bool FrameGraph::reads_pinned() const { absent(); }
+bool FrameGraph::reads_pageable() const { absent(); }
 uint8_t* FrameGraph::staging(int, size_t) { absent(); }
 const uint8_t* FrameGraph::frame_memory(int) const { absent(); }
 void FrameGraph::upload(int, size_t, size_t) { absent(); }
-void FrameGraph::upload_pinned(int, const void*, size_t) { absent(); }
+const uint8_t* FrameGraph::upload_pinned(int, const void*, size_t) { absent(); }
 bool FrameGraph::is_pinned(const void*) { absent(); }
 int FrameGraph::device_of(const void*) { absent(); }
 void FrameGraph::wait_for_stream(uintptr_t) { absent(); }
 void FrameGraph::make_stream_wait(uintptr_t) { absent(); }
-void FrameGraph::submit(const std::vector<Frame>&, const FrameGraph*) { absent(); }
+void FrameGraph::prepare(const std::vector<Frame>&) { absent(); }
+void FrameGraph::launch(const FrameGraph*) { absent(); }
+void FrameGraph::abandon() noexcept {}
 bool FrameGraph::wait(double) { absent(); }
 std::vector<std::shared_ptr<const Result>> FrameGraph::results() { absent(); }
 StageTimes FrameGraph::times() const { absent(); }

@@ -1183,6 +1183,115 @@ def test_a_frame_is_one_launch_and_one_synchronisation(logits, semantic):
         assert [gpu.EMULATOR.get(name) - b for name, b in zip(names, before, strict=True)] == [0, 1, 1]
 
 
+def _counted(names, work):
+    before = [gpu.EMULATOR.get(name) for name in names]
+    work()
+    return [gpu.EMULATOR.get(name) - b for name, b in zip(names, before, strict=True)]
+
+
+@gpu.needed
+@gpu.emulated
+def test_ordinary_memory_is_sent_in_pieces_and_pinned_memory_in_one(logits):
+    graph = gpu.with_logits(*logits)
+    labels = gpu.with_logits(*logits, semantic=True)
+    gpu.submit(labels, [item(np.zeros((96, 128, 3), np.uint8))])
+    assert labels.wait(-1.0)
+    [rows] = labels.results(100, False)
+    pinned, frame = rows["segments"], np.array(rows["segments"])
+    names = ("copies_to_device", "bytes_to_device", "waits")
+    on_card = gpu.OnDevice(frame)
+
+    def one(image):
+        gpu.detect(graph, image, color="gray", threshold=0.2)
+
+    one(frame)  # whose tables are new
+    rest, parameters, _ = _counted(names, lambda: one(on_card))
+    assert _counted(names, lambda: one(pinned)) == [rest + 1, parameters + frame.nbytes, 0]
+    for piece_bytes, pieces in ((128, 96), (5 * 128, 20), (1000, 14), (1 << 20, 1)):
+        # One thread's pieces are passed on one by one.
+        graph.set_staging(threads=1, piece_bytes=piece_bytes, past_cache=False)
+        assert _counted(names, lambda: one(frame)) == [rest + pieces, parameters + frame.nbytes, 0]
+        graph.set_staging(threads=8, piece_bytes=piece_bytes, past_cache=True)
+        sent, sent_bytes, _ = _counted(names, lambda: one(frame))
+        assert sent_bytes == parameters + frame.nbytes
+        assert rest < sent <= rest + pieces
+
+
+@gpu.needed
+@gpu.emulated
+@pytest.mark.parametrize("setting", ["integrated", "host_page_tables"])
+def test_what_the_gpu_reads_where_it_is_is_not_uploaded(logits, setting):
+    frames = [any_frame(seed, "nv12", 48, 64) for seed in range(3)]
+    wide = scenes.image(4, (48, 80, 3))
+    with gpu.EMULATOR.settings(**{setting: 1}):
+        graph = gpu.with_logits(*logits, size=(16, 24))
+        names = ("bytes_to_device", "pinned_bytes")
+        gpu.detect(graph, frames[0], color="nv12", threshold=0.2)
+        on_card = gpu.OnDevice(frames[0])
+        rest, _ = _counted(names, lambda: gpu.detect(graph, on_card, color="nv12", threshold=0.2))
+        for frame in frames:
+            sent, _ = _counted(names, lambda frame=frame: check(graph, logits, frame, color="nv12"))
+            assert sent == rest
+            tensor = gpu.download(graph.images, (1, 3, 16, 24), "float32")
+            cpu = fai_fast.preprocess(frame, (16, 24), mean=gpu.MEAN, std=gpu.STD, color="nv12")
+            np.testing.assert_array_equal(tensor, cpu)
+        check(graph, logits, wide[:, ::-2])
+        tensor = gpu.download(graph.images, (1, 3, 16, 24), "float32")
+        cpu = fai_fast.preprocess(wide[:, ::-2], (16, 24), mean=gpu.MEAN, std=gpu.STD)
+        np.testing.assert_array_equal(tensor, cpu)
+
+
+@gpu.needed
+def test_a_frame_waits_for_the_engine_before_it_and_not_for_what_follows_that(logits):
+    """Which order=lazy shows: nothing runs before somebody waits for it."""
+    if not gpu.EMULATOR:
+        pytest.skip("only the emulator lets nothing run too early")
+    graphs = [gpu.with_logits(*logits) for _ in range(2)]
+    with gpu.EMULATOR.settings(order="lazy"):
+        gpu.submit(graphs[0], [item(BLACK)], threshold=0.2)
+        [waits] = _counted(
+            ["waits"], lambda: gpu.submit(graphs[1], [item(BLACK)], threshold=0.2, after=graphs[0])
+        )
+        assert waits == 1
+        [waits] = _counted(["waits"], lambda: gpu.take(graphs[1]))
+        assert waits == 0
+        gpu.take(graphs[0])
+
+
+@pytest.mark.parametrize("past_cache", [False, True])
+@pytest.mark.parametrize("threads", [1, 3, 8])
+def test_staging_copies_every_byte_in_order(threads, past_cache):
+    rng = np.random.default_rng(2)
+    whole = rng.integers(0, 256, (67, 90, 3), np.uint8)
+    luma, chroma = any_frame(1, "nv12", 40, 70)[:40], any_frame(1, "nv12", 40, 70)[40:]
+    for image in (whole, whole[::-2, 3:80], whole[:, ::-1], whole[:, :, ::-1], whole[..., 0], (luma, chroma)):
+        planes = image if isinstance(image, tuple) else (image,)
+        dense = np.concatenate([np.ascontiguousarray(plane).reshape(-1) for plane in planes])
+        for piece_bytes in (1, 100, 999, 1 << 18):
+            room = np.zeros(dense.size + 3, np.uint8)
+            pieces, runs = _core.stage(
+                image, room[3:], threads=threads, piece_bytes=piece_bytes, past_cache=past_cache
+            )
+            np.testing.assert_array_equal(room[3:], dense)
+            assert room[:3].sum() == 0
+            assert 1 <= runs <= pieces <= 512
+            assert (pieces, runs) == (runs, pieces) or threads > 1
+
+
+def test_staging_wants_room_for_the_frame():
+    frame = np.zeros((4, 5, 3), np.uint8)
+    right = {"threads": 1, "piece_bytes": 100}
+    with pytest.raises(ValueError, match="out: got uint8 of shape"):
+        _core.stage(frame, np.zeros(59, np.uint8), **right)
+    with pytest.raises(ValueError, match=r"out: got uint8 .* writable"):
+        _core.stage(frame, np.frombuffer(bytes(60), np.uint8), **right)
+    with pytest.raises(ValueError, match="image: got float32"):
+        _core.stage(frame.astype(np.float32), np.zeros(60, np.uint8), **right)
+    for name in right:
+        with pytest.raises(ValueError, match=f"{name}: got 0, expected at least 1"):
+            _core.stage(frame, np.zeros(60, np.uint8), **{**right, name: 0})
+
+
 @gpu.needed
 def test_threads_with_a_graph_each(logits):
     wrong = []

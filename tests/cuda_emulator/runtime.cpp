@@ -144,6 +144,7 @@ struct Runtime {
     Driver driver = Driver::present;
     Order order = Order::lazy;
     std::size_t device_limit = total_memory, pinned_limit = total_memory;
+    bool integrated = false, host_page_tables = false;
     cudaError_t next_launch = cudaSuccess, next_kernel = cudaSuccess;
     cudaError_t sticky = cudaSuccess;  // the context is spoilt
     Counters counters{};
@@ -282,6 +283,10 @@ int Runtime::set(const std::string& name, const std::string& value) {
         device_limit = n;
     else if (name == "pinned_memory")
         pinned_limit = n;
+    else if (name == "integrated")
+        integrated = n != 0;
+    else if (name == "host_page_tables")
+        host_page_tables = n != 0;
     else if (name == "fail_next_launch")
         next_launch = static_cast<cudaError_t>(n);
     else if (name == "fail_next_kernel")
@@ -295,10 +300,11 @@ void Runtime::read_environment() {
     driver = Driver::present;
     order = Order::lazy;
     device_limit = pinned_limit = total_memory;
+    integrated = host_page_tables = false;
     next_launch = next_kernel = sticky = cudaSuccess;
     cuda_emulator::chance().seed(1);
-    for (const char* name : {"driver", "order", "seed", "device_memory", "pinned_memory", "fail_next_launch",
-                             "fail_next_kernel"}) {
+    for (const char* name : {"driver", "order", "seed", "device_memory", "pinned_memory", "integrated",
+                             "host_page_tables", "fail_next_launch", "fail_next_kernel"}) {
         std::string variable = std::string("FAI_FAST_EMULATOR_") + name;
         std::transform(variable.begin(), variable.end(), variable.begin(),
                        [](unsigned char c) { return static_cast<char>(std::toupper(c)); });
@@ -430,7 +436,10 @@ void Runtime::execute(const Copy& copy) {
     for (std::size_t row = 0; row < copy.height; ++row)
         std::memmove(static_cast<char*>(copy.dst) + row * copy.dpitch,
                      static_cast<const char*>(copy.src) + row * copy.spitch, copy.width);
-    if (copy.kind == cudaMemcpyHostToDevice) counters.bytes_to_device += copy.width * copy.height;
+    if (copy.kind == cudaMemcpyHostToDevice) {
+        ++counters.copies_to_device;
+        counters.bytes_to_device += copy.width * copy.height;
+    }
     if (copy.kind == cudaMemcpyDeviceToHost) counters.bytes_to_host += copy.width * copy.height;
 }
 
@@ -709,6 +718,7 @@ cudaError_t wait(Runtime& r, cudaStream_t stream_handle, cudaEvent_t event_handl
     }
     if (flags & cudaEventWaitExternal) return cudaErrorInvalidValue;
     if (!event->mark) return cudaSuccess;
+    ++r.counters.waits;
     return r.enqueue(*stream, [&r, mark = event->mark] { r.finish(*mark); });
 }
 
@@ -815,7 +825,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* prop, int device) {
 }
 
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attr, int device) {
-    return call([&](Runtime&) {
+    return call([&](Runtime& r) {
         if (!value) return cudaErrorInvalidValue;
         if (device != 0) return cudaErrorInvalidDevice;
         switch (attr) {
@@ -851,8 +861,11 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attr, int device) 
                 *value = 5;
                 break;
             case cudaDevAttrIntegrated:
+                *value = r.integrated;
+                break;
             case cudaDevAttrPageableMemoryAccess:
-                *value = 0;
+            case cudaDevAttrPageableMemoryAccessUsesHostPageTables:
+                *value = r.host_page_tables;
                 break;
             case cudaDevAttrCanMapHostMemory:
             case cudaDevAttrConcurrentKernels:
@@ -1498,6 +1511,8 @@ long long cuda_emulator_get(const char* name) {
                                                        {"kernels", c.kernels},
                                                        {"graph_launches", c.graph_launches},
                                                        {"synchronisations", c.synchronisations},
+                                                       {"waits", c.waits},
+                                                       {"copies_to_device", c.copies_to_device},
                                                        {"bytes_to_device", c.bytes_to_device},
                                                        {"bytes_to_host", c.bytes_to_host}};
     for (const auto& [known, value] : all)
