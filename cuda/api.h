@@ -139,6 +139,10 @@ class FrameGraph {
     void enqueue_before();
     void enqueue_after();
     void adopt(uintptr_t graph);
+    // In a child of the process that made the graph, where nothing of it can be used nor destroyed.
+    bool forked() const noexcept;
+    // Lets go of the executable graph, or of the function that runs the engine, before what they use goes.
+    void forget_engine() noexcept;
 
     // Throws CudaError while a frame is in flight, and in a forked child.
     void check_idle() const;
@@ -156,9 +160,9 @@ class FrameGraph {
     // Begins to copy a frame that lies in pinned memory; the address under which the device will find it.
     const uint8_t* upload_pinned(int image, const void* data, size_t bytes);
     // Is this address in memory that the device can copy from directly?
-    static bool is_pinned(const void* data);
+    bool is_pinned(const void* data) const;
     // The device in whose memory this address is; -1 where it is in none's.
-    static int device_of(const void* data);
+    int device_of(const void* data) const;
 
     // The frame's work, and everything submitted to this graph later, waits for what is on `stream` now; or
     // `stream` waits for the frame that is in flight.
@@ -200,8 +204,13 @@ class FrameGraph {
 // Calls `function` from a stream, in its order (cudaLaunchHostFunc): for tests, as an engine without a GPU.
 void launch_host_function(uintptr_t stream, void (*function)(void*), void* context);
 
-// Makes a device the calling thread's own, for packages that use whichever that is; gives the one before.
-int set_device(int device);
+// Makes a device the calling thread's own, for packages that use whichever that is, until leave_device() in
+// the same thread. True where it was not before: what to tell leave_device().
+bool enter_device(int device);
+void leave_device(bool entered) noexcept;
+
+// For tests and benchmarks: the device in whose memory an address is; -1 where it is in none's.
+int device_of(const void* data);
 
 // For tests and benchmarks: blocking copies between the host and a device address, in either direction.
 void copy(void* to, const void* from, size_t bytes);

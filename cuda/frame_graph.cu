@@ -1,6 +1,4 @@
 // The owner of a frame's stream, memory and graph.
-#include <unistd.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cstring>
@@ -20,21 +18,21 @@ constexpr int64_t kFirstPayload = int64_t{1} << 20;
 
 class OwnedMemory final : public DeviceMemory {
   public:
-    OwnedMemory(int device, size_t bytes) : device_(device), process_(getpid()) { memory_.reserve(bytes); }
+    OwnedMemory(int device, size_t bytes) : device_(device) { memory_.reserve(bytes); }
     ~OwnedMemory() override {
-        if (getpid() != process_) new DeviceBuffer(std::move(memory_));
-        int before = 0;
-        if (cudaGetDevice(&before) != cudaSuccess) return;
-        cudaSetDevice(device_);
-        memory_ = DeviceBuffer();
-        cudaSetDevice(before);
+        if (process_.forked()) {
+            new DeviceBuffer(std::move(memory_));
+            return;
+        }
+        const DeviceScope scope(device_, std::nothrow);
+        if (scope) memory_ = DeviceBuffer();
     }
     uintptr_t address() const override { return reinterpret_cast<uintptr_t>(memory_.get()); }
 
   private:
     DeviceBuffer memory_;
     int device_;
-    pid_t process_;
+    Process process_;
 };
 
 bool capturing(cudaStream_t stream) {
@@ -71,7 +69,7 @@ struct FrameGraph::Impl {
     };
 
     GraphSpec spec;
-    pid_t process = getpid();
+    Process process;
     int multiprocessors = 0;
 
     // What the device reads where it is.
@@ -109,7 +107,7 @@ struct FrameGraph::Impl {
     }
 
     void check_process() const {
-        if (getpid() != process) {
+        if (process.forked()) {
             throw CudaError(
                 "this process was forked after the model was loaded, and CUDA does not survive a fork; load "
                 "the model "
@@ -284,19 +282,16 @@ FrameGraph::FrameGraph(const GraphSpec& spec) : impl_(new Impl) {
 
 FrameGraph::~FrameGraph() {
     if (!impl_) return;
-    if (getpid() != impl_->process) {
+    if (impl_->process.forked()) {
         impl_.release();
         return;
     }
-    int before = 0;
-    if (cudaGetDevice(&before) == cudaSuccess) cudaSetDevice(impl_->spec.device);
+    const DeviceScope scope(impl_->spec.device, std::nothrow);
     cudaStreamSynchronize(impl_->stream.get());
-    const int device = before;
     for (Impl::Image& image : impl_->image) {
         if (image.block) impl_->pool->give_back(std::move(image.block));
     }
     impl_.reset();
-    cudaSetDevice(device);
 }
 
 const GraphSpec& FrameGraph::spec() const { return impl_->spec; }
@@ -374,6 +369,16 @@ void FrameGraph::adopt(uintptr_t graph) {
     impl_->engine = nullptr;
 }
 
+void FrameGraph::forget_engine() noexcept {
+    if (impl_->process.forked()) return;
+    const DeviceScope scope(impl_->spec.device, std::nothrow);
+    impl_->exec = GraphExec();
+    impl_->graph = Graph();
+    impl_->engine = nullptr;
+}
+
+bool FrameGraph::forked() const noexcept { return impl_->process.forked(); }
+
 void FrameGraph::check_idle() const {
     impl_->check_process();
     impl_->check_idle();
@@ -431,7 +436,8 @@ const uint8_t* FrameGraph::upload_pinned(int index, const void* data, size_t byt
     return own.frame.get();
 }
 
-bool FrameGraph::is_pinned(const void* data) {
+bool FrameGraph::is_pinned(const void* data) const {
+    const DeviceScope scope(impl_->spec.device);
     cudaPointerAttributes attributes = {};
     if (cudaPointerGetAttributes(&attributes, data) != cudaSuccess) {
         cudaGetLastError();
@@ -440,7 +446,12 @@ bool FrameGraph::is_pinned(const void* data) {
     return attributes.type == cudaMemoryTypeHost;
 }
 
-int FrameGraph::device_of(const void* data) {
+int FrameGraph::device_of(const void* data) const {
+    const DeviceScope scope(impl_->spec.device);
+    return cuda::device_of(data);
+}
+
+int device_of(const void* data) {
     cudaPointerAttributes attributes = {};
     if (cudaPointerGetAttributes(&attributes, data) != cudaSuccess) {
         cudaGetLastError();
@@ -506,7 +517,9 @@ void FrameGraph::launch(const FrameGraph* after) {
 }
 
 void FrameGraph::abandon() noexcept {
-    if (getpid() == impl_->process && impl_->state == Impl::State::begun) impl_->abandon();
+    if (impl_->process.forked() || impl_->state != Impl::State::begun) return;
+    const DeviceScope scope(impl_->spec.device, std::nothrow);
+    impl_->abandon();
 }
 
 bool FrameGraph::wait(double seconds) {

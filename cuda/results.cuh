@@ -1,8 +1,6 @@
 // Where a frame's results lie: blocks of pinned memory, lent to results and given back by them.
 #pragma once
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <cstring>
 #include <memory>
@@ -94,13 +92,12 @@ class BlockPool {
 class PinnedResult final : public Result {
   public:
     PinnedResult(std::shared_ptr<BlockPool> pool, std::unique_ptr<Block> block, int64_t bytes)
-        : pool_(std::move(pool)), block_(std::move(block)), bytes_(bytes), process_(getpid()) {}
+        : pool_(std::move(pool)), block_(std::move(block)), bytes_(bytes) {}
     ~PinnedResult() override {
-        // A forked child has its parent's addresses, but no CUDA to free them with.
-        if (getpid() == process_) {
-            pool_->give_back(std::move(block_));
-        } else {
+        if (process_.forked()) {
             block_.release();
+        } else {
+            pool_->give_back(std::move(block_));
         }
     }
     const Row* rows() const override { return block_->rows(); }
@@ -112,7 +109,7 @@ class PinnedResult final : public Result {
     std::shared_ptr<BlockPool> pool_;
     std::unique_ptr<Block> block_;
     int64_t bytes_;
-    pid_t process_;
+    Process process_;
 };
 
 class CopiedResult final : public Result {

@@ -248,13 +248,17 @@ class FrameGraph {
                 } catch (const CudaError&) {
                     // Whatever ended the frame, nothing of it is left to wait for.
                 }
-                graph.reset();
+                graph->device().forget_engine();
             });
+            // Between the executable graph, which uses its owner's memory, and the stream, of which the owner
+            // knows.
+            if (graph->device().forked()) owner_.release();
+            owner_ = py::object();
+            without_gil([&] { graph.reset(); });
         } catch (...) {
             // Python's own, from the engine's last reference: there is nobody to tell.
         }
         frames_.clear();
-        owner_ = py::object();
     }
 
     uintptr_t stream() { return device().stream(); }
@@ -503,7 +507,7 @@ std::pair<void*, size_t> copied(const py::buffer& array, uintptr_t address, bool
             throw ValueError("array: got one that is not C-contiguous");
         }
     }
-    if (cuda::FrameGraph::device_of(reinterpret_cast<const void*>(address)) < 0) {
+    if (cuda::device_of(reinterpret_cast<const void*>(address)) < 0) {
         throw ValueError(message("address: got ", address, ", which is outside any GPU's memory"));
     }
     return {info.ptr, static_cast<size_t>(info.size * info.itemsize)};
@@ -527,7 +531,9 @@ void copy_from_device(const py::buffer& array, uintptr_t address) {
 void register_cuda(py::module_& m) {
     m.def("cuda_versions", cuda_versions);
     m.def("cuda_devices", cuda_devices);
-    m.def("set_cuda_device", cuda::set_device, py::arg("device"), py::call_guard<py::gil_scoped_release>());
+    m.def("enter_cuda_device", cuda::enter_device, py::arg("device"),
+          py::call_guard<py::gil_scoped_release>());
+    m.def("leave_cuda_device", cuda::leave_device, py::arg("entered"));
     m.def("launch_host_function", launch_host_function, py::arg("stream"), py::arg("function"));
     m.def("stage", stage, py::arg("image"), py::arg("out"), py::kw_only(), py::arg("threads"),
           py::arg("piece_bytes"), py::arg("past_cache") = false);
