@@ -107,9 +107,11 @@ struct StageTimes {
     float upload = 0, preprocess = 0, engine = 0, postprocess = 0;
 };
 
-// Owns a stream, pinned and device buffers, and a CUDA graph that holds upload, preprocessing, the engine,
+// Owns a stream, pinned and device buffers, and a CUDA graph that holds preprocessing, the engine,
 // postprocessing and the download. One frame (of `batch` images) is in flight at a time. Calls must not
 // overlap, but may come from any thread.
+//
+// A frame is uploaded (where the host has it), prepared, launched, waited for, and its results are taken.
 class FrameGraph {
   public:
     // Puts one run of the engine on a stream.
@@ -137,28 +139,44 @@ class FrameGraph {
     void enqueue_before();
     void enqueue_after();
     void adopt(uintptr_t graph);
+    // In a child of the process that made the graph, where nothing of it can be used nor destroyed.
+    bool forked() const noexcept;
+    // Lets go of the executable graph, or of the function that runs the engine, before what they use goes.
+    void forget_engine() noexcept;
 
-    // Pinned room for `bytes` of an image's frame, and the device memory that upload() fills from it. Valid
-    // until the next staging() for the image.
+    // Throws CudaError while a frame is in flight, and in a forked child.
+    void check_idle() const;
+    // What the device reads where it is, without a copy: pinned memory where it has no memory of its own
+    // (integrated GPUs), and all of the host's where it follows the host's page tables.
+    bool reads_pinned() const;
+    bool reads_pageable() const;
+
+    // Pinned room for `bytes` of an image's frame, and the address under which the device finds what upload()
+    // has sent from it. Valid until the next staging() or upload_pinned() for the image.
     uint8_t* staging(int image, size_t bytes);
     const uint8_t* frame_memory(int image) const;
     // Begins to copy [begin, end) of the staging room to the device; chunks may follow each other.
     void upload(int image, size_t begin, size_t end);
-    // Copies a frame that lies in pinned memory as one piece, from within the graph where there is one image.
-    void upload_pinned(int image, const void* data, size_t bytes);
+    // Begins to copy a frame that lies in pinned memory; the address under which the device will find it.
+    const uint8_t* upload_pinned(int image, const void* data, size_t bytes);
     // Is this address in memory that the device can copy from directly?
-    static bool is_pinned(const void* data);
+    bool is_pinned(const void* data) const;
     // The device in whose memory this address is; -1 where it is in none's.
-    static int device_of(const void* data);
+    int device_of(const void* data) const;
 
     // The frame's work, and everything submitted to this graph later, waits for what is on `stream` now; or
     // `stream` waits for the frame that is in flight.
     void wait_for_stream(uintptr_t stream);
     void make_stream_wait(uintptr_t stream);
 
-    // Starts a frame; images from `frames.size()` to the batch run on what was there. Begins after the engine
-    // of `after` has ended, where given.
-    void submit(const std::vector<Frame>& frames, const FrameGraph* after);
+    // What is new about a frame; images from `frames.size()` to the batch run on what was there. The frame's
+    // uploads may come before and after.
+    void prepare(const std::vector<Frame>& frames);
+    // Starts the frame that was prepared. It begins after the engine of `after`'s frame has ended, where
+    // given.
+    void launch(const FrameGraph* after);
+    // After an error between the first upload and launch(): waits until nothing of the frame is left.
+    void abandon() noexcept;
     // Waits at most `seconds` (forever where negative) for the frame in flight; false where that was too
     // short.
     bool wait(double seconds);
@@ -186,8 +204,13 @@ class FrameGraph {
 // Calls `function` from a stream, in its order (cudaLaunchHostFunc): for tests, as an engine without a GPU.
 void launch_host_function(uintptr_t stream, void (*function)(void*), void* context);
 
-// Makes a device the calling thread's own, for packages that use whichever that is; gives the one before.
-int set_device(int device);
+// Makes a device the calling thread's own, for packages that use whichever that is, until leave_device() in
+// the same thread. True where it was not before: what to tell leave_device().
+bool enter_device(int device);
+void leave_device(bool entered) noexcept;
+
+// For tests and benchmarks: the device in whose memory an address is; -1 where it is in none's.
+int device_of(const void* data);
 
 // For tests and benchmarks: blocking copies between the host and a device address, in either direction.
 void copy(void* to, const void* from, size_t bytes);

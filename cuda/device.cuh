@@ -3,34 +3,72 @@
 #pragma once
 
 #include <cuda_runtime.h>
+#include <unistd.h>
 
 #include <cstddef>
 #include <cstdint>
+#include <new>
 #include <utility>
 
 #include "cuda/check.cuh"
 
 namespace fai::cuda {
 
-// Makes a device the calling thread's own for a scope.
+// Of everything that is laid out in one piece of memory.
+inline constexpr size_t kAlignment = 256;
+inline size_t aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+
+// Puts a device's primary context on the calling thread's stack of contexts, and takes the topmost off it.
+// push_context() throws CudaError.
+void push_context(int device);
+void pop_context() noexcept;
+
+// Makes a device the calling thread's own for a scope, and leaves no trace: cudaSetDevice(), with which one
+// would go back, makes a context on the device of before where there was none, which costs hundreds of
+// megabytes there.
 class DeviceScope {
   public:
     explicit DeviceScope(int device) {
-        check(cudaGetDevice(&before_), "cudaGetDevice");
-        if (before_ != device) {
-            check(cudaSetDevice(device), "cudaSetDevice");
-            changed_ = true;
+        int before = 0;
+        check(cudaGetDevice(&before), "cudaGetDevice");
+        entered_ = true;
+        if (before == device) return;
+        push_context(device);
+        pushed_ = true;
+    }
+    // For destructors: false where it cannot be done, as when the driver has ended before the process.
+    DeviceScope(int device, std::nothrow_t) noexcept {
+        int before = 0;
+        if (cudaGetDevice(&before) != cudaSuccess) return;
+        if (before != device) {
+            try {
+                push_context(device);
+            } catch (const CudaError&) {
+                return;
+            }
+            pushed_ = true;
         }
+        entered_ = true;
     }
     ~DeviceScope() {
-        if (changed_) cudaSetDevice(before_);
+        if (pushed_) pop_context();
     }
     DeviceScope(const DeviceScope&) = delete;
     DeviceScope& operator=(const DeviceScope&) = delete;
+    explicit operator bool() const { return entered_; }
 
   private:
-    int before_ = 0;
-    bool changed_ = false;
+    bool entered_ = false, pushed_ = false;
+};
+
+// The process that an owner belongs to. A child that was forked from it has the owner's addresses, but no
+// CUDA to free them with: there, owners let go of what they hold without destroying it.
+class Process {
+  public:
+    bool forked() const noexcept { return getpid() != id_; }
+
+  private:
+    pid_t id_ = getpid();
 };
 
 template <class Handle, cudaError_t (*destroy)(Handle)>

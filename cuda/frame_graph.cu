@@ -1,213 +1,38 @@
 // The owner of a frame's stream, memory and graph.
-#include <unistd.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cstring>
-#include <mutex>
 #include <thread>
 
 #include "cuda/api.h"
 #include "cuda/device.cuh"
 #include "cuda/params.cuh"
+#include "cuda/results.cuh"
+#include "cuda/tables.cuh"
 
 namespace fai::cuda {
 namespace {
 
-constexpr size_t kAlignment = 256;
 // The masks of most frames fit; a frame that needs more gets it, and every frame after it.
 constexpr int64_t kFirstPayload = int64_t{1} << 20;
-// Results that are kept longer than this many frames are copied out of pinned memory, which is scarce.
-constexpr size_t kPinnedResults = 8;
-
-size_t aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
-
-// Pinned memory of one result: header, rows, payload.
-struct Block {
-    PinnedBuffer memory;
-    int64_t payload_bytes = 0;
-    int32_t queries = 0;
-
-    Header* header() const { return memory.get<Header>(); }
-    Row* rows() const { return reinterpret_cast<Row*>(memory.get() + kAlignment); }
-    uint64_t* payload() const {
-        return reinterpret_cast<uint64_t*>(memory.get() + kAlignment + aligned(sizeof(Row) * queries));
-    }
-};
-
-// Blocks that no result holds. Outlives the graph while results of it do.
-class BlockPool {
-  public:
-    std::unique_ptr<Block> take(int32_t queries, int64_t payload_bytes) {
-        std::unique_ptr<Block> block;
-        {
-            const std::lock_guard lock(mutex_);
-            const auto fits = [&](const auto& free) { return free->payload_bytes >= payload_bytes; };
-            auto found = std::find_if(free_.begin(), free_.end(), fits);
-            if (found == free_.end() && !free_.empty()) found = free_.begin();
-            if (found != free_.end()) {
-                block = std::move(*found);
-                free_.erase(found);
-            }
-        }
-        if (!block) block = std::make_unique<Block>();
-        if (block->payload_bytes < payload_bytes || block->queries < queries) {
-            {
-                const std::lock_guard lock(mutex_);
-                bytes_ -= block->memory.bytes();
-            }
-            block->memory.reserve(kAlignment + aligned(sizeof(Row) * queries) +
-                                  aligned(static_cast<size_t>(payload_bytes)));
-            block->payload_bytes = payload_bytes;
-            block->queries = queries;
-            const std::lock_guard lock(mutex_);
-            bytes_ += block->memory.bytes();
-        }
-        const std::lock_guard lock(mutex_);
-        ++lent_;
-        return block;
-    }
-
-    void give_back(std::unique_ptr<Block> block) {
-        const std::lock_guard lock(mutex_);
-        --lent_;
-        if (free_.size() < kPinnedResults) {
-            free_.push_back(std::move(block));
-        } else {
-            bytes_ -= block->memory.bytes();
-        }
-    }
-
-    size_t lent() const {
-        const std::lock_guard lock(mutex_);
-        return lent_;
-    }
-    size_t bytes() const {
-        const std::lock_guard lock(mutex_);
-        return bytes_;
-    }
-
-  private:
-    mutable std::mutex mutex_;
-    std::vector<std::unique_ptr<Block>> free_;
-    size_t lent_ = 0;
-    size_t bytes_ = 0;
-};
-
-class PinnedResult final : public Result {
-  public:
-    PinnedResult(std::shared_ptr<BlockPool> pool, std::unique_ptr<Block> block, int64_t bytes)
-        : pool_(std::move(pool)), block_(std::move(block)), bytes_(bytes), process_(getpid()) {}
-    ~PinnedResult() override {
-        // A forked child has its parent's addresses, but no CUDA to free them with.
-        if (getpid() == process_) {
-            pool_->give_back(std::move(block_));
-        } else {
-            block_.release();
-        }
-    }
-    const Row* rows() const override { return block_->rows(); }
-    int32_t count() const override { return block_->header()->count; }
-    const void* payload() const override { return block_->payload(); }
-    int64_t payload_bytes() const override { return bytes_; }
-
-  private:
-    std::shared_ptr<BlockPool> pool_;
-    std::unique_ptr<Block> block_;
-    int64_t bytes_;
-    pid_t process_;
-};
-
-class CopiedResult final : public Result {
-  public:
-    CopiedResult(const Block& block, int64_t bytes)
-        : rows_(block.rows(), block.rows() + block.header()->count),
-          payload_(new uint64_t[static_cast<size_t>((bytes + 7) / 8)]),
-          bytes_(bytes) {
-        std::memcpy(payload_.get(), block.payload(), static_cast<size_t>(bytes));
-    }
-    const Row* rows() const override { return rows_.data(); }
-    int32_t count() const override { return static_cast<int32_t>(rows_.size()); }
-    const void* payload() const override { return payload_.get(); }
-    int64_t payload_bytes() const override { return bytes_; }
-
-  private:
-    std::vector<Row> rows_;
-    std::unique_ptr<uint64_t[]> payload_;
-    int64_t bytes_;
-};
 
 class OwnedMemory final : public DeviceMemory {
   public:
-    OwnedMemory(int device, size_t bytes) : device_(device), process_(getpid()) { memory_.reserve(bytes); }
+    OwnedMemory(int device, size_t bytes) : device_(device) { memory_.reserve(bytes); }
     ~OwnedMemory() override {
-        if (getpid() != process_) new DeviceBuffer(std::move(memory_));
-        int before = 0;
-        if (cudaGetDevice(&before) != cudaSuccess) return;
-        cudaSetDevice(device_);
-        memory_ = DeviceBuffer();
-        cudaSetDevice(before);
+        if (process_.forked()) {
+            new DeviceBuffer(std::move(memory_));
+            return;
+        }
+        const DeviceScope scope(device_, std::nothrow);
+        if (scope) memory_ = DeviceBuffer();
     }
     uintptr_t address() const override { return reinterpret_cast<uintptr_t>(memory_.get()); }
 
   private:
     DeviceBuffer memory_;
     int device_;
-    pid_t process_;
-};
-
-// Copies tables one after the other into a buffer; their addresses in the device's copy of it.
-class Tables {
-  public:
-    explicit Tables(const Frame& frame) : frame_(frame) {}
-
-    size_t bytes() {
-        measure_ = true;
-        at_ = 0;
-        write(nullptr, nullptr, nullptr);
-        return at_;
-    }
-
-    void write(uint8_t* host, uint8_t* device, ImageParams* params) {
-        measure_ = params == nullptr;
-        at_ = 0;
-        host_ = host;
-        device_ = device;
-        const auto rows = put(frame_.rows, frame_.content.height);
-        const auto columns = put(frame_.columns, frame_.content.width);
-        const PixelAxis x = axis(frame_.x), y = axis(frame_.y);
-        if (!params) return;
-        params->rows = rows;
-        params->columns = columns;
-        params->x = x;
-        params->y = y;
-    }
-
-  private:
-    template <class T>
-    const T* put(const T* values, int64_t count) {
-        const size_t bytes = sizeof(T) * static_cast<size_t>(count), at = at_;
-        at_ += aligned(bytes);
-        if (measure_) return nullptr;
-        std::memcpy(host_ + at, values, bytes);
-        return reinterpret_cast<const T*>(device_ + at);
-    }
-
-    PixelAxis axis(const PixelAxis& axis) {
-        PixelAxis there = axis;
-        there.cell = put(axis.cell, axis.pixels);
-        there.fraction = put(axis.fraction, axis.pixels);
-        there.first = put(axis.first, axis.nodes + 1);
-        there.prefix = put(axis.prefix, axis.pixels + 1);
-        there.left_weight = there.right_weight = nullptr;  // which the GPU has no use for
-        return there;
-    }
-
-    const Frame& frame_;
-    bool measure_ = true;
-    size_t at_ = 0;
-    uint8_t* host_ = nullptr;
-    uint8_t* device_ = nullptr;
+    Process process_;
 };
 
 bool capturing(cudaStream_t stream) {
@@ -216,14 +41,39 @@ bool capturing(cudaStream_t stream) {
     return status != cudaStreamCaptureStatusNone;
 }
 
+// Where the device finds pinned memory.
+const uint8_t* device_pointer(const void* pinned) {
+    cudaPointerAttributes attributes = {};
+    check(cudaPointerGetAttributes(&attributes, pinned), "cudaPointerGetAttributes");
+    return static_cast<const uint8_t*>(attributes.devicePointer);
+}
+
+int attribute(cudaDeviceAttr which, int device) {
+    int value = 0;
+    check(cudaDeviceGetAttribute(&value, which, device), "cudaDeviceGetAttribute");
+    return value;
+}
+
 cudaStream_t stream_of(uintptr_t stream) { return reinterpret_cast<cudaStream_t>(stream); }
 
 }  // namespace
 
 struct FrameGraph::Impl {
+    // Of the frame.
+    enum class State {
+        idle,       // none, or it failed
+        begun,      // its first upload is on the stream, or its parameters
+        in_flight,  // launched
+        ended,      // waited for
+        taken,      // and its results are gone
+    };
+
     GraphSpec spec;
-    pid_t process = getpid();
+    Process process;
     int multiprocessors = 0;
+
+    // What the device reads where it is.
+    bool reads_pinned = false, reads_pageable = false;
 
     Stream stream;
     Event began, uploaded, preprocessed, engine_ended, ended, other;
@@ -232,6 +82,7 @@ struct FrameGraph::Impl {
     // One entry an image.
     struct Image {
         DeviceBuffer frame, tables, canvas, segments;
+        const uint8_t* frame_memory = nullptr;  // the staging room's, as the device knows it
         PinnedBuffer staging, staged_tables;
         DeviceBuffer scratch;  // counters' user: candidates, queries, kept rows, header, probabilities
         std::unique_ptr<Block> block;
@@ -243,21 +94,11 @@ struct FrameGraph::Impl {
     std::shared_ptr<BlockPool> pool = std::make_shared<BlockPool>();
     int64_t payload = kFirstPayload;  // bytes to have ready for masks
 
-    Graph graph;  // whose nodes the executable one is changed by
+    Graph graph;
     GraphExec exec;
-    cudaGraphNode_t upload_node = nullptr;
-    bool upload_enabled = true;
-    struct Upload {
-        const void* from = nullptr;
-        void* to = nullptr;
-        size_t bytes = 0;
-        bool operator==(const Upload&) const = default;
-    };
-    Upload node_upload;  // what the graph's node does now
-    Upload pinned;       // what it shall do for this frame; bytes 0: nothing
-    Enqueue engine;      // where nothing was captured
+    Enqueue engine;  // where nothing was captured
 
-    bool has_begun = false, in_flight = false, timed = false, has_results = false;
+    State state = State::idle;
 
     ImageParams* host_params() const { return params.get<ImageParams>(); }
     const ImageParams* kernel_params() const { return device_params.get<ImageParams>(); }
@@ -266,7 +107,7 @@ struct FrameGraph::Impl {
     }
 
     void check_process() const {
-        if (getpid() != process) {
+        if (process.forked()) {
             throw CudaError(
                 "this process was forked after the model was loaded, and CUDA does not survive a fork; load "
                 "the model "
@@ -293,9 +134,10 @@ struct FrameGraph::Impl {
     }
 
     void begin() {
-        if (has_begun) return;
+        if (state == State::begun) return;
+        check_idle();
+        state = State::begun;
         record(began);
-        has_begun = true;
     }
 
     void before() {
@@ -303,18 +145,6 @@ struct FrameGraph::Impl {
                               cudaMemcpyHostToDevice, stream.get()),
               "uploading parameters");
         check(cudaMemsetAsync(counters.get(), 0, counters.bytes(), stream.get()), "cudaMemsetAsync");
-        if (capturing(stream.get())) {
-            // A node of which submit() sets the addresses, or which it switches off.
-            if (spec.batch == 1) {
-                node_upload = {image[0].staging.get(), image[0].frame.get(), kAlignment};
-                check(cudaMemcpyAsync(node_upload.to, node_upload.from, node_upload.bytes,
-                                      cudaMemcpyHostToDevice, stream.get()),
-                      "uploading a frame");
-            }
-        } else if (pinned.bytes) {
-            check(cudaMemcpyAsync(pinned.to, pinned.from, pinned.bytes, cudaMemcpyHostToDevice, stream.get()),
-                  "uploading a frame");
-        }
         record(uploaded);
         launch_preprocess(stream.get(), spec, kernel_params(), images.get());
         record(preprocessed);
@@ -329,37 +159,6 @@ struct FrameGraph::Impl {
         cudaGraphExec_t made = nullptr;
         check(cudaGraphInstantiate(&made, graph, 0), "cudaGraphInstantiate");
         exec = GraphExec(made);
-        upload_node = nullptr;
-        upload_enabled = true;
-        if (spec.batch != 1) return;
-        size_t count = 0;
-        check(cudaGraphGetNodes(graph, nullptr, &count), "cudaGraphGetNodes");
-        std::vector<cudaGraphNode_t> nodes(count);
-        check(cudaGraphGetNodes(graph, nodes.data(), &count), "cudaGraphGetNodes");
-        for (cudaGraphNode_t node : nodes) {
-            cudaGraphNodeType type;
-            check(cudaGraphNodeGetType(node, &type), "cudaGraphNodeGetType");
-            if (type != cudaGraphNodeTypeMemcpy) continue;
-            cudaMemcpy3DParms copied = {};
-            check(cudaGraphMemcpyNodeGetParams(node, &copied), "cudaGraphMemcpyNodeGetParams");
-            if (copied.dstPtr.ptr == node_upload.to) upload_node = node;
-        }
-        if (!upload_node) throw CudaError("the captured graph has lost its upload");
-    }
-
-    void set_upload() {
-        if (!upload_node) return;
-        const bool wanted = pinned.bytes != 0;
-        if (wanted && pinned != node_upload) {
-            check(cudaGraphExecMemcpyNodeSetParams1D(exec.get(), upload_node, pinned.to, pinned.from,
-                                                     pinned.bytes, cudaMemcpyHostToDevice),
-                  "cudaGraphExecMemcpyNodeSetParams1D");
-            node_upload = pinned;
-        }
-        if (wanted != upload_enabled) {
-            check(cudaGraphNodeSetEnabled(exec.get(), upload_node, wanted), "cudaGraphNodeSetEnabled");
-            upload_enabled = wanted;
-        }
     }
 
     // Everything that is new about an image's frame.
@@ -428,15 +227,14 @@ struct FrameGraph::Impl {
     void abandon() {
         cudaStreamSynchronize(stream.get());
         cudaGetLastError();
-        has_begun = in_flight = false;
-        pinned = {};
+        state = State::idle;
     }
 
     void check_image(int index) const {
         if (index < 0 || index >= spec.batch) throw CudaError("an image outside the batch");
     }
     void check_idle() const {
-        if (in_flight) throw CudaError("a frame is in flight; take its result first");
+        if (state == State::in_flight) throw CudaError("a frame is in flight; take its result first");
     }
 };
 
@@ -451,6 +249,8 @@ FrameGraph::FrameGraph(const GraphSpec& spec) : impl_(new Impl) {
     Impl& m = *impl_;
     m.spec = spec;
     m.multiprocessors = present[spec.device].multiprocessors;
+    m.reads_pageable = attribute(cudaDevAttrPageableMemoryAccessUsesHostPageTables, spec.device) != 0;
+    m.reads_pinned = m.reads_pageable || attribute(cudaDevAttrIntegrated, spec.device) != 0;
     m.stream = make_stream();
     for (Event* event : {&m.began, &m.uploaded, &m.preprocessed, &m.engine_ended, &m.ended}) {
         *event = make_event(true);
@@ -470,8 +270,6 @@ FrameGraph::FrameGraph(const GraphSpec& spec) : impl_(new Impl) {
     m.image.resize(batch);
     for (Impl::Image& image : m.image) {
         image.scratch.reserve(m.scratch_bytes());
-        image.staging.reserve(kAlignment);
-        image.frame.reserve(kAlignment);
     }
     std::memset(m.params.get(), 0, batch * sizeof(ImageParams));
     // What an engine reads before the first frame must be numbers.
@@ -484,19 +282,16 @@ FrameGraph::FrameGraph(const GraphSpec& spec) : impl_(new Impl) {
 
 FrameGraph::~FrameGraph() {
     if (!impl_) return;
-    if (getpid() != impl_->process) {
+    if (impl_->process.forked()) {
         impl_.release();
         return;
     }
-    int before = 0;
-    if (cudaGetDevice(&before) == cudaSuccess) cudaSetDevice(impl_->spec.device);
+    const DeviceScope scope(impl_->spec.device, std::nothrow);
     cudaStreamSynchronize(impl_->stream.get());
-    const int device = before;
     for (Impl::Image& image : impl_->image) {
         if (image.block) impl_->pool->give_back(std::move(image.block));
     }
     impl_.reset();
-    cudaSetDevice(device);
 }
 
 const GraphSpec& FrameGraph::spec() const { return impl_->spec; }
@@ -574,6 +369,24 @@ void FrameGraph::adopt(uintptr_t graph) {
     impl_->engine = nullptr;
 }
 
+void FrameGraph::forget_engine() noexcept {
+    if (impl_->process.forked()) return;
+    const DeviceScope scope(impl_->spec.device, std::nothrow);
+    impl_->exec = GraphExec();
+    impl_->graph = Graph();
+    impl_->engine = nullptr;
+}
+
+bool FrameGraph::forked() const noexcept { return impl_->process.forked(); }
+
+void FrameGraph::check_idle() const {
+    impl_->check_process();
+    impl_->check_idle();
+}
+
+bool FrameGraph::reads_pinned() const { return impl_->reads_pinned; }
+bool FrameGraph::reads_pageable() const { return impl_->reads_pageable; }
+
 uint8_t* FrameGraph::staging(int index, size_t bytes) {
     Impl& m = *impl_;
     m.check_process();
@@ -582,13 +395,18 @@ uint8_t* FrameGraph::staging(int index, size_t bytes) {
     const DeviceScope scope(m.spec.device);
     Impl::Image& own = m.image[index];
     own.staging.reserve(bytes);
-    own.frame.reserve(bytes);
+    if (m.reads_pinned) {
+        own.frame_memory = device_pointer(own.staging.get());
+    } else {
+        own.frame.reserve(bytes);
+        own.frame_memory = own.frame.get();
+    }
     return own.staging.get();
 }
 
 const uint8_t* FrameGraph::frame_memory(int index) const {
     impl_->check_image(index);
-    return impl_->image[index].frame.get();
+    return impl_->image[index].frame_memory;
 }
 
 void FrameGraph::upload(int index, size_t begin, size_t end) {
@@ -596,30 +414,30 @@ void FrameGraph::upload(int index, size_t begin, size_t end) {
     m.check_image(index);
     const DeviceScope scope(m.spec.device);
     m.begin();
+    if (m.reads_pinned) return;
     const Impl::Image& own = m.image[index];
     check(cudaMemcpyAsync(own.frame.get() + begin, own.staging.get() + begin, end - begin,
                           cudaMemcpyHostToDevice, m.stream.get()),
           "uploading a frame");
 }
 
-void FrameGraph::upload_pinned(int index, const void* data, size_t bytes) {
+const uint8_t* FrameGraph::upload_pinned(int index, const void* data, size_t bytes) {
     Impl& m = *impl_;
     m.check_process();
     m.check_idle();
     m.check_image(index);
     const DeviceScope scope(m.spec.device);
+    m.begin();
+    if (m.reads_pinned) return device_pointer(data);
     Impl::Image& own = m.image[index];
     own.frame.reserve(bytes);
-    if (m.spec.batch == 1) {
-        m.pinned = {data, own.frame.get(), bytes};
-        return;
-    }
-    m.begin();
     check(cudaMemcpyAsync(own.frame.get(), data, bytes, cudaMemcpyHostToDevice, m.stream.get()),
           "uploading a frame");
+    return own.frame.get();
 }
 
-bool FrameGraph::is_pinned(const void* data) {
+bool FrameGraph::is_pinned(const void* data) const {
+    const DeviceScope scope(impl_->spec.device);
     cudaPointerAttributes attributes = {};
     if (cudaPointerGetAttributes(&attributes, data) != cudaSuccess) {
         cudaGetLastError();
@@ -628,7 +446,12 @@ bool FrameGraph::is_pinned(const void* data) {
     return attributes.type == cudaMemoryTypeHost;
 }
 
-int FrameGraph::device_of(const void* data) {
+int FrameGraph::device_of(const void* data) const {
+    const DeviceScope scope(impl_->spec.device);
+    return cuda::device_of(data);
+}
+
+int device_of(const void* data) {
     cudaPointerAttributes attributes = {};
     if (cudaPointerGetAttributes(&attributes, data) != cudaSuccess) {
         cudaGetLastError();
@@ -653,7 +476,7 @@ void FrameGraph::make_stream_wait(uintptr_t stream) {
     check(cudaStreamWaitEvent(stream_of(stream), m.ended.get(), 0), "cudaStreamWaitEvent");
 }
 
-void FrameGraph::submit(const std::vector<Frame>& frames, const FrameGraph* after) {
+void FrameGraph::prepare(const std::vector<Frame>& frames) {
     Impl& m = *impl_;
     m.check_process();
     m.check_idle();
@@ -661,42 +484,48 @@ void FrameGraph::submit(const std::vector<Frame>& frames, const FrameGraph* afte
         throw CudaError("more frames than the batch has images");
     }
     const DeviceScope scope(m.spec.device);
-    m.has_results = false;
-    try {
-        m.begin();
-        for (int index = 0; index < m.spec.batch; ++index) {
-            if (index < static_cast<int>(frames.size())) {
-                m.prepare(index, frames[index]);
-            } else {
-                m.host_params()[index].active = 0;
-            }
-        }
-        if (after) {
-            check(cudaStreamWaitEvent(m.stream.get(), after->impl_->ended.get(), 0), "cudaStreamWaitEvent");
-        }
-        if (m.exec) {
-            m.set_upload();
-            check(cudaGraphLaunch(m.exec.get(), m.stream.get()), "cudaGraphLaunch");
+    m.begin();
+    for (int index = 0; index < m.spec.batch; ++index) {
+        if (index < static_cast<int>(frames.size())) {
+            m.prepare(index, frames[index]);
         } else {
-            if (!m.engine) throw CudaError("no engine: call capture() first");
-            m.before();
-            m.engine(stream());
-            m.after();
+            m.host_params()[index].active = 0;
         }
-        check(cudaEventRecord(m.ended.get(), m.stream.get()), "cudaEventRecord");
-    } catch (...) {
-        m.abandon();
-        throw;
     }
-    m.pinned = {};
-    m.has_begun = false;
-    m.in_flight = true;
+}
+
+void FrameGraph::launch(const FrameGraph* after) {
+    Impl& m = *impl_;
+    m.check_process();
+    if (m.state != Impl::State::begun) throw CudaError("no frame was prepared");
+    const DeviceScope scope(m.spec.device);
+    if (after) {
+        // Behind the uploads, which wait for nobody. The event is recorded within the other's graph.
+        check(cudaStreamWaitEvent(m.stream.get(), after->impl_->engine_ended.get(), 0),
+              "cudaStreamWaitEvent");
+    }
+    if (m.exec) {
+        check(cudaGraphLaunch(m.exec.get(), m.stream.get()), "cudaGraphLaunch");
+    } else {
+        if (!m.engine) throw CudaError("no engine: call capture() first");
+        m.before();
+        m.engine(stream());
+        m.after();
+    }
+    check(cudaEventRecord(m.ended.get(), m.stream.get()), "cudaEventRecord");
+    m.state = Impl::State::in_flight;
+}
+
+void FrameGraph::abandon() noexcept {
+    if (impl_->process.forked() || impl_->state != Impl::State::begun) return;
+    const DeviceScope scope(impl_->spec.device, std::nothrow);
+    impl_->abandon();
 }
 
 bool FrameGraph::wait(double seconds) {
     Impl& m = *impl_;
     m.check_process();
-    if (!m.in_flight) return true;
+    if (m.state != Impl::State::in_flight) return true;
     const DeviceScope scope(m.spec.device);
     try {
         if (seconds < 0) {
@@ -714,11 +543,10 @@ bool FrameGraph::wait(double seconds) {
             }
         }
     } catch (...) {
-        m.in_flight = false;
+        m.state = Impl::State::idle;
         throw;
     }
-    m.in_flight = false;
-    m.timed = m.has_results = true;
+    m.state = Impl::State::ended;
     return true;
 }
 
@@ -726,7 +554,8 @@ std::vector<std::shared_ptr<const Result>> FrameGraph::results() {
     Impl& m = *impl_;
     m.check_process();
     m.check_idle();
-    if (!std::exchange(m.has_results, false)) return {};
+    if (m.state != Impl::State::ended) return {};
+    m.state = Impl::State::taken;
     const DeviceScope scope(m.spec.device);
     bool again = false;
     for (int index = 0; index < m.spec.batch; ++index) {
@@ -768,7 +597,7 @@ std::vector<std::shared_ptr<const Result>> FrameGraph::results() {
 
 StageTimes FrameGraph::times() const {
     const Impl& m = *impl_;
-    if (!m.timed || m.in_flight) return {};
+    if (m.state != Impl::State::ended && m.state != Impl::State::taken) return {};
     const DeviceScope scope(m.spec.device);
     StageTimes times;
     const auto between = [](const Event& from, const Event& to, float& out) {

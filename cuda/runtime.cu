@@ -3,6 +3,8 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <map>
+#include <mutex>
 
 #include "cuda/api.h"
 #include "cuda/device.cuh"
@@ -15,6 +17,66 @@ std::string version_text(int version) {
 }
 
 std::string megabytes(size_t bytes) { return std::to_string(bytes >> 20) + " MiB"; }
+
+// What of the driver the runtime does not offer, without linking to it, and without its header: contexts are
+// pointers, devices and results are ints.
+struct Driver {
+    int (*device)(int* handle, int ordinal);
+    int (*retain)(void** context, int handle);
+    int (*push)(void* context);
+    int (*pop)(void** context);
+};
+
+template <class Function>
+void find(const char* name, Function& function) {
+    void* found = nullptr;
+#if CUDART_VERSION >= 12050
+    // Of all that is asked for here, the version has not changed since long before.
+    constexpr unsigned kVersion = 12000;
+    check(cudaGetDriverEntryPointByVersion(name, &found, kVersion, cudaEnableDefault, nullptr), name);
+#else
+    check(cudaGetDriverEntryPoint(name, &found, cudaEnableDefault), name);
+#endif
+    if (!found) throw CudaError(message("the NVIDIA driver has no ", name, "; update the driver"));
+    function = reinterpret_cast<Function>(found);
+}
+
+const Driver& driver() {
+    static const Driver calls = [] {
+        Driver found;
+        find("cuDeviceGet", found.device);
+        find("cuDevicePrimaryCtxRetain", found.retain);
+        find("cuCtxPushCurrent", found.push);
+        find("cuCtxPopCurrent", found.pop);
+        return found;
+    }();
+    return calls;
+}
+
+void check_driver(int result, const char* what) {
+    // The runtime's errors have the driver's numbers.
+    if (result != 0) throw CudaError(explain(static_cast<cudaError_t>(result), what));
+}
+
+// Errors after which every call gives the same error again, until the process ends.
+bool spoils_the_process(cudaError_t error) {
+    switch (error) {
+        case cudaErrorECCUncorrectable:
+        case cudaErrorNvlinkUncorrectable:
+        case cudaErrorIllegalAddress:
+        case cudaErrorLaunchTimeout:
+        case cudaErrorAssert:
+        case cudaErrorHardwareStackError:
+        case cudaErrorIllegalInstruction:
+        case cudaErrorMisalignedAddress:
+        case cudaErrorInvalidAddressSpace:
+        case cudaErrorInvalidPc:
+        case cudaErrorLaunchFailure:
+            return true;
+        default:
+            return false;
+    }
+}
 
 }  // namespace
 
@@ -71,8 +133,12 @@ std::string explain(cudaError_t error, const char* what) {
         case cudaErrorUnsupportedPtxVersion:
             return message("this build of fai_fast has no code for this GPU (", cudaGetErrorString(error),
                            "); GPUs of compute capability 7.5 and later are supported");
-        default:
-            return message(what, " failed: ", cudaGetErrorName(error), ", ", cudaGetErrorString(error));
+        default: {
+            const std::string said =
+                message(what, " failed: ", cudaGetErrorName(error), ", ", cudaGetErrorString(error));
+            if (!spoils_the_process(error)) return said;
+            return message(said, "; nothing can run on the GPU in this process any more: restart it");
+        }
     }
 }
 
@@ -102,11 +168,43 @@ void launch_host_function(uintptr_t stream, void (*function)(void*), void* conte
           "cudaLaunchHostFunc");
 }
 
-int set_device(int device) {
+bool enter_device(int device) {
     int before = 0;
     check(cudaGetDevice(&before), "cudaGetDevice");
-    check(cudaSetDevice(device), "cudaSetDevice");
-    return before;
+    if (before == device) return false;
+    push_context(device);
+    return true;
+}
+
+void leave_device(bool entered) noexcept {
+    if (entered) pop_context();
+}
+
+void push_context(int device) {
+    const Driver& calls = driver();
+    void* context = nullptr;
+    int handle = 0;
+    // Kept for the rest of the process, as the runtime keeps it.
+    static std::mutex mutex;
+    static std::map<int, void*> retained;
+    {
+        const std::lock_guard lock(mutex);
+        const auto found = retained.find(device);
+        if (found != retained.end()) {
+            context = found->second;
+        } else {
+            check_driver(calls.device(&handle, device), "cuDeviceGet");
+            check_driver(calls.retain(&context, handle), "cuDevicePrimaryCtxRetain");
+            retained.emplace(device, context);
+        }
+    }
+    check_driver(calls.push(context), "cuCtxPushCurrent");
+}
+
+void pop_context() noexcept {
+    void* popped = nullptr;
+    // A context was pushed, so that the calls are known.
+    driver().pop(&popped);
 }
 
 void copy(void* to, const void* from, size_t bytes) {

@@ -31,15 +31,22 @@ void FrameGraph::run_uncaptured(Enqueue) { absent(); }
 void FrameGraph::enqueue_before() { absent(); }
 void FrameGraph::enqueue_after() { absent(); }
 void FrameGraph::adopt(uintptr_t) { absent(); }
+void FrameGraph::forget_engine() noexcept {}
+void FrameGraph::check_idle() const { absent(); }
+bool FrameGraph::reads_pinned() const { absent(); }
+bool FrameGraph::reads_pageable() const { absent(); }
 uint8_t* FrameGraph::staging(int, size_t) { absent(); }
 const uint8_t* FrameGraph::frame_memory(int) const { absent(); }
 void FrameGraph::upload(int, size_t, size_t) { absent(); }
-void FrameGraph::upload_pinned(int, const void*, size_t) { absent(); }
-bool FrameGraph::is_pinned(const void*) { absent(); }
-int FrameGraph::device_of(const void*) { absent(); }
+const uint8_t* FrameGraph::upload_pinned(int, const void*, size_t) { absent(); }
+bool FrameGraph::forked() const noexcept { return false; }
+bool FrameGraph::is_pinned(const void*) const { absent(); }
+int FrameGraph::device_of(const void*) const { absent(); }
 void FrameGraph::wait_for_stream(uintptr_t) { absent(); }
 void FrameGraph::make_stream_wait(uintptr_t) { absent(); }
-void FrameGraph::submit(const std::vector<Frame>&, const FrameGraph*) { absent(); }
+void FrameGraph::prepare(const std::vector<Frame>&) { absent(); }
+void FrameGraph::launch(const FrameGraph*) { absent(); }
+void FrameGraph::abandon() noexcept {}
 bool FrameGraph::wait(double) { absent(); }
 std::vector<std::shared_ptr<const Result>> FrameGraph::results() { absent(); }
 StageTimes FrameGraph::times() const { absent(); }
@@ -48,7 +55,9 @@ void FrameGraph::run_engine(const Enqueue&, const void*, void*, void*) { absent(
 size_t FrameGraph::device_bytes() const { absent(); }
 size_t FrameGraph::pinned_bytes() const { absent(); }
 void launch_host_function(uintptr_t, void (*)(void*), void*) { absent(); }
-int set_device(int) { absent(); }
+bool enter_device(int) { absent(); }
+void leave_device(bool) noexcept {}
+int device_of(const void*) { absent(); }
 void copy(void*, const void*, size_t) { absent(); }
 
 }  // namespace fai::cuda

@@ -650,9 +650,11 @@ def test_torch_captures_a_whole_frame(torch_host):
     torch_host.graph.calls = torch_host.events  # one account of both
     assert context.capture(torch_host.graph) is None
     assert torch_host.events == [
-        "on 77",
+        "on None",  # what libraries allocate for the captured stream must be the graph's
         *["run"] * 3,
         "synchronize",
+        "off",
+        "on 77",
         "begin",
         "before",
         "run",
@@ -686,6 +688,16 @@ def test_what_cannot_be_captured_runs_without(torch_host, caplog, fail, at_end, 
     torch_host.graph.enqueue(torch_host.graph.stream)
     assert torch_host.events[-1] == "run" or torch_host.events[-2:] == ["run", "off"]
     assert np.isfinite(torch_host.graph.memory["mask_logits"]).all()
+
+
+def test_a_graph_that_cannot_be_instantiated_runs_without(torch_host, caplog):
+    def adopt(graph, owner):
+        raise CudaError("cudaGraphInstantiate failed: cudaErrorNotSupported")
+
+    torch_host.graph.adopt = adopt
+    assert "cudaErrorNotSupported" in bound(torch_host).capture(torch_host.graph)
+    assert torch_host.graph.calls[-1] == "uncaptured"
+    assert "cudaErrorNotSupported" in caplog.text
 
 
 def test_a_torch_that_keeps_its_graphs(torch_host):

@@ -104,7 +104,8 @@ def test_infer(task, dtype):
                 model, frame(seed, height, width), resize="letterbox", mask_threshold=0.6, use_mask_score=True
             )
         assert rows > 4
-        assert model.fake.runs == 2  # the first run, and the capture
+        # The first run, and the capture: all before the first frame.
+        assert model.fake.runs == 2 * DEPTH
     assert model.fake.unloaded == 1
 
 
@@ -188,12 +189,15 @@ def test_info_says_how_frames_run(model):
     assert info["memory"]["device"] > 0
     assert info["memory"]["pinned"] > 0
     json.dumps(info)
+    runs = model.fake.runs
+    held = []
     for _ in range(2):
         tickets = [model.submit(frame(seed)) for seed in range(DEPTH)]
         for ticket in tickets:
             ticket.result()
-    more = model.info()["memory"]
-    assert more["device"] >= DEPTH * info["memory"]["device"]
+        held.append(model.info()["memory"]["device"])
+    assert held[0] == held[1] > info["memory"]["device"]
+    assert model.fake.runs == runs
     assert "fake-gpu fp32" in repr(model)
 
 
@@ -353,6 +357,44 @@ def test_a_ticket_waits_no_longer_than_asked(model):
             ticket.result(wrong)
     gate.set()
     gpu.same(ticket.result(60), expected(model, frame(1)))
+
+
+@gpu.needed
+def test_a_ticket_does_not_wait_for_whoever_waits_for_it(model):
+    """As a watchdog asks done() of a frame that another thread sits waiting for."""
+    ticket = model.submit(frame(1))
+    slot = ticket._pending._slot
+    waits, go_on = threading.Event(), threading.Event()
+
+    def wait():
+        # As result() of another thread does for as long as the frame takes.
+        with slot.lock:
+            waits.set()
+            assert go_on.wait(60)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    assert waits.wait(60)
+    assert not ticket.done()
+    for timeout in (0, 0.01):
+        with pytest.raises(TimeoutError, match="the frame took longer than"):
+            ticket.result(timeout)
+    go_on.set()
+    found = ticket.result(60)
+    thread.join()
+    gpu.same(found, expected(model, frame(1)))
+    with slot.lock:  # which the slot's next frame may hold, and is no business of this ticket's
+        assert ticket.done()
+        assert ticket.result(0) is found
+
+
+@gpu.needed
+def test_a_sequence_of_frames_keeps_to_one_slot(model):
+    model.infer(frame(0))
+    held = model.info()["memory"]
+    for _ in range(DEPTH):
+        model.infer(frame(0))
+    assert model.info()["memory"] == held
 
 
 @gpu.needed

@@ -52,15 +52,22 @@ class Machine:
         self.install(name, version, options)
         monkeypatch.setattr(_core, "cuda_devices", lambda: self.cards)
         monkeypatch.setattr(_core, "cuda_versions", lambda: {"driver": self.driver, "toolkit": "13.0"})
-        monkeypatch.setattr(_core, "set_cuda_device", self.set_device)
+        monkeypatch.setattr(_core, "enter_cuda_device", self.enter_device)
+        monkeypatch.setattr(_core, "leave_cuda_device", self.leave_device)
+        self.entered = []
         self.engine = tensorrt.flavour(name)
 
     def install(self, name, version, options):
         self.monkeypatch.setitem(sys.modules, name, fake(name, version, self.world, **options))
 
-    def set_device(self, index):
-        before, self.world.device = self.world.device, index
-        return before
+    def enter_device(self, index):
+        self.entered.append(self.world.device)
+        self.world.device = index
+        return True
+
+    def leave_device(self, entered):
+        assert entered is True
+        self.world.device = self.entered.pop()
 
 
 @pytest.fixture(params=KINDS)

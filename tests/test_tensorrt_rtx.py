@@ -160,7 +160,8 @@ def test_loading_an_engine_without_a_gpu_is_an_error(exported, monkeypatch):
     }
     monkeypatch.setattr(_core, "cuda_devices", lambda: [card])
     monkeypatch.setattr(_core, "cuda_versions", lambda: {"driver": "13.0", "toolkit": "13.0"})
-    monkeypatch.setattr(_core, "set_cuda_device", lambda index: 0)
+    monkeypatch.setattr(_core, "enter_cuda_device", lambda index: False)
+    monkeypatch.setattr(_core, "leave_cuda_device", lambda entered: None)
     with pytest.raises(
         EngineError, match=r"tensorrt_rtx: .*shapes\.engine cannot be loaded, build it again: .*CUDA"
     ):

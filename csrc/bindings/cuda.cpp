@@ -7,6 +7,7 @@
 #include <array>
 #include <memory>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -20,6 +21,7 @@
 #include "csrc/core/error.h"
 #include "csrc/ops/checks.h"
 #include "csrc/ops/frame_graph.h"
+#include "csrc/ops/staging.h"
 
 namespace py = pybind11;
 
@@ -145,6 +147,58 @@ py::array payload_array(const py::dtype& dtype, std::vector<py::ssize_t> shape,
     return py::array(dtype, std::move(shape), memory->payload(), owner);
 }
 
+ops::StagingOptions checked_staging(int threads, int64_t piece_bytes, bool past_cache) {
+    if (threads < 1) throw ValueError(message("threads: got ", threads, ", expected at least 1"));
+    if (piece_bytes < 1) throw ValueError(message("piece_bytes: got ", piece_bytes, ", expected at least 1"));
+    return {piece_bytes, threads, past_cache};
+}
+
+// For tests and benchmarks: the copying that comes before an upload, into `out` instead of pinned memory. The
+// number of pieces, and in how many goes they were passed on.
+std::pair<int64_t, int64_t> stage(const py::object& image, const py::object& out, int threads,
+                                  int64_t piece_bytes, bool past_cache) {
+    ops::PreprocessArguments frame;
+    std::vector<Borrowed> planes;
+    if (py::isinstance<py::tuple>(image)) {
+        for (const py::handle plane : py::reinterpret_borrow<py::tuple>(image)) {
+            planes.push_back(borrow(py::reinterpret_borrow<py::object>(plane), "image", kExpectedImage));
+        }
+    } else {
+        planes.push_back(borrow(image, "image", kExpectedImage));
+    }
+    if (planes.empty() || planes.size() > 3) {
+        throw ValueError(message("image: got ", planes.size(), " planes, expected 1 to 3"));
+    }
+    frame.plane_count = static_cast<int>(planes.size());
+    for (size_t i = 0; i < planes.size(); ++i) {
+        const View& view = frame.planes[i] = planes[i].view;
+        if (view.dtype != DType::u8 || view.ndim < 1 || view.ndim > 3) {
+            throw ValueError(message("image: got ", ops::name_of(view.dtype), " of shape ",
+                                     ops::shape_of(view), ", expected ", kExpectedImage));
+        }
+    }
+    const ops::Staging staging(frame, checked_staging(threads, piece_bytes, past_cache));
+    const Borrowed room = borrow(out, "out", "a writable uint8 array, C-contiguous");
+    if (room.view.dtype != DType::u8 || !room.writable || !room.contiguous() ||
+        ops::dense_bytes(room.view) != staging.bytes()) {
+        throw ValueError(message("out: got ", ops::name_of(room.view.dtype), " of shape ",
+                                 ops::shape_of(room.view), ", expected ", staging.bytes(),
+                                 " bytes, writable and C-contiguous"));
+    }
+    int64_t runs = 0, passed = 0;
+    without_gil([&] {
+        staging.copy(
+            static_cast<uint8_t*>(const_cast<void*>(room.view.data)), [] {},
+            [&](int64_t begin, int64_t end) {
+                ++runs;
+                if (begin != passed) throw std::logic_error("stage: passed on out of order");
+                passed = end;
+            });
+    });
+    if (passed != staging.bytes()) throw std::logic_error("stage: not all was passed on");
+    return {staging.pieces(), runs};
+}
+
 // (image, color, resize, yuv_matrix, yuv_range)
 using FrameTuple = std::tuple<py::object, std::string, std::string, std::string, std::string>;
 
@@ -194,13 +248,17 @@ class FrameGraph {
                 } catch (const CudaError&) {
                     // Whatever ended the frame, nothing of it is left to wait for.
                 }
-                graph.reset();
+                graph->device().forget_engine();
             });
+            // Between the executable graph, which uses its owner's memory, and the stream, of which the owner
+            // knows.
+            if (graph->device().forked()) owner_.release();
+            owner_ = py::object();
+            without_gil([&] { graph.reset(); });
         } catch (...) {
             // Python's own, from the engine's last reference: there is nobody to tell.
         }
         frames_.clear();
-        owner_ = py::object();
     }
 
     uintptr_t stream() { return device().stream(); }
@@ -284,6 +342,11 @@ class FrameGraph {
             }
         });
         frames_ = std::move(borrowed);
+    }
+
+    void set_staging(int threads, int64_t piece_bytes, bool past_cache) {
+        device();
+        graph_->set_staging(checked_staging(threads, piece_bytes, past_cache));
     }
 
     bool wait(double seconds) {
@@ -444,7 +507,7 @@ std::pair<void*, size_t> copied(const py::buffer& array, uintptr_t address, bool
             throw ValueError("array: got one that is not C-contiguous");
         }
     }
-    if (cuda::FrameGraph::device_of(reinterpret_cast<const void*>(address)) < 0) {
+    if (cuda::device_of(reinterpret_cast<const void*>(address)) < 0) {
         throw ValueError(message("address: got ", address, ", which is outside any GPU's memory"));
     }
     return {info.ptr, static_cast<size_t>(info.size * info.itemsize)};
@@ -468,8 +531,12 @@ void copy_from_device(const py::buffer& array, uintptr_t address) {
 void register_cuda(py::module_& m) {
     m.def("cuda_versions", cuda_versions);
     m.def("cuda_devices", cuda_devices);
-    m.def("set_cuda_device", cuda::set_device, py::arg("device"), py::call_guard<py::gil_scoped_release>());
+    m.def("enter_cuda_device", cuda::enter_device, py::arg("device"),
+          py::call_guard<py::gil_scoped_release>());
+    m.def("leave_cuda_device", cuda::leave_device, py::arg("entered"));
     m.def("launch_host_function", launch_host_function, py::arg("stream"), py::arg("function"));
+    m.def("stage", stage, py::arg("image"), py::arg("out"), py::kw_only(), py::arg("threads"),
+          py::arg("piece_bytes"), py::arg("past_cache") = false);
     m.def("copy_to_device", copy_to_device, py::arg("address"), py::arg("array"));
     m.def("copy_from_device", copy_from_device, py::arg("array"), py::arg("address"));
     py::class_<DeviceMasks>(m, "DeviceMasks")
@@ -500,6 +567,8 @@ void register_cuda(py::module_& m) {
         .def("adopt", &FrameGraph::adopt, py::arg("graph"), py::arg("owner"))
         .def("submit", &FrameGraph::submit, py::arg("frames"), py::arg("threshold"),
              py::arg("mask_threshold"), py::arg("use_mask_score"), py::arg("after") = nullptr)
+        .def("set_staging", &FrameGraph::set_staging, py::kw_only(), py::arg("threads"),
+             py::arg("piece_bytes"), py::arg("past_cache"))
         .def("wait", &FrameGraph::wait, py::arg("seconds"))
         .def("results", &FrameGraph::results, py::arg("top_k"), py::arg("masks_device") = false)
         .def("times", &FrameGraph::times)

@@ -5,48 +5,113 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
-#include <deque>
 #include <exception>
 #include <memory>
 #include <mutex>
+#include <stdexcept>
+#include <system_error>
 #include <thread>
+#include <utility>
+#include <vector>
 
 namespace fai {
 namespace {
 
+using Clock = std::chrono::steady_clock;
+
+// Longer than the pieces of a frame take, and too short to be noticed where a core is waited for.
+constexpr auto kCallerSpins = std::chrono::microseconds(200);
+// About what waking a thread takes.
+constexpr auto kWorkerSpins = std::chrono::microseconds(50);
+
+void relax() {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
+
+// Waits until condition() or for `longest`; false where that was too short.
+template <class Condition>
+bool spin(Clock::duration longest, Condition&& condition) {
+    const auto end = Clock::now() + longest;
+    do {
+        for (int i = 0; i < 32; ++i) {
+            if (condition()) return true;
+            relax();
+        }
+    } while (Clock::now() < end);
+    return false;
+}
+
 struct Job {
-    Job(int64_t tasks_, int helpers, const std::function<void(int64_t)>& body_)
-        : tasks(tasks_), helpers_wanted(helpers), body(&body_) {}
+    Job(int64_t tasks_, int helpers) : tasks(tasks_), helpers_wanted(helpers) {}
+    virtual ~Job() = default;
+    // Takes tasks until there are none.
+    virtual void run() noexcept = 0;
 
-    int64_t tasks;
-    int helpers_wanted;  // under Pool::mutex once queued
-    const std::function<void(int64_t)>* body;
+    const int64_t tasks;
+    int helpers_wanted;  // under Pool's mutex once queued
+    bool soon_again = false;
     std::atomic<int64_t> next{0};
-    int helpers_inside = 0;  // under Pool::mutex
-    std::atomic<bool> failed{false};
-    std::exception_ptr error;
+    std::atomic<int> helpers_inside{0};  // changed under Pool's mutex
+};
 
-    void run() noexcept {
+struct Loop final : Job {
+    Loop(int64_t tasks_, int helpers, const std::function<void(int64_t)>& body_)
+        : Job(tasks_, helpers), body(body_) {}
+
+    void run() noexcept override {
         while (!failed.load(std::memory_order_relaxed)) {
             const int64_t task = next.fetch_add(1, std::memory_order_relaxed);
             if (task >= tasks) return;
             try {
-                (*body)(task);
+                body(task);
             } catch (...) {
                 if (!failed.exchange(true)) error = std::current_exception();
             }
         }
     }
+
+    const std::function<void(int64_t)>& body;
+    std::atomic<bool> failed{false};
+    std::exception_ptr error;
+};
+
+struct Relay final : Job {
+    Relay(int64_t tasks_, int helpers, const std::function<void(int64_t)>& work_)
+        : Job(tasks_, helpers), work(work_) {
+        soon_again = true;
+    }
+
+    bool run_one() noexcept {
+        const int64_t task = next.fetch_add(1, std::memory_order_relaxed);
+        if (task >= tasks) return false;
+        work(task);
+        done[task].store(true, std::memory_order_release);
+        return true;
+    }
+    void run() noexcept override {
+        while (run_one()) {
+        }
+    }
+    // No task is begun any more.
+    void stop() { next.store(tasks, std::memory_order_relaxed); }
+
+    const std::function<void(int64_t)>& work;
+    std::atomic<bool> done[kMaxRelayTasks] = {};
 };
 
 class Pool {
   public:
-    // Lends idle workers to the job, runs it on this thread too, and waits until no worker is inside it.
-    void run(Job& job) {
-        const bool one_helper = job.helpers_wanted == 1;
+    // Lends workers to the job, which must stay until finish(). Does not block.
+    void start(Job& job) {
+        const int wanted = job.helpers_wanted;
         {
-            std::lock_guard lock(mutex_);
+            const std::lock_guard lock(mutex_);
             // A machine that refuses another thread leaves the work to those there are.
             try {
                 while (workers_ < job.helpers_wanted) {
@@ -57,36 +122,66 @@ class Pool {
             }
             queue_.push_back(&job);
         }
-        if (one_helper) {
-            wake_.notify_one();
-        } else {
-            wake_.notify_all();
+        calls_.fetch_add(1, std::memory_order_release);
+        wake(wanted);
+    }
+
+    // Blocks until no worker is inside the job, nor will be.
+    void finish(Job& job) {
+        {
+            const std::lock_guard lock(mutex_);
+            std::erase(queue_, &job);
         }
-        job.run();
+        const auto left = [&] { return job.helpers_inside.load(std::memory_order_acquire) == 0; };
+        if (job.soon_again && spin(kCallerSpins, left)) return;
         std::unique_lock lock(mutex_);
-        std::erase(queue_, &job);
-        done_.wait(lock, [&] { return job.helpers_inside == 0; });
+        done_.wait(lock, left);
     }
 
   private:
+    // Each who wakes wakes others: one thread would be at it for as long as a small task takes.
+    void wake(int wanted) {
+        for (int i = 0; i < std::min(wanted, 2); ++i) calls_.notify_one();
+    }
+
     [[noreturn]] void work() {
-        std::unique_lock lock(mutex_);
+        bool soon_again = false;
         for (;;) {
-            wake_.wait(lock, [&] { return !queue_.empty(); });
-            Job* job = queue_.front();
-            ++job->helpers_inside;
-            if (--job->helpers_wanted == 0) queue_.pop_front();
-            lock.unlock();
-            job->run();
-            lock.lock();
-            if (--job->helpers_inside == 0) done_.notify_all();
+            const int seen = calls_.load(std::memory_order_acquire);
+            int still_wanted = 0;
+            if (Job* job = enter(still_wanted)) {
+                wake(still_wanted);
+                job->run();
+                soon_again = job->soon_again;
+                leave(*job);
+                continue;
+            }
+            const auto called = [&] { return calls_.load(std::memory_order_relaxed) != seen; };
+            if (std::exchange(soon_again, false) && spin(kWorkerSpins, called)) continue;
+            calls_.wait(seen, std::memory_order_relaxed);
         }
     }
 
+    Job* enter(int& still_wanted) {
+        const std::lock_guard lock(mutex_);
+        if (queue_.empty()) return nullptr;
+        Job* job = queue_.front();
+        job->helpers_inside.fetch_add(1, std::memory_order_relaxed);
+        if (--job->helpers_wanted == 0) queue_.erase(queue_.begin());
+        still_wanted = queue_.empty() ? 0 : queue_.front()->helpers_wanted;
+        return job;
+    }
+
+    void leave(Job& job) {
+        // The job may be gone as soon as nobody is inside.
+        const std::lock_guard lock(mutex_);
+        if (job.helpers_inside.fetch_sub(1, std::memory_order_release) == 1) done_.notify_all();
+    }
+
     std::mutex mutex_;
-    std::condition_variable wake_;
     std::condition_variable done_;
-    std::deque<Job*> queue_;
+    std::atomic<int> calls_{0};  // changes whenever there is a new job
+    std::vector<Job*> queue_;
     int workers_ = 0;
 };
 
@@ -121,13 +216,49 @@ int resolve_threads(int requested) {
 
 void parallel_for(int64_t tasks, int num_threads, const std::function<void(int64_t)>& body) {
     const int helpers = static_cast<int>(std::min<int64_t>(num_threads, tasks)) - 1;
-    Job job(tasks, helpers, body);
+    Loop job(tasks, helpers, body);
     if (helpers <= 0) {
         job.run();
     } else {
-        pool().run(job);
+        Pool& workers = pool();
+        workers.start(job);
+        job.run();
+        workers.finish(job);
     }
     if (job.error) std::rethrow_exception(job.error);
+}
+
+void relay(int64_t tasks, int num_threads, const std::function<void(int64_t)>& work,
+           const std::function<void()>& meanwhile, const std::function<void(int64_t, int64_t)>& pass_on) {
+    if (tasks > kMaxRelayTasks) throw std::length_error("relay: more tasks than kMaxRelayTasks");
+    const int helpers = static_cast<int>(std::min<int64_t>(num_threads, tasks)) - 1;
+    Relay job(tasks, helpers, work);
+    int64_t passed = 0;
+    const auto pass = [&] {
+        int64_t end = passed;
+        while (end < tasks && job.done[end].load(std::memory_order_acquire)) ++end;
+        if (end == passed) return;
+        const int64_t begin = std::exchange(passed, end);
+        pass_on(begin, end);
+    };
+    Pool* const workers = helpers > 0 ? &pool() : nullptr;
+    if (workers) workers->start(job);
+    try {
+        meanwhile();
+        while (job.run_one()) pass();
+        // What is missing now is in the hands of workers.
+        const auto all_passed = [&] {
+            pass();
+            return passed == tasks;
+        };
+        spin(kCallerSpins, all_passed);
+    } catch (...) {
+        job.stop();
+        if (workers) workers->finish(job);
+        throw;
+    }
+    if (workers) workers->finish(job);
+    pass();
 }
 
 }  // namespace fai

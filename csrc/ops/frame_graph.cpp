@@ -2,11 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
-#include <mutex>
+#include <functional>
+#include <utility>
 
 #include "csrc/core/error.h"
-#include "csrc/core/parallel.h"
 #include "csrc/math/sampling.h"
 #include "csrc/ops/checks.h"
 #include "csrc/ops/frame.h"
@@ -17,11 +16,6 @@ namespace {
 constexpr int64_t kMaxValues = int64_t{1} << 30;
 constexpr int32_t kMaxInstanceQueries = 65534;
 constexpr int32_t kMaxSemanticQueries = 1024;
-// Bytes that are copied into pinned memory, and sent on their way, at once: few enough that copying and
-// sending overlap, enough that neither is dominated by its start.
-constexpr int64_t kChunk = int64_t{1} << 20;
-// More threads than these do not copy faster than memory allows.
-constexpr int kCopyThreads = 4;
 
 void check_spec(const cuda::GraphSpec& spec) {
     const auto check_count = [](const char* name, int64_t value, int64_t most) {
@@ -37,61 +31,6 @@ void check_spec(const cuda::GraphSpec& spec) {
     check_count("class_logits' columns", spec.class_columns - spec.softmax, int64_t{1} << 24);
     check_count("mask_logits' values", int64_t{spec.queries} * spec.rows * spec.columns, kMaxValues);
     check_count("class_logits' values", int64_t{spec.queries} * spec.class_columns, kMaxValues);
-}
-
-// Bytes of a view's dense copy, and of one of its rows.
-int64_t row_bytes(const View& view) {
-    int64_t bytes = 1;
-    for (int i = 1; i < view.ndim; ++i) bytes *= view.shape[i];
-    return bytes;
-}
-
-int64_t dense_bytes(const View& view) { return view.shape[0] * row_bytes(view); }
-
-bool has_dense_rows(const View& view) {
-    int64_t dense = 1;
-    for (int i = view.ndim - 1; i >= 1; --i) {
-        if (view.shape[i] != 1 && view.strides[i] != dense) return false;
-        dense *= view.shape[i];
-    }
-    return true;
-}
-
-bool is_dense(const View& view) {
-    return has_dense_rows(view) && (view.shape[0] == 1 || view.strides[0] == row_bytes(view));
-}
-
-// Copies rows [begin, end) of a view of one to three dimensions.
-void copy_rows(const View& view, int64_t begin, int64_t end, uint8_t* out) {
-    const auto* data = static_cast<const uint8_t*>(view.data);
-    const int64_t bytes = row_bytes(view);
-    if (is_dense(view)) {
-        std::memcpy(out, data + begin * bytes, static_cast<size_t>((end - begin) * bytes));
-        return;
-    }
-    const bool dense = has_dense_rows(view);
-    const int64_t columns = view.ndim > 1 ? view.shape[1] : 1, channels = view.ndim > 2 ? view.shape[2] : 1;
-    for (int64_t y = begin; y < end; ++y, out += bytes) {
-        const uint8_t* row = data + y * view.strides[0];
-        if (dense) {
-            std::memcpy(out, row, static_cast<size_t>(bytes));
-            continue;
-        }
-        for (int64_t x = 0; x < columns; ++x) {
-            for (int64_t c = 0; c < channels; ++c) {
-                out[x * channels + c] = row[x * view.strides[1] + (view.ndim > 2 ? c * view.strides[2] : 0)];
-            }
-        }
-    }
-}
-
-void make_dense(View& view, const void* data) {
-    view.data = data;
-    int64_t dense = 1;
-    for (int i = view.ndim - 1; i >= 0; --i) {
-        view.strides[i] = dense;
-        dense *= view.shape[i];
-    }
 }
 
 std::vector<cuda::Tap> taps(int32_t inputs, int32_t outputs) {
@@ -117,33 +56,36 @@ FrameGraph::FrameGraph(const cuda::GraphSpec& spec, const float (&mean)[3], cons
     std::copy_n(deviation, 3, std_);
 }
 
-void FrameGraph::upload(int image, FrameRequest& request) {
+void FrameGraph::check(FrameRequest& request) const {
+    request.frame.size = graph_.spec().tensor;
+    check_finite("threshold", request.threshold);
+    check_finite("mask_threshold", request.mask_threshold);
+    // Before anything is copied: what it points to may be no frame at all.
+    source_of(request.frame);
+    for (int i = 0; request.on_device && i < request.frame.plane_count; ++i) {
+        const int device = graph_.device_of(request.frame.planes[i].data);
+        if (device != graph_.spec().device) {
+            throw ValueError(message(
+                "image: got an address ",
+                device < 0 ? "outside any GPU's memory" : message("in the memory of CUDA device ", device),
+                ", expected memory of device ", graph_.spec().device));
+        }
+    }
+}
+
+void FrameGraph::place_planes(int image, FrameRequest& request) {
     PreprocessArguments& frame = request.frame;
-    int64_t total = 0;
-    for (int i = 0; i < frame.plane_count; ++i) total += dense_bytes(frame.planes[i]);
+    if (request.on_device || graph_.reads_pageable()) return;
     View& first = frame.planes[0];
-    if (frame.plane_count == 1 && is_dense(first) && cuda::FrameGraph::is_pinned(first.data)) {
-        graph_.upload_pinned(image, first.data, static_cast<size_t>(total));
-        make_dense(first, graph_.frame_memory(image));
+    if (frame.plane_count == 1 && is_dense(first) && graph_.is_pinned(first.data)) {
+        make_dense(first, graph_.upload_pinned(image, first.data, static_cast<size_t>(dense_bytes(first))));
         return;
     }
-    uint8_t* const staging = graph_.staging(image, static_cast<size_t>(total));
-    std::mutex sending;
-    int64_t at = 0;
+    HostFrame& host = host_[static_cast<size_t>(image)];
+    host.staging = Staging(frame, staging_);
+    host.room = graph_.staging(image, static_cast<size_t>(host.staging.bytes()));
     for (int i = 0; i < frame.plane_count; ++i) {
-        View& view = frame.planes[i];
-        const int64_t bytes = std::max<int64_t>(row_bytes(view), 1);
-        const int64_t rows = std::max<int64_t>(kChunk / bytes, 1);
-        const int64_t chunks = (view.shape[0] + rows - 1) / rows;
-        parallel_for(chunks, kCopyThreads, [&](int64_t chunk) {
-            const int64_t begin = chunk * rows, end = std::min(begin + rows, view.shape[0]);
-            copy_rows(view, begin, end, staging + at + begin * bytes);
-            const std::lock_guard lock(sending);
-            graph_.upload(image, static_cast<size_t>(at + begin * bytes),
-                          static_cast<size_t>(at + end * bytes));
-        });
-        make_dense(view, graph_.frame_memory(image) + at);
-        at += dense_bytes(view);
+        make_dense(frame.planes[i], graph_.frame_memory(image) + host.staging.plane_begin(i));
     }
 }
 
@@ -203,32 +145,42 @@ void FrameGraph::submit(const std::vector<FrameRequest>& requests, const FrameGr
         throw ValueError(
             message("images: got ", requests.size(), ", expected 1 to the batch's ", geometry_.size()));
     }
-    std::vector<FrameRequest> there = requests;
-    for (FrameRequest& request : there) {
-        request.frame.size = graph_.spec().tensor;
-        check_finite("threshold", request.threshold);
-        check_finite("mask_threshold", request.mask_threshold);
-        // Before anything is copied: what it points to may be no frame at all.
-        source_of(request.frame);
-        for (int i = 0; request.on_device && i < request.frame.plane_count; ++i) {
-            const int device = cuda::FrameGraph::device_of(request.frame.planes[i].data);
-            if (device != graph_.spec().device) {
-                throw ValueError(message("image: got an address ",
-                                         device < 0 ? "outside any GPU's memory"
-                                                    : message("in the memory of CUDA device ", device),
-                                         ", expected memory of device ", graph_.spec().device));
-            }
-        }
-    }
-    std::vector<cuda::Frame> frames;
-    for (size_t i = 0; i < there.size(); ++i) {
-        if (!there[i].on_device) upload(static_cast<int>(i), there[i]);
-        frames.push_back(describe(static_cast<int>(i), there[i]));
-    }
+    graph_.check_idle();
+    requests_ = requests;
+    for (FrameRequest& request : requests_) check(request);
     in_flight_ = 0;
-    graph_.submit(frames, after ? &after->graph_ : nullptr);
-    for (size_t i = 0; i < there.size(); ++i) geometry_[i].known = true;
-    in_flight_ = there.size();
+    try {
+        start(after);
+    } catch (...) {
+        graph_.abandon();
+        throw;
+    }
+    for (size_t i = 0; i < requests_.size(); ++i) geometry_[i].known = true;
+    in_flight_ = requests_.size();
+}
+
+void FrameGraph::start(const FrameGraph* after) {
+    const int count = static_cast<int>(requests_.size());
+    host_.assign(requests_.size(), HostFrame());
+    for (int i = 0; i < count; ++i) place_planes(i, requests_[i]);
+    // While those who help with the first frame wake.
+    bool prepared = false;
+    const auto prepare = [&] {
+        if (std::exchange(prepared, true)) return;
+        frames_.clear();
+        for (int i = 0; i < count; ++i) frames_.push_back(describe(i, requests_[i]));
+        graph_.prepare(frames_);
+    };
+    for (int i = 0; i < count; ++i) {
+        const HostFrame& host = host_[i];
+        if (!host.room) continue;
+        const auto send = [&](int64_t begin, int64_t end) {
+            graph_.upload(i, static_cast<size_t>(begin), static_cast<size_t>(end));
+        };
+        host.staging.copy(host.room, std::ref(prepare), std::ref(send));
+    }
+    prepare();
+    graph_.launch(after ? &after->graph_ : nullptr);
 }
 
 std::vector<FrameResult> FrameGraph::results(int64_t top_k) {

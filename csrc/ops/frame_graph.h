@@ -7,6 +7,7 @@
 #include "csrc/core/types.h"
 #include "csrc/ops/pixel_axis.h"
 #include "csrc/ops/preprocess.h"
+#include "csrc/ops/staging.h"
 #include "cuda/api.h"
 
 namespace fai::ops {
@@ -42,9 +43,12 @@ class FrameGraph {
     cuda::FrameGraph& device() { return graph_; }
     const cuda::FrameGraph& device() const { return graph_; }
 
+    // How ordinary memory is copied; for benchmarks.
+    void set_staging(const StagingOptions& options) { staging_ = options; }
+
     // Starts frames, at most the batch's number. Host frames are copied into pinned memory, unless they lie
-    // in such memory densely; device frames are read where they are, until the frame has ended. Throws
-    // TypeError, ValueError naming the argument, CudaError.
+    // in such memory densely; they and device frames are read until the frame has ended. Throws TypeError,
+    // ValueError naming the argument, CudaError.
     void submit(const std::vector<FrameRequest>& requests, const FrameGraph* after);
 
     // Of the frames that device().wait() has seen the end of; at most `top_k` rows each. Throws CudaError.
@@ -64,12 +68,25 @@ class FrameGraph {
         bool use_mask_score = false;
     };
 
-    void upload(int image, FrameRequest& request);
+    void check(FrameRequest& request) const;
+    // Makes a frame's planes those that the device will read. Sends what lies in pinned memory; what must be
+    // staged is left in host_[image].
+    void place_planes(int image, FrameRequest& request);
     cuda::Frame describe(int image, const FrameRequest& request);
+    void start(const FrameGraph* after);
 
     cuda::FrameGraph graph_;
     float mean_[3], std_[3];
     std::vector<Geometry> geometry_;
+    StagingOptions staging_;
+    // Of the frame that is being submitted, kept so that nothing is allocated for the next.
+    std::vector<FrameRequest> requests_;
+    std::vector<cuda::Frame> frames_;
+    struct HostFrame {
+        Staging staging;
+        uint8_t* room = nullptr;  // null where there is nothing to stage
+    };
+    std::vector<HostFrame> host_;
     size_t in_flight_ = 0;
 };
 

@@ -277,9 +277,20 @@ class GpuPipeline(Pipeline):
         self._lock = threading.Lock()  # held while a frame is submitted, so that all go in one order
         self._closed = False
         self._process = os.getpid()
+        # Whether a frame waits for the engine of the one before. Slots share nothing, so that none has to: the
+        # benchmarks compare.
+        self._in_order = True
         self._last: _core.FrameGraph | None = None
-        # An engine that cannot run is better known now than at the first frame.
-        self._slots = [_Slot(spec, engine)]
+        # All of them now: an engine that cannot run is better known before the first frame, and a capture in the
+        # middle of a stream would hold up its frames, and whoever else uses the GPU.
+        self._slots: list[_Slot] = []
+        try:
+            for _ in range(DEPTH):
+                self._slots.append(_Slot(spec, engine))
+        except BaseException:
+            for slot in self._slots:
+                slot.close()
+            raise
         if reason := self._slots[0].uncaptured:
             _log.info("%s: frames run without a captured graph: %s", spec.name, reason)
 
@@ -306,17 +317,19 @@ class GpuPipeline(Pipeline):
             slot = self._take()
             with slot.lock:
                 slot.graph.submit(
-                    frames, request.threshold, request.mask_threshold, request.use_mask_score, self._last
+                    frames,
+                    request.threshold,
+                    request.mask_threshold,
+                    request.use_mask_score,
+                    self._last if self._in_order else None,
                 )
                 self._last = slot.graph
                 return slot.lend(self._spec, request)
 
     def _take(self) -> _Slot:
         """A slot without a frame; where there is none, the one whose frame was submitted first, which is waited for."""
-        slot = next((slot for slot in self._slots if slot.idle), None)
-        if slot is None and len(self._slots) < DEPTH:
-            slot = _Slot(self._spec, self._engine)
-            self._slots.append(slot)
+        # The one used last, whose buffers already fit and may still be in a cache.
+        slot = next((slot for slot in reversed(self._slots) if slot.idle), None)
         if slot is None:
             slot = self._slots[0]
             slot.settle()  # the result stays with its ticket
@@ -424,9 +437,17 @@ class _GpuPending(Pending):
     def finish(self, timeout: float | None) -> bool:
         """Waits for the frame and takes its results from the slot; False where `timeout` was too short."""
         seconds = -1.0 if timeout is None else max(float(timeout), 0.0)
-        with self._lock:
+        if self._slot is None:
+            return True
+        # Another thread may be waiting for the same frame, and hold the lock for as long as that takes.
+        began = time.perf_counter()
+        if not self._lock.acquire(timeout=min(seconds, threading.TIMEOUT_MAX)):
+            return False
+        try:
             if self._slot is None:
                 return True
+            if seconds > 0:
+                seconds = max(seconds - (time.perf_counter() - began), 0.0)
             try:
                 if not self._slot.graph.wait(seconds):
                     return False
@@ -436,6 +457,8 @@ class _GpuPending(Pending):
             self._slot.release()
             self._slot = None
             return True
+        finally:
+            self._lock.release()
 
     def _collect(self, graph: _core.FrameGraph) -> list[Detections]:
         began = time.perf_counter()

@@ -32,6 +32,7 @@
     X(cudaErrorInvalidDevice, 101, "invalid device ordinal")                                                 \
     X(cudaErrorNoKernelImageForDevice, 209, "no kernel image is available for execution on the device")      \
     X(cudaErrorECCUncorrectable, 214, "uncorrectable ECC error encountered")                                 \
+    X(cudaErrorNvlinkUncorrectable, 220, "uncorrectable NVLink error detected during the execution")         \
     X(cudaErrorUnsupportedPtxVersion, 222, "the provided PTX was compiled with an unsupported toolchain.")   \
     X(cudaErrorInvalidResourceHandle, 400, "invalid resource handle")                                        \
     X(cudaErrorIllegalState, 401, "the operation cannot be performed in the present state")                  \
@@ -43,7 +44,11 @@
     X(cudaErrorHostMemoryAlreadyRegistered, 712,                                                             \
       "part or all of the requested memory range is already mapped")                                         \
     X(cudaErrorHostMemoryNotRegistered, 713, "pointer does not correspond to a registered memory region")    \
+    X(cudaErrorHardwareStackError, 714, "hardware stack error")                                              \
+    X(cudaErrorIllegalInstruction, 715, "an illegal instruction was encountered")                            \
     X(cudaErrorMisalignedAddress, 716, "misaligned address")                                                 \
+    X(cudaErrorInvalidAddressSpace, 717, "operation not supported on global/shared address space")           \
+    X(cudaErrorInvalidPc, 718, "invalid program counter")                                                    \
     X(cudaErrorLaunchFailure, 719, "unspecified launch failure")                                             \
     X(cudaErrorNotPermitted, 800, "operation not permitted")                                                 \
     X(cudaErrorNotSupported, 801, "operation not supported")                                                 \
@@ -163,6 +168,7 @@ enum cudaDeviceAttr {
     cudaDevAttrCanUseHostPointerForRegisteredMem = 91,
     cudaDevAttrMaxSharedMemoryPerBlockOptin = 97,
     cudaDevAttrHostRegisterSupported = 99,
+    cudaDevAttrPageableMemoryAccessUsesHostPageTables = 100,
     cudaDevAttrMemoryPoolsSupported = 115,
 };
 
@@ -292,6 +298,12 @@ cudaError_t cudaGetDeviceCount(int* count);
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* prop, int device);
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attr, int device);
 cudaError_t cudaDeviceGetStreamPriorityRange(int* least, int* greatest);
+enum cudaDriverEntryPointQueryResult { cudaDriverEntryPointSuccess = 0, cudaDriverEntryPointSymbolNotFound = 1 };
+enum : unsigned long long { cudaEnableDefault = 0 };
+// Knows what the library asks for: cuDeviceGet, cuDevicePrimaryCtxRetain, cuCtxPushCurrent, cuCtxPopCurrent.
+cudaError_t cudaGetDriverEntryPointByVersion(const char* symbol, void** function, unsigned version,
+                                             unsigned long long flags,
+                                             cudaDriverEntryPointQueryResult* result = nullptr);
 cudaError_t cudaSetDevice(int device);
 cudaError_t cudaGetDevice(int* device);
 cudaError_t cudaDeviceSynchronize();

@@ -17,9 +17,12 @@ enum class Order { lazy, eager, random };
 
 struct Counters {
     std::size_t device_bytes, pinned_bytes;  // live
+    std::size_t contexts;                    // ever made, a bit for each device
     std::size_t mallocs;                     // of device and pinned memory, ever
     std::size_t kernels;                     // executed, in graphs or alone
     std::size_t graph_launches, synchronisations;
+    std::size_t waits;             // of a stream for an event, outside of captures
+    std::size_t copies_to_device;  // executed, in graphs or alone
     std::size_t bytes_to_device, bytes_to_host;
 };
 
@@ -41,8 +44,8 @@ Counters counters();
 
 extern "C" {
 // name is "driver" (values "present", "missing", "too_old", "without_device"), "order" ("lazy", "eager",
-// "random"), "seed", "device_memory", "pinned_memory", "fail_next_launch", "fail_next_kernel" (whole numbers)
-// or "reset" (""). At the first use, and on "reset", the same are read from the environment, as
+// "random"), "seed", "device_memory", "pinned_memory", "fail_next_launch", "fail_next_kernel" (whole numbers),
+// "devices" (1 to 8), "integrated", "host_page_tables" (0 or 1: what the device says of itself) or "reset" (""). At the first use, and on "reset", the same are read from the environment, as
 // FAI_FAST_EMULATOR_DRIVER and so on. Returns 0, or -1 for an unknown name or value.
 __attribute__((visibility("default"))) int cuda_emulator_set(const char* name, const char* value);
 // A member of Counters by its name; -1 for an unknown name.

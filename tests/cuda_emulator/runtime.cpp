@@ -1,4 +1,4 @@
-// Memory, streams, events and graphs of the one emulated device. Everything happens under one lock, in the
+// Memory, streams, events and graphs of the emulated devices. Everything happens under one lock, in the
 // thread that waits for it.
 #include <algorithm>
 #include <chrono>
@@ -91,6 +91,7 @@ struct Step {
 }  // namespace
 
 struct CUstream_st {
+    int device = 0;
     unsigned flags = 0;
     int priority = 0;
     std::deque<std::function<void()>> pending;
@@ -99,6 +100,7 @@ struct CUstream_st {
 };
 
 struct CUevent_st {
+    int device;
     unsigned flags;
     std::shared_ptr<Mark> mark;
     std::shared_ptr<Capture> capture;  // where it was last recorded, if that was a capture
@@ -128,6 +130,7 @@ namespace {
 struct Allocation {
     std::size_t size;
     Place place;
+    int device;
 };
 
 template <typename T>
@@ -139,11 +142,19 @@ std::shared_ptr<T> owned(const Owned<T>& all, const T* handle) {
     return found == all.end() ? nullptr : found->second;
 }
 
+// The device that cudaSetDevice chose, and the primary contexts that the thread has pushed, each as its device.
+thread_local int chosen_device = 0;
+thread_local std::vector<int> pushed_contexts;
+
+int current_device() { return pushed_contexts.empty() ? chosen_device : pushed_contexts.back(); }
+
 struct Runtime {
     std::mutex mutex;
     Driver driver = Driver::present;
     Order order = Order::lazy;
     std::size_t device_limit = total_memory, pinned_limit = total_memory;
+    bool integrated = false, host_page_tables = false;
+    int devices = 1;
     cudaError_t next_launch = cudaSuccess, next_kernel = cudaSuccess;
     cudaError_t sticky = cudaSuccess;  // the context is spoilt
     Counters counters{};
@@ -160,6 +171,12 @@ struct Runtime {
 
     void read_environment();
     int set(const std::string& name, const std::string& value);
+
+    // What needs a context makes the current device's.
+    int use_device() {
+        counters.contexts |= std::size_t{1} << current_device();
+        return current_device();
+    }
 
     cudaError_t available() const {
         if (driver == Driver::missing || driver == Driver::too_old) return cudaErrorInsufficientDriver;
@@ -282,6 +299,13 @@ int Runtime::set(const std::string& name, const std::string& value) {
         device_limit = n;
     else if (name == "pinned_memory")
         pinned_limit = n;
+    else if (name == "devices") {
+        known = n >= 1 && n <= 8;
+        if (known) devices = static_cast<int>(n);
+    } else if (name == "integrated")
+        integrated = n != 0;
+    else if (name == "host_page_tables")
+        host_page_tables = n != 0;
     else if (name == "fail_next_launch")
         next_launch = static_cast<cudaError_t>(n);
     else if (name == "fail_next_kernel")
@@ -295,10 +319,12 @@ void Runtime::read_environment() {
     driver = Driver::present;
     order = Order::lazy;
     device_limit = pinned_limit = total_memory;
+    integrated = host_page_tables = false;
+    devices = 1;
     next_launch = next_kernel = sticky = cudaSuccess;
     cuda_emulator::chance().seed(1);
-    for (const char* name : {"driver", "order", "seed", "device_memory", "pinned_memory", "fail_next_launch",
-                             "fail_next_kernel"}) {
+    for (const char* name : {"driver", "order", "seed", "device_memory", "pinned_memory", "devices", "integrated",
+                             "host_page_tables", "fail_next_launch", "fail_next_kernel"}) {
         std::string variable = std::string("FAI_FAST_EMULATOR_") + name;
         std::transform(variable.begin(), variable.end(), variable.begin(),
                        [](unsigned char c) { return static_cast<char>(std::toupper(c)); });
@@ -332,7 +358,7 @@ cudaError_t Runtime::allocate(void** pointer, std::size_t size, Place place) {
     ASAN_POISON_MEMORY_REGION(begin, guard_bytes);
     ASAN_POISON_MEMORY_REGION(data + size, rounded(size) - size + guard_bytes);
 #endif
-    allocations.emplace(reinterpret_cast<std::uintptr_t>(data), Allocation{size, place});
+    allocations.emplace(reinterpret_cast<std::uintptr_t>(data), Allocation{size, place, use_device()});
     live += size;
     ++counters.mallocs;
     *pointer = data;
@@ -430,7 +456,10 @@ void Runtime::execute(const Copy& copy) {
     for (std::size_t row = 0; row < copy.height; ++row)
         std::memmove(static_cast<char*>(copy.dst) + row * copy.dpitch,
                      static_cast<const char*>(copy.src) + row * copy.spitch, copy.width);
-    if (copy.kind == cudaMemcpyHostToDevice) counters.bytes_to_device += copy.width * copy.height;
+    if (copy.kind == cudaMemcpyHostToDevice) {
+        ++counters.copies_to_device;
+        counters.bytes_to_device += copy.width * copy.height;
+    }
     if (copy.kind == cudaMemcpyDeviceToHost) counters.bytes_to_host += copy.width * copy.height;
 }
 
@@ -533,6 +562,8 @@ cudaError_t Runtime::legacy_stream() {
 cudaError_t Runtime::submit(cudaStream_t handle, cudaGraphNodeType type, std::function<void()> work) {
     CUstream_st* target = stream(handle);
     if (!target) return cudaErrorInvalidResourceHandle;
+    if (target != &legacy && type == cudaGraphNodeTypeKernel && target->device != use_device())
+        return cudaErrorInvalidResourceHandle;
     if (target == &legacy)
         if (const cudaError_t error = legacy_stream(); error != cudaSuccess) return error;
     if (!target->capture) return enqueue(*target, std::move(work));
@@ -656,6 +687,7 @@ cudaError_t record(Runtime& r, cudaEvent_t event_handle, cudaStream_t stream_han
     CUstream_st* stream = r.stream(stream_handle);
     if (!event || !stream) return cudaErrorInvalidResourceHandle;
     if (flags > cudaEventRecordExternal) return cudaErrorInvalidValue;
+    if (stream != &r.legacy && event->device != stream->device) return cudaErrorInvalidResourceHandle;
     if (stream == &r.legacy)
         if (const cudaError_t error = r.legacy_stream(); error != cudaSuccess) return error;
     if (stream->capture) {
@@ -709,6 +741,7 @@ cudaError_t wait(Runtime& r, cudaStream_t stream_handle, cudaEvent_t event_handl
     }
     if (flags & cudaEventWaitExternal) return cudaErrorInvalidValue;
     if (!event->mark) return cudaSuccess;
+    ++r.counters.waits;
     return r.enqueue(*stream, [&r, mark = event->mark] { r.finish(*mark); });
 }
 
@@ -716,6 +749,7 @@ cudaError_t create_stream(cudaStream_t* stream, unsigned flags, int priority) {
     return call([&](Runtime& r) {
         if (!stream || flags > cudaStreamNonBlocking) return cudaErrorInvalidValue;
         auto created = std::make_shared<CUstream_st>();
+        created->device = r.use_device();
         created->flags = flags;
         created->priority = std::clamp(priority, -5, 0);
         *stream = add(r.streams, std::move(created));
@@ -776,9 +810,9 @@ cudaError_t cudaRuntimeGetVersion(int* version) {
 
 cudaError_t cudaGetDeviceCount(int* count) {
     if (count) *count = 0;
-    return call([&](Runtime&) {
+    return call([&](Runtime& r) {
         if (!count) return cudaErrorInvalidValue;
-        *count = 1;
+        *count = r.devices;
         return cudaSuccess;
     });
 }
@@ -786,10 +820,10 @@ cudaError_t cudaGetDeviceCount(int* count) {
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* prop, int device) {
     return call([&](Runtime& r) {
         if (!prop) return cudaErrorInvalidValue;
-        if (device != 0) return cudaErrorInvalidDevice;
+        if (device < 0 || device >= r.devices) return cudaErrorInvalidDevice;
         *prop = {};
         std::snprintf(prop->name, sizeof prop->name, "CUDA emulated on the CPU (tests only)");
-        for (int i = 0; i < 16; ++i) prop->uuid.bytes[i] = static_cast<char>(i);
+        for (int i = 0; i < 16; ++i) prop->uuid.bytes[i] = static_cast<char>(i + device);
         prop->totalGlobalMem = r.device_limit;
         prop->sharedMemPerBlock = shared_bytes;
         prop->regsPerBlock = 65536;
@@ -815,9 +849,9 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* prop, int device) {
 }
 
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attr, int device) {
-    return call([&](Runtime&) {
+    return call([&](Runtime& r) {
         if (!value) return cudaErrorInvalidValue;
-        if (device != 0) return cudaErrorInvalidDevice;
+        if (device < 0 || device >= r.devices) return cudaErrorInvalidDevice;
         switch (attr) {
             case cudaDevAttrMaxThreadsPerBlock:
             case cudaDevAttrMaxThreadsPerMultiProcessor:
@@ -851,8 +885,11 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attr, int device) 
                 *value = 5;
                 break;
             case cudaDevAttrIntegrated:
+                *value = r.integrated;
+                break;
             case cudaDevAttrPageableMemoryAccess:
-                *value = 0;
+            case cudaDevAttrPageableMemoryAccessUsesHostPageTables:
+                *value = r.host_page_tables;
                 break;
             case cudaDevAttrCanMapHostMemory:
             case cudaDevAttrConcurrentKernels:
@@ -878,13 +915,69 @@ cudaError_t cudaDeviceGetStreamPriorityRange(int* least, int* greatest) {
 }
 
 cudaError_t cudaSetDevice(int device) {
-    return call([&](Runtime&) { return device == 0 ? cudaSuccess : cudaErrorInvalidDevice; });
+    return call([&](Runtime& r) {
+        if (device < 0 || device >= r.devices) return cudaErrorInvalidDevice;
+        chosen_device = device;
+        if (!pushed_contexts.empty()) pushed_contexts.back() = device;
+        r.use_device();  // since CUDA 12
+        return cudaSuccess;
+    });
 }
 
 cudaError_t cudaGetDevice(int* device) {
     return call([&](Runtime&) {
         if (!device) return cudaErrorInvalidValue;
-        *device = 0;
+        *device = current_device();
+        return cudaSuccess;
+    });
+}
+
+namespace {
+
+// Contexts are numbered by their device, from 1 on.
+int device_get(int* handle, int ordinal) {
+    return call([&](Runtime& r) {
+        if (ordinal < 0 || ordinal >= r.devices) return cudaErrorInvalidDevice;
+        *handle = ordinal;
+        return cudaSuccess;
+    });
+}
+
+int primary_context_retain(void** context, int handle) {
+    return call([&](Runtime& r) {
+        r.counters.contexts |= std::size_t{1} << handle;
+        *context = reinterpret_cast<void*>(static_cast<std::uintptr_t>(handle + 1));
+        return cudaSuccess;
+    });
+}
+
+int context_push(void* context) {
+    pushed_contexts.push_back(static_cast<int>(reinterpret_cast<std::uintptr_t>(context)) - 1);
+    return cudaSuccess;
+}
+
+int context_pop(void** context) {
+    if (pushed_contexts.empty()) return cudaErrorInvalidValue;
+    *context = reinterpret_cast<void*>(static_cast<std::uintptr_t>(pushed_contexts.back() + 1));
+    pushed_contexts.pop_back();
+    return cudaSuccess;
+}
+
+}  // namespace
+
+cudaError_t cudaGetDriverEntryPointByVersion(const char* symbol, void** function, unsigned,
+                                             unsigned long long, cudaDriverEntryPointQueryResult* result) {
+    return call([&](Runtime&) {
+        const std::pair<const char*, void*> known[] = {
+            {"cuDeviceGet", reinterpret_cast<void*>(&device_get)},
+            {"cuDevicePrimaryCtxRetain", reinterpret_cast<void*>(&primary_context_retain)},
+            {"cuCtxPushCurrent", reinterpret_cast<void*>(&context_push)},
+            {"cuCtxPopCurrent", reinterpret_cast<void*>(&context_pop)}};
+        *function = nullptr;
+        for (const auto& [name, address] : known)
+            if (std::string(name) == symbol) *function = address;
+        if (result)
+            *result = *function ? cudaDriverEntryPointSuccess : cudaDriverEntryPointSymbolNotFound;
         return cudaSuccess;
     });
 }
@@ -967,7 +1060,7 @@ cudaError_t cudaHostRegister(void* pointer, std::size_t size, unsigned flags) {
         const auto next = r.allocations.lower_bound(address);
         if (r.find(pointer) || (next != r.allocations.end() && next->first < address + size))
             return cudaErrorHostMemoryAlreadyRegistered;
-        r.allocations.emplace(address, Allocation{size, Place::registered});
+        r.allocations.emplace(address, Allocation{size, Place::registered, r.use_device()});
         r.counters.pinned_bytes += size;
         return cudaSuccess;
     });
@@ -1007,10 +1100,11 @@ cudaError_t cudaMemGetInfo(std::size_t* free, std::size_t* total) {
 cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* pointer) {
     return call([&](Runtime& r) {
         if (!attributes) return cudaErrorInvalidValue;
+        r.use_device();
         void* const address = const_cast<void*>(pointer);
         switch (r.place(pointer)) {
             case Place::device:
-                *attributes = {cudaMemoryTypeDevice, 0, address, nullptr};
+                *attributes = {cudaMemoryTypeDevice, r.find(pointer)->second.device, address, nullptr};
                 break;
             case Place::pageable:
                 *attributes = {cudaMemoryTypeUnregistered, -2, nullptr, address};
@@ -1217,7 +1311,7 @@ cudaError_t cudaEventCreate(cudaEvent_t* event) { return cudaEventCreateWithFlag
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags) {
     return call([&](Runtime& r) {
         if (!event || flags > 7) return cudaErrorInvalidValue;
-        *event = add(r.events, std::make_shared<CUevent_st>(CUevent_st{flags, nullptr, nullptr, {}}));
+        *event = add(r.events, std::make_shared<CUevent_st>(CUevent_st{r.use_device(), flags, nullptr, nullptr, {}}));
         return cudaSuccess;
     });
 }
@@ -1497,7 +1591,10 @@ long long cuda_emulator_get(const char* name) {
                                                        {"mallocs", c.mallocs},
                                                        {"kernels", c.kernels},
                                                        {"graph_launches", c.graph_launches},
+                                                       {"contexts", c.contexts},
                                                        {"synchronisations", c.synchronisations},
+                                                       {"waits", c.waits},
+                                                       {"copies_to_device", c.copies_to_device},
                                                        {"bytes_to_device", c.bytes_to_device},
                                                        {"bytes_to_host", c.bytes_to_host}};
     for (const auto& [known, value] : all)

@@ -488,11 +488,11 @@ def _current(device: int | None) -> Iterator[None]:
     if device is None:
         yield
         return
-    before = _core.set_cuda_device(device)
+    entered = _core.enter_cuda_device(device)
     try:
         yield
     finally:
-        _core.set_cuda_device(before)
+        _core.leave_cuda_device(entered)
 
 
 def _target(device: int) -> str:

@@ -188,12 +188,12 @@ class Context(OpenGpuContext):
         # PyTorch's allocator must know of a capture, so that it is PyTorch that begins and ends it.
         try:
             graph = _captured(torch, frame_graph, self._run, self._device, self._precision)
+            # The graph's memory belongs to `graph`, what it reads and writes to the run.
+            frame_graph.adopt(graph.raw_cuda_graph(), (graph, self._run))
         except Exception as error:  # whatever PyTorch and its libraries cannot do while a stream is captured
             why = reason(error)
             _log.warning("%s: the frame cannot be captured, and runs without: %s", NAME, why)
             return frame_graph.run_uncaptured(self.enqueue, why)
-        # The graph's memory belongs to `graph`, what it reads and writes to the run.
-        frame_graph.adopt(graph.raw_cuda_graph(), (graph, self._run))
         return None
 
     def _release(self) -> None:
@@ -248,12 +248,15 @@ def _captured(torch: Any, frame_graph: _core.FrameGraph, run: Run, device: int, 
     """A torch.cuda.CUDAGraph of a whole frame."""
     graph = torch.cuda.CUDAGraph(keep_graph=True)
     began: Exception | None = None
-    # The outer stream context is left in order also where the capture's own cannot be.
-    with _on(frame_graph.stream, device) as stream, switches(precision):
-        # Libraries load, allocate and choose their kernels at first use.
+    # Libraries load, allocate and choose their kernels at first use. Not on the stream that is captured: PyTorch gives
+    # cuBLAS a workspace for each stream, and that of a captured one must come from the graph's own memory, since other
+    # libraries free the rest (torch._C._cuda_clearCublasWorkspaces).
+    with _on(None, device) as aside, switches(precision):
         for _ in range(_WARM_UP):
             run()
-        stream.synchronize()
+        aside.synchronize()
+    # The outer stream context is left in order also where the capture's own cannot be.
+    with _on(frame_graph.stream, device) as stream, switches(precision):
         try:
             with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 try:
@@ -281,13 +284,17 @@ def _try(network: Any, shape: tuple[int, ...], precision: str, place: Any) -> No
 
 
 @contextmanager
-def _on(stream: int, device: int) -> Iterator[Any]:
-    """Makes a cudaStream_t PyTorch's current stream."""
+def _on(stream: int | None, device: int) -> Iterator[Any]:
+    """Makes a cudaStream_t PyTorch's current stream; None for one of PyTorch's own."""
     import torch
 
-    external = cast(Any, torch.cuda.ExternalStream)(stream, device=torch.device("cuda", device))
-    with torch.cuda.stream(external):
-        yield external
+    place = torch.device("cuda", device)
+    if stream is None:
+        current: Any = torch.cuda.Stream(place)
+    else:
+        current = cast(Any, torch.cuda.ExternalStream)(stream, device=place)
+    with torch.cuda.stream(current):
+        yield current
 
 
 @contextmanager
