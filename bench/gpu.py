@@ -119,6 +119,20 @@ def emulated() -> bool:
     return card().name.startswith(EMULATED)
 
 
+def required() -> bool:
+    """Whether a machine without a GPU is a failure."""
+    return os.environ.get("FAI_FAST_REQUIRE_GPU") == "1"
+
+
+def is_trial(effort: float) -> bool:
+    """Whether it only matters that everything runs: on the emulator a frame of full size takes seconds."""
+    return effort < 1 and emulated()
+
+
+def runs_of(effort: float, full: int) -> int:
+    return max(2, int(effort * full))
+
+
 @dataclass(frozen=True)
 class Ceilings:
     """Bytes a second, and where they are from. A copy counts bytes read and written; None: not known."""

@@ -1,4 +1,4 @@
-"""On a GPU: every model from a frame in host or device memory to Detections, and the kernels alone.
+"""On a GPU: every model from a frame in host or device memory to Detections.
 
 Skipped where no GPU can be used. Weights are random, and the threshold keeps about 20 queries.
 FocoosAI's published T4 figures are printed beside ours on a T4; the JSON always has them.
@@ -7,7 +7,6 @@ FocoosAI's published T4 figures are printed beside ours on a T4; the JSON always
 from __future__ import annotations
 
 import itertools
-import os
 import time
 from collections import deque
 from dataclasses import asdict
@@ -18,12 +17,11 @@ import pytest
 from fai_fast.errors import CudaError, EngineError
 
 from bench import gpu, peers, scenes
-from bench.floor import touched
 
+pytestmark = pytest.mark.usefixtures("card")
 KEPT = 20
 ENGINES = ("torch-cuda", "tensorrt", "tensorrt_rtx")
 MODELS = ("bisenetformer-m-ade", "fai-mf-m-coco-ins")
-REQUIRED = os.environ.get("FAI_FAST_REQUIRE_GPU") == "1"
 WINDOW = 3  # frames under way: as many as a model overlaps
 PLAIN, PLAIN_HALF = "plain torch, fp32 eager", "plain torch, fp16 channels_last"
 HOST, PINNED, DEVICE = "fai_fast, host", "fai_fast, pinned host", "fai_fast, device"
@@ -36,153 +34,22 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize(("engine", "model_name"), list(itertools.product(ENGINES, names)))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def card():
-    try:
-        return gpu.card()
-    except CudaError as error:
-        if REQUIRED:
-            raise
-        pytest.skip(str(error))
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return os.environ.get("FAI_FAST_CACHE") or tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
-def effort(request) -> float:
-    """How much is measured: 1, or far less for --bench-quick."""
-    return 0.02 if request.config.getoption("--bench-quick") else 1.0
-
-
-@pytest.fixture(scope="module")
-def frame_size(effort) -> tuple[int, int]:
-    return (72, 128) if _is_trial(effort) else (1080, 1920)
-
-
-def _is_trial(effort: float) -> bool:
-    """Whether it only matters that everything runs: on the emulator a frame of full size takes seconds."""
-    return effort < 1 and gpu.emulated()
-
-
-def _runs(effort: float, full: int) -> int:
-    return max(2, int(effort * full))
-
-
-def _median(values) -> float:
-    return float(np.median(values))
-
-
-# --------------------------------------------------------------------------------------------------- kernels
-
-
-@pytest.mark.parametrize("color", ["rgb", "nv12"])
-def test_preprocess(color, effort, frame_size, gpu_report) -> None:
-    size = (640, 640)
-    height, width = frame_size
-    frame = scenes.frame(height, width) if color == "rgb" else scenes.nv12(height, width)
-    # More frames than any cache holds.
-    frames = gpu.on_device([np.roll(frame, shift, 1) for shift in range(_runs(effort, 48))])
-    rows = touched(height, size[0])
-    read = rows * width * 3 if color == "rgb" else rows * width + touched(height // 2, size[0] // 2) * width
-    written = 3 * size[0] * size[1] * 2
-    batch = _runs(effort, 16)
-    for count in (1, batch):
-        graph = gpu.captured(gpu.frame_graph(batch=count, size=size))
-        found = gpu.stages(graph, frames, color, 0.5, _runs(effort, 200), count)
-        per_frame = {"raw": _median(found["preprocess"]) / count, "events": _median(found["empty"]) / count}
-        gpu_report.kernels.append(
-            gpu.Kernel(
-                "preprocess",
-                f"{height}x{width} {color} on the card to 640x640 fp16"
-                + (f", of {count} at once" if count > 1 else ""),
-                per_frame,
-                memory=read + written,
-                link=0,
-                why="the frame's rows that have a weight, and the tensor, once",
-                target=2.0,
-            )
-        )
-        graph.close()
-
-
-@pytest.mark.parametrize("task", ["instance", "semantic"])
-def test_postprocess(task, effort, frame_size, gpu_report) -> None:
-    semantic = task == "semantic"
-    scene = (scenes.regions() if semantic else scenes.instances()).as_float16()
-    height, width = frame_size
-    frame = scenes.frame(height, width)
-    options = {"predict_all_pixels": semantic, "use_mask_score": True}
-    every = fai_fast.postprocess(scene.mask_logits, scene.class_logits, frame_size, threshold=0.0, **options)
-    threshold = _between(every.confidence)
-    expected = fai_fast.postprocess(
-        scene.mask_logits, scene.class_logits, frame_size, threshold=threshold, **options
-    )
-    graph = gpu.captured(gpu.frame_graph(logits=scene, semantic=semantic))
-    frames = gpu.on_device([frame])
-    graph.submit([(frames[0], "rgb", "stretch", "bt601", "limited")], threshold, 0.5, True)
-    graph.wait(-1.0)
-    [rows] = graph.results(100)
-    assert sorted(rows["query"].tolist()) == sorted(expected.query.tolist())
-    found = gpu.stages(graph, frames, "rgb", threshold, _runs(effort, 200))
-    probability = _class_scores(scene.class_logits)
-    passing = int((probability > threshold).sum())
-    one = scene.mask_logits[0].nbytes
-    if semantic:
-        memory, link = scene.mask_logits.nbytes + scene.class_logits.nbytes, height * width
-        why = "all logits once; over the link one byte a pixel"
-    else:
-        memory, link = passing * one + scene.class_logits.nbytes, int(rows["bits"].nbytes)
-        why = "the class logits, the masks whose class score passes, once; over the link a bit for each pixel of a box"
-    gpu_report.kernels.append(
-        gpu.Kernel(
-            "postprocess",
-            f"{len(expected)} {'regions' if semantic else 'instances'} of 100 at {height}x{width}",
-            {
-                "raw": _median(found["postprocess"]),
-                "events": _median(found["empty"]),
-                "host": _median(found["host"]),
-            },
-            memory=memory,
-            link=link,
-            why=why,
-        )
-    )
-    graph.close()
-
-
-def _between(scores) -> float:
-    """Above all scores but the best KEPT."""
-    ordered = np.sort(np.asarray(scores))[::-1]
-    return float(ordered[: KEPT + 1][-2:].mean())
-
-
-def _class_scores(class_logits) -> np.ndarray:
-    odds = np.exp(class_logits.astype(np.float64) - class_logits.max(-1, keepdims=True).astype(np.float64))
-    return (odds / odds.sum(-1, keepdims=True))[:, :-1].max(-1)
-
-
-# ---------------------------------------------------------------------------------------------------- models
-
-
 def test_end_to_end(model_name, engine, effort, frame_size, cache, gpu_report) -> None:
     if gpu.emulated() and engine != ENGINES[0]:
         pytest.skip("the emulator runs no engine of another library")
     options = {"weights": "random", "engine": engine, "device": "cuda", "cache_dir": cache}
     size = min(fai_fast.spec(model_name).im_size, 640)
-    if _is_trial(effort):
+    if gpu.is_trial(effort):
         size = 64
     try:
         model = fai_fast.load(model_name, im_size=size, **options)
     except (EngineError, CudaError) as error:
-        if REQUIRED and engine == ENGINES[0]:
+        if gpu.required() and engine == ENGINES[0]:
             raise
         pytest.skip(str(error))
     with model:
         run = _measured(model, engine, effort, frame_size, gpu_report)
-    batch = _runs(effort, 8)
+    batch = gpu.runs_of(effort, 8)
     with fai_fast.load(model_name, im_size=size, batch_size=batch, **options) as model:
         frames = gpu.on_device([scenes.frame(*frame_size)] * batch)
         run.throughput[f"batches of {batch}, device"] = _rate(
@@ -212,12 +79,12 @@ def _measured(model, engine: str, effort: float, frame_size: tuple[int, int], gp
         name: float(len(found if name.startswith("fai_fast") else found.query))
         for name, found in ((name, call()) for name, call in contenders.items())
     }
-    seconds = gpu.interleave(contenders, budget=12 * effort, min_rounds=_runs(effort, 10))
+    seconds = gpu.interleave(contenders, budget=12 * effort, min_rounds=gpu.runs_of(effort, 10))
     latency = {name: gpu.Percentiles.of(values) for name, values in seconds.items()}
     stages = _stages(model, frame, threshold, effort)
     engine_ms, how, waited = _engine_alone(model, stages, effort)
     sources = {"host": frame, "device": on_device, **({"pinned host": pinned} if pinned is not None else {})}
-    count = _runs(effort, 50)
+    count = gpu.runs_of(effort, 50)
     throughput = {
         f"pipelined, {name}": _rate(
             lambda source=source: _pipelined(model, source, threshold, count), count, effort
@@ -247,6 +114,16 @@ def _measured(model, engine: str, effort: float, frame_size: tuple[int, int], gp
     return run
 
 
+def _between(scores) -> float:
+    """Above all scores but the best KEPT."""
+    ordered = np.sort(np.asarray(scores))[::-1]
+    return float(ordered[: KEPT + 1][-2:].mean())
+
+
+def _median(values) -> float:
+    return float(np.median(values))
+
+
 def _threshold(model: fai_fast.Model, frame) -> float:
     return _between(model.infer(frame, threshold=0.0).confidence)
 
@@ -254,7 +131,7 @@ def _threshold(model: fai_fast.Model, frame) -> float:
 def _stages(model: fai_fast.Model, frame, threshold: float, effort: float) -> dict[str, float]:
     """Milliseconds on the card by events, and "host": what a call takes beyond them."""
     found = []
-    for _ in range(_runs(effort, 60)):
+    for _ in range(gpu.runs_of(effort, 60)):
         started = time.perf_counter()
         model.infer(frame, threshold=threshold)
         whole = 1e3 * (time.perf_counter() - started)
@@ -276,7 +153,7 @@ def _engine_alone(model: fai_fast.Model, stages: dict[str, float], effort: float
     context = model._prepared.gpu.bind(frames.images, frames.mask_logits, frames.class_logits, frames.stream)
     try:
         alone = gpu.EngineGraph(runtime, context, frames.stream)
-        milliseconds, waited = alone.times(_runs(effort, 100))
+        milliseconds, waited = alone.times(gpu.runs_of(effort, 100))
         alone.close()
     finally:
         context.close()
@@ -300,7 +177,7 @@ def _rate(call, frames: int, effort: float) -> float:
     """Frames a second, the median of a few calls."""
     call()
     seconds = []
-    for _ in range(_runs(effort, 7)):
+    for _ in range(gpu.runs_of(effort, 7)):
         started = time.perf_counter()
         call()
         seconds.append(time.perf_counter() - started)
@@ -324,14 +201,3 @@ def _targets(model: fai_fast.Model, latency, engine_ms: float, uploaded: int) ->
     if name == "bisenetformer-m-ade" and "H200" in gpu.card().name:
         found.append(gpu.Target(f"{name}: {HOST} frame, p50 ms on an H200", latency[HOST].p50, 1.5))
     return found
-
-
-def test_kernels_by_the_profiler(effort, frame_size, gpu_report) -> None:
-    """The last, since a profiler that has been in a process may slow down what comes after it."""
-    frames = gpu.on_device([scenes.frame(*frame_size)])
-    for name, scene in (("instances", scenes.instances()), ("regions", scenes.regions())):
-        graph = gpu.captured(gpu.frame_graph(logits=scene.as_float16(), semantic=name == "regions"))
-        gpu_report.profiled[f"{frame_size[0]}x{frame_size[1]}, {name}"] = gpu.kernel_times(
-            lambda graph=graph: gpu.stages(graph, frames, "rgb", 0.5, 1, warmup=0), _runs(effort, 20)
-        )
-        graph.close()
