@@ -643,42 +643,41 @@ def exercise() -> int:
         scene = scenes.regions(40, 24, 9) if semantic else scenes.instances(40, 24, 9)
         scene = scene.as_float16() if dtype == "float16" else scene
         graph = captured(frame_graph(size=(64, 96), dtype=dtype, logits=scene, semantic=semantic))
-        for color, resize in (
-            ("rgb", "stretch"),
-            ("bgr", "letterbox"),
-            ("nv12", "stretch"),
-            ("gray", "letterbox"),
+        for color, resize, size in (
+            ("rgb", "stretch", (70, 90)),
+            ("bgr", "letterbox", (48, 130)),
+            ("nv12", "stretch", (48, 130)),
+            ("gray", "letterbox", (70, 90)),
         ):
-            for size in ((70, 90), (48, 130)):
-                count += 1
-                frame = _small_frame(color, *size)
-                _core.copy_to_device(graph.images, np.full((1, 3, 64, 96), np.nan, dtype))
-                graph.submit([(frame, color, resize, "bt709", "full")], 0.3, 0.5, True)
-                graph.wait(-1.0)
-                [rows] = graph.results(100, True)
-                tensor = np.empty((1, 3, 64, 96), dtype)
-                _core.copy_from_device(tensor, graph.images)
-                layout = {"color": color, "resize": resize, "yuv_matrix": "bt709", "yuv_range": "full"}
-                expected = fai_fast.preprocess(frame, (64, 96), mean=MEAN, std=STD, dtype=dtype, **layout)
-                letterbox = None
-                if resize == "letterbox":
-                    expected, letterbox = expected
-                kept = fai_fast.postprocess(
-                    scene.mask_logits,
-                    scene.class_logits,
-                    size,
-                    threshold=0.3,
-                    predict_all_pixels=semantic,
-                    letterbox=letterbox,
-                    **options,
-                )
-                what = f"{'semantic' if semantic else 'instance'} {dtype} {color} {resize} {size}"
-                # Not `> 2e-3`: a NaN that nobody overwrote must fail.
-                assert np.abs(tensor.astype(np.float32) - expected.astype(np.float32)).max() <= 2e-3, what
-                assert sorted(rows["query"].tolist()) == sorted(kept.query.tolist()), what
-                masks = np.empty(rows["masks_device"].shape, np.bool_)
-                _core.copy_from_device(masks, rows["masks_device"].__cuda_array_interface__["data"][0])
-                assert masks.sum() == rows["area"].sum() > 0, what
+            count += 1
+            frame = _small_frame(color, *size)
+            _core.copy_to_device(graph.images, np.full((1, 3, 64, 96), np.nan, dtype))
+            graph.submit([(frame, color, resize, "bt709", "full")], 0.3, 0.5, True)
+            graph.wait(-1.0)
+            [rows] = graph.results(100, True)
+            tensor = np.empty((1, 3, 64, 96), dtype)
+            _core.copy_from_device(tensor, graph.images)
+            layout = {"color": color, "resize": resize, "yuv_matrix": "bt709", "yuv_range": "full"}
+            expected = fai_fast.preprocess(frame, (64, 96), mean=MEAN, std=STD, dtype=dtype, **layout)
+            letterbox = None
+            if resize == "letterbox":
+                expected, letterbox = expected
+            kept = fai_fast.postprocess(
+                scene.mask_logits,
+                scene.class_logits,
+                size,
+                threshold=0.3,
+                predict_all_pixels=semantic,
+                letterbox=letterbox,
+                **options,
+            )
+            what = f"{'semantic' if semantic else 'instance'} {dtype} {color} {resize} {size}"
+            # Not `> 2e-3`: a NaN that nobody overwrote must fail.
+            assert np.abs(tensor.astype(np.float32) - expected.astype(np.float32)).max() <= 2e-3, what
+            assert sorted(rows["query"].tolist()) == sorted(kept.query.tolist()), what
+            masks = np.empty(rows["masks_device"].shape, np.bool_)
+            _core.copy_from_device(masks, rows["masks_device"].__cuda_array_interface__["data"][0])
+            assert masks.sum() == rows["area"].sum() > 0, what
         graph.close()
     return count
 
