@@ -6,7 +6,7 @@ import fai_fast
 import numpy as np
 import pytest
 
-from bench import gpu, scenes
+from bench import gpu, scenes, streams
 from bench.floor import touched
 
 pytestmark = pytest.mark.usefixtures("card")
@@ -38,6 +38,7 @@ def test_preprocess(color, effort, frame_size, gpu_report) -> None:
                 link=0,
                 why="the frame's rows that have a weight, and the tensor, once",
                 target=2.0,
+                launches=1 / count,
             )
         )
         graph.close()
@@ -51,7 +52,7 @@ def test_postprocess(task, effort, frame_size, gpu_report) -> None:
     frame = scenes.frame(height, width)
     options = {"predict_all_pixels": semantic, "use_mask_score": True}
     every = fai_fast.postprocess(scene.mask_logits, scene.class_logits, frame_size, threshold=0.0, **options)
-    threshold = _between(every.confidence)
+    threshold = streams.threshold_of(every, KEPT)
     expected = fai_fast.postprocess(
         scene.mask_logits, scene.class_logits, frame_size, threshold=threshold, **options
     )
@@ -97,18 +98,13 @@ def _median(values) -> float:
     return float(np.median(values))
 
 
-def _between(scores) -> float:
-    """Above all scores but the best KEPT."""
-    ordered = np.sort(np.asarray(scores))[::-1]
-    return float(ordered[: KEPT + 1][-2:].mean())
-
-
 def test_kernels_by_the_profiler(effort, frame_size, gpu_report) -> None:
     """The last, since a profiler that has been in a process may slow down what comes after it."""
     frames = gpu.on_device([scenes.frame(*frame_size)])
     for name, scene in (("instances", scenes.instances()), ("regions", scenes.regions())):
         graph = gpu.captured(gpu.frame_graph(logits=scene.as_float16(), semantic=name == "regions"))
         gpu_report.profiled[f"{frame_size[0]}x{frame_size[1]}, {name}"] = gpu.kernel_times(
-            lambda graph=graph: gpu.stages(graph, frames, "rgb", 0.5, 1, warmup=0), gpu.runs_of(effort, 20)
+            lambda graph=graph: gpu.stages(graph, frames, "rgb", 0.5, 1, warmup=0, masks_device=True),
+            gpu.runs_of(effort, 20),
         )
         graph.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 sys.path += [str(ROOT), str(ROOT / "tools")]
 import gpu_check  # noqa: E402
 
-from bench import gpu, plot  # noqa: E402
+from bench import gpu, plot, upload  # noqa: E402
 
 CARD = {"name": "A card", "compute_cap": "9.0", "driver_version": "580", "memory.total": "1 MiB"}
 
@@ -327,6 +328,7 @@ def measured(ms, met):
     return {
         "gpu": {
             "kernels": [{"name": "pack", "case": "a case", "ms": ms}],
+            "upload_us": {"a frame": {"a": {"warm": 300.0}, "b": {"warm": 250.0}}},
             "profiled_us": {"a case": {"pack": 1e3 * ms}, "another": "not installed"},
             "models": [
                 {
@@ -365,6 +367,7 @@ def test_a_run_stands_beside_an_earlier_one(checked, tmp_path):
         "| pack, a case | 0.05 ms | 0.025 ms | 0.50 |",
         "| profiler, a case: finish | 3 us | - |  |",
         "| m, torch-cuda fp16: host, p50 | 2 ms | 2 ms | 1.00 |",
+        "| a frame to the card, the best way | 250 us | 250 us | 1.00 |",
         "| m, torch-cuda fp16: pipelined | 100 frames/s | 100 frames/s | 1.00 |",
         "- fast enough: met, before NOT MET",
     ):
@@ -440,7 +443,7 @@ def on_a(monkeypatch):
 
     def put(name):
         monkeypatch.setattr(gpu, "card", lambda: Device(0, name, (9, 0), 1 << 30, 132, "GPU-0"))
-        known = gpu.Ceilings(memory=640e9, memory_from="a test", copy=None, upload=24e9)
+        known = gpu.Ceilings(memory=640e9, memory_from="a test", copy=None, upload=24e9, launch=0.008)
         monkeypatch.setattr(gpu, "ceilings", lambda: known)
 
     return put
@@ -455,15 +458,15 @@ def test_a_kernel_against_its_floor(on_a):
     assert item["floor_t4_ms"] == pytest.approx(0.01 + 0.02)
 
 
-def test_postprocessing_is_judged_by_the_engine(on_a):
+def test_a_kernel_is_judged_by_a_launch_and_its_floor(on_a):
     on_a("A card")
-    report = gpu.Report(kernels=[kernel(), kernel(target=None)], models=[model_run()])
-    report.kernels[1].name, report.kernels[1].case = "postprocess", "20 instances"
-    floor, share = report.targets()
-    assert floor.value == pytest.approx(0.03 / 0.005)
-    assert not floor.met
-    assert share.value == pytest.approx(0.03 / 0.5)
-    assert share.met
+    target = gpu.Target("postprocess", 0.09, 0.08)
+    report = gpu.Report([kernel(), kernel(launches=0.5), kernel(target=None)], [model_run(targets=[target])])
+    one, half, last = report.targets()
+    assert one.value == half.value == pytest.approx(0.03)
+    assert one.limit == pytest.approx(0.008 + 2 * 0.005)
+    assert half.limit == pytest.approx(0.004 + 2 * 0.005)
+    assert last is target
 
 
 def test_a_report_is_json_and_a_table(on_a):
@@ -567,6 +570,38 @@ def test_the_engine_alone(runtime, kind):
         alone.close()
         assert runtime._runtime.calls[-1] == ("cudaGraphExecDestroy", "executable")
         assert set(enqueued) == ({9} if kind == "captured" else set())
+
+
+@pytest.fixture
+def on_the_emulator(monkeypatch):
+    monkeypatch.setattr(
+        gpu, "card", lambda: Device(0, f"{gpu.EMULATED} on the CPU", (7, 5), 1 << 30, 1, "GPU-0")
+    )
+    upload.measure.cache_clear()
+    yield
+    upload.measure.cache_clear()
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler")
+def test_every_way_to_the_card_brings_the_frame(on_the_emulator):
+    # The program compares what has arrived with what was sent, and says so where it differs.
+    ways = upload.measure(27_649, trial=True)
+    assert isinstance(ways, upload.Ways), ways
+    assert "the driver's pageable copy" in ways.warm
+    assert {name.split(" of ")[0] for name in ways.warm} >= {"rounds", "prefixes"}
+    assert ways.best in ways.cold
+    found = gpu.Report(uploads={"1080x1920 rgb": ways.as_dict()}).table()
+    assert sum(line.startswith("- ") for line in found) in (3, 4)
+
+
+def test_ways_to_the_card_that_cannot_be_measured(on_the_emulator, monkeypatch):
+    monkeypatch.setattr(upload, "compiler", lambda _: [sys.executable, "-c", "raise SystemExit('no')"])
+    assert "no" in upload.measure(100)
+    upload.measure.cache_clear()
+    monkeypatch.undo()
+    monkeypatch.setattr(gpu, "card", lambda: Device(0, "A card", (9, 0), 1 << 30, 1, "GPU-0"))
+    monkeypatch.setenv("PATH", "")
+    assert upload.measure(100) == "there is no nvcc on the PATH"
 
 
 def test_contenders_take_turns():

@@ -44,7 +44,7 @@ TEST_FILES = {
     "test_gpu_model": 30.0,
     "test_gpu_engines": 30.0,
 }
-BENCH_FILES = {"test_gpu_kernels": 40.0, "test_gpu": 90.0}
+BENCH_FILES = {"test_gpu_kernels": 40.0, "test_gpu": 100.0}
 BUDGET_S = 240.0  # so that a check before a change and one after it fit into ten minutes
 _RESERVE_S = 8.0  # of the whole budget, for writing results
 _GRACE_S = 5.0  # a stage that is told to stop may still write down what it has
@@ -475,6 +475,9 @@ def figures(result: Mapping[str, Any]) -> dict[str, tuple[float, str]]:
     for case, kernels in measured.get("profiled_us", {}).items():
         if isinstance(kernels, dict):
             found.update({f"profiler, {case}: {name}": (us, "us") for name, us in kernels.items()})
+    for frame, ways in measured.get("upload_us", {}).items():
+        if ways:
+            found[f"{frame} to the card, the best way"] = (min(way["warm"] for way in ways.values()), "us")
     for run in measured.get("models", []):
         name = f"{run['name']}, {run['engine']} {run['precision']}"
         found[f"{name}: engine alone"] = (run["engine_ms"], "ms")
