@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from fai_fast.errors import CudaError
 
 from bench import gpu, peers, plot, report, streams
 from bench.floor import Floor
@@ -120,6 +122,33 @@ def gpu_report(request: pytest.FixtureRequest) -> Iterator[gpu.Report]:
         pytest.skip("--bench-budget is used up")
     yield config.stash[_GPU]
     _write(config)
+
+
+@pytest.fixture(scope="session")
+def card():
+    """The first GPU; what asks for it is skipped where there is none."""
+    try:
+        return gpu.card()
+    except CudaError as error:
+        if gpu.required():
+            raise
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> str | Path:
+    return os.environ.get("FAI_FAST_CACHE") or tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def effort(request: pytest.FixtureRequest) -> float:
+    """How much is measured: 1, or far less for --bench-quick."""
+    return 0.02 if request.config.getoption("--bench-quick") else 1.0
+
+
+@pytest.fixture(scope="session")
+def frame_size(effort: float) -> tuple[int, int]:
+    return (72, 128) if gpu.is_trial(effort) else (1080, 1920)
 
 
 @pytest.fixture

@@ -86,6 +86,16 @@ struct PostprocessLaunch {
     int multiprocessors;
 };
 
+// Are labels of one byte?
+inline bool narrow(const GraphSpec& spec) { return spec.queries <= 255; }
+
+// The steps of launch_postprocess(). T: float or __half.
+template <class T>
+void launch_instances(cudaStream_t stream, const PostprocessLaunch& launch);
+template <class T>
+void launch_semantic(cudaStream_t stream, const PostprocessLaunch& launch);
+void launch_finish(cudaStream_t stream, const PostprocessLaunch& launch);
+
 void launch_postprocess(cudaStream_t stream, const PostprocessLaunch& launch);
 
 // The last two steps again, after a first run found too little room for the masks.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 sys.path += [str(ROOT), str(ROOT / "tools")]
 import gpu_check  # noqa: E402
 
-from bench import gpu, plot  # noqa: E402
+from bench import gpu, plot, upload  # noqa: E402
 
 CARD = {"name": "A card", "compute_cap": "9.0", "driver_version": "580", "memory.total": "1 MiB"}
 
@@ -200,7 +201,12 @@ def test_a_dry_run_says_what_would_run(tmp_path):
     done = shell(str(tmp_path / "out"), "--dry-run", PATH=f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     assert done.returncode == 0, done.stderr
     names = [line[2:].split(":")[0] for line in done.stdout.splitlines() if ": at most" in line]
-    assert names == ["build", "import", "tests", "benchmarks", "frames", "memcheck", "racecheck"]
+    assert names == [
+        *("build", "import"),
+        *(f"tests/{name}" for name in gpu_check.TEST_FILES),
+        *(f"bench/{name}" for name in gpu_check.BENCH_FILES),
+        *("frames", "memcheck", "racecheck"),
+    ]
     commands = [shlex.split(line) for line in done.stdout.splitlines() if not line.startswith("#")]
     assert any("cmake.define.CMAKE_CUDA_ARCHITECTURES=89-real" in command for command in commands)
     assert not (tmp_path / "out").exists()
@@ -253,11 +259,14 @@ def checked(tmp_path, monkeypatch):
     return run
 
 
+def write_json(path, content):
+    """Lines of Python that write a file."""
+    return f"open({str(path)!r}, 'w').write({json.dumps(content)!r})"
+
+
 def test_everything_is_written_down(checked):
     def plan(out):
-        bench = (
-            f'open({str(out / "bench.json")!r}, \'w\').write(\'{{"gpu": {{"table": ["| a figure |"]}}}}\')'
-        )
+        bench = write_json(out / "bench-test_gpu.json", {"gpu": {"table": ["| a figure |"]}})
         return [
             stage("build", "pass", code=gpu_check.BUILD),
             stage("benchmarks", bench, code=gpu_check.BENCHMARKS, after=["build"]),
@@ -294,6 +303,132 @@ def test_the_budget_cuts_later_stages_and_loses_nothing(checked):
     assert [item["status"] for item in result["stages"]] == ["passed", "cut", "cut"]
     assert result["stages"][2]["why"] == "no time was left"
     assert code == gpu_check.BENCHMARKS | gpu_check.SANITIZERS
+
+
+def test_a_crash_loses_one_stage(checked):
+    first = {
+        "date": "today",
+        "command": "a",
+        "gpu": {"kernels": [], "table": ["| kernels |"], "notes": ["n"]},
+    }
+    second = {"gpu": {"table": ["| models |"], "notes": ["m"]}}
+    crash = "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"
+
+    def plan(out):
+        return [
+            stage("tests/a", crash),
+            stage("tests/b", "pass"),
+            stage("bench/a", write_json(out / "bench-test_gpu_kernels.json", first)),
+            stage(
+                "bench/b",
+                write_json(out / "bench-test_gpu.json", second) + f"; {crash}",
+                code=gpu_check.BENCHMARKS,
+            ),
+        ]
+
+    code, result, table = checked(plan)
+    assert code == gpu_check.TESTS | gpu_check.BENCHMARKS
+    assert [(item["status"], item["why"]) for item in result["stages"]] == [
+        ("failed", "ended by SIGSEGV"),
+        ("passed", ""),
+        ("passed", ""),
+        ("failed", "ended by SIGSEGV"),
+    ]
+    # What the second one had written before it crashed is kept beside what the first one wrote.
+    assert result["benchmarks"]["gpu"]["table"] == ["| kernels |", "", "| models |"]
+    assert result["benchmarks"]["gpu"]["notes"] == ["n", "m"]
+    assert result["benchmarks"]["date"] == "today"
+    assert "| kernels |" in table
+    assert "| models |" in table
+
+
+def test_stages_of_a_kind_are_named_together(checked):
+    def plan(_):
+        return [stage(name, "pass") for name in ("build", "tests/a", "tests/b", "bench/a", "frames")]
+
+    for only, expected in {
+        "tests": ["build", "tests/a", "tests/b"],
+        "tests/b,frames": ["build", "tests/b", "frames"],
+    }.items():
+        _, result, _ = checked(plan, "--only", only)
+        assert [item["name"] for item in result["stages"]] == expected
+
+
+def test_the_figures_of_an_earlier_run_are_gone(checked, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/bench-test_gpu.json").write_text('{"gpu": {"table": ["| old |"]}}')
+    _, result, table = checked(lambda _: [stage("build", "pass")])
+    assert result["benchmarks"] is None
+    assert "| old |" not in table
+
+
+def measured(ms, met):
+    return {
+        "gpu": {
+            "kernels": [{"name": "pack", "case": "a case", "ms": ms}],
+            "upload_us": {"a frame": {"a": {"warm": 300.0}, "b": {"warm": 250.0}}},
+            "profiled_us": {"a case": {"pack": 1e3 * ms}, "another": "not installed"},
+            "models": [
+                {
+                    "name": "m",
+                    "engine": "torch-cuda",
+                    "precision": "fp16",
+                    "engine_ms": 1.0,
+                    "latency": {"host": {"p50": 2.0}},
+                    "stages": {"upload": 0.1},
+                    "throughput": {"pipelined": 100.0},
+                }
+            ],
+            "targets": [{"what": "fast enough", "met": met}],
+            "table": ["| a figure |"],
+        }
+    }
+
+
+def test_a_run_stands_beside_an_earlier_one(checked, tmp_path):
+    def plan(ms, met):
+        return lambda out: [
+            stage("build", "pass"),
+            stage("bench/test_gpu", write_json(out / "bench-test_gpu.json", measured(ms, met))),
+        ]
+
+    _, before, table = checked(plan(0.05, False))
+    assert "Compared" not in table
+    earlier = tmp_path / "earlier.json"
+    before["machine"]["gpu"]["name"] = "Another card"
+    before["benchmarks"]["gpu"]["profiled_us"]["a case"]["finish"] = 3.0
+    earlier.write_text(json.dumps(before))
+    _, result, table = checked(plan(0.025, True), "--compare", str(earlier))
+    assert result["comparison"][0] == f"## Compared with {before['date']}, Another card"
+    for line in (
+        "Another card: this one is A card.",
+        "| pack, a case | 0.05 ms | 0.025 ms | 0.50 |",
+        "| profiler, a case: finish | 3 us | - |  |",
+        "| m, torch-cuda fp16: host, p50 | 2 ms | 2 ms | 1.00 |",
+        "| a frame to the card, the best way | 250 us | 250 us | 1.00 |",
+        "| m, torch-cuda fp16: pipelined | 100 frames/s | 100 frames/s | 1.00 |",
+        "- fast enough: met, before NOT MET",
+    ):
+        assert line in table.splitlines()
+    assert any(line.startswith("| stage build |") for line in table.splitlines())
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"date": "x", "machine": {}}', None])
+def test_what_is_no_earlier_result_is_refused(tmp_path, capsys, content):
+    file = tmp_path / "gpu_check.json"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(SystemExit):
+        gpu_check.main([str(tmp_path / "out"), "--compare", str(file)])
+    said = capsys.readouterr().err
+    assert f"--compare: got {file}, expected the gpu_check.json of an earlier run" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_first_results_of_a_gpu_are_compared_with():
+    found = json.loads((ROOT / "bench/results/nvidia-h200-2026-11-26-check.json").read_text())
+    lines = gpu_check.comparison(found, {**found, "benchmarks": None})
+    assert "| bisenetformer-m-ade, torch-cuda fp16: engine alone | 1.093 ms | - |  |" in lines
 
 
 # ---------------------------------------------------------------------------------------------------- bench
@@ -346,7 +481,7 @@ def on_a(monkeypatch):
 
     def put(name):
         monkeypatch.setattr(gpu, "card", lambda: Device(0, name, (9, 0), 1 << 30, 132, "GPU-0"))
-        known = gpu.Ceilings(memory=640e9, memory_from="a test", copy=None, upload=24e9)
+        known = gpu.Ceilings(memory=640e9, memory_from="a test", copy=None, upload=24e9, launch=0.008)
         monkeypatch.setattr(gpu, "ceilings", lambda: known)
 
     return put
@@ -361,15 +496,15 @@ def test_a_kernel_against_its_floor(on_a):
     assert item["floor_t4_ms"] == pytest.approx(0.01 + 0.02)
 
 
-def test_postprocessing_is_judged_by_the_engine(on_a):
+def test_a_kernel_is_judged_by_a_launch_and_its_floor(on_a):
     on_a("A card")
-    report = gpu.Report(kernels=[kernel(), kernel(target=None)], models=[model_run()])
-    report.kernels[1].name, report.kernels[1].case = "postprocess", "20 instances"
-    floor, share = report.targets()
-    assert floor.value == pytest.approx(0.03 / 0.005)
-    assert not floor.met
-    assert share.value == pytest.approx(0.03 / 0.5)
-    assert share.met
+    target = gpu.Target("postprocess", 0.09, 0.08)
+    report = gpu.Report([kernel(), kernel(launches=0.5), kernel(target=None)], [model_run(targets=[target])])
+    one, half, last = report.targets()
+    assert one.value == half.value == pytest.approx(0.03)
+    assert one.limit == pytest.approx(0.008 + 2 * 0.005)
+    assert half.limit == pytest.approx(0.004 + 2 * 0.005)
+    assert last is target
 
 
 def test_a_report_is_json_and_a_table(on_a):
@@ -473,6 +608,38 @@ def test_the_engine_alone(runtime, kind):
         alone.close()
         assert runtime._runtime.calls[-1] == ("cudaGraphExecDestroy", "executable")
         assert set(enqueued) == ({9} if kind == "captured" else set())
+
+
+@pytest.fixture
+def on_the_emulator(monkeypatch):
+    monkeypatch.setattr(
+        gpu, "card", lambda: Device(0, f"{gpu.EMULATED} on the CPU", (7, 5), 1 << 30, 1, "GPU-0")
+    )
+    upload.measure.cache_clear()
+    yield
+    upload.measure.cache_clear()
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler")
+def test_every_way_to_the_card_brings_the_frame(on_the_emulator):
+    # The program compares what has arrived with what was sent, and says so where it differs.
+    ways = upload.measure(27_649, trial=True)
+    assert isinstance(ways, upload.Ways), ways
+    assert "the driver's pageable copy" in ways.warm
+    assert {name.split(" of ")[0] for name in ways.warm} >= {"rounds", "prefixes"}
+    assert ways.best in ways.cold
+    found = gpu.Report(uploads={"1080x1920 rgb": ways.as_dict()}).table()
+    assert sum(line.startswith("- ") for line in found) in (3, 4)
+
+
+def test_ways_to_the_card_that_cannot_be_measured(on_the_emulator, monkeypatch):
+    monkeypatch.setattr(upload, "compiler", lambda _: [sys.executable, "-c", "raise SystemExit('no')"])
+    assert "no" in upload.measure(100)
+    upload.measure.cache_clear()
+    monkeypatch.undo()
+    monkeypatch.setattr(gpu, "card", lambda: Device(0, "A card", (9, 0), 1 << 30, 1, "GPU-0"))
+    monkeypatch.setenv("PATH", "")
+    assert upload.measure(100) == "there is no nvcc on the PATH"
 
 
 def test_contenders_take_turns():

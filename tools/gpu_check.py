@@ -1,14 +1,15 @@
 """What tools/gpu_check.sh runs: builds, tests, sanitizers and benchmarks on a CUDA machine, within a time limit.
 
-    tools/gpu_check.sh [OUT_DIR] [--budget SECONDS] [--only STAGE,...] [--dry-run]
+    tools/gpu_check.sh [OUT_DIR] [--budget SECONDS] [--only STAGE,...] [--compare FILE] [--dry-run]
 
 Needs no network: Python 3.10 or later with PyTorch, the build tools and nvcc. Wheels in .whl/ (which
 tools/gpu_check_prepare.sh puts there) are installed for the run, and TensorRT-RTX from .gpu/ where that folder is.
 
 Writes into OUT_DIR (default: $OUT, else build/gpu_check/out): gpu_check.json and gpu_check.md with everything, log.txt
-with all output, and what pytest bench/ writes. The exit code is the sum of what did not pass: 1 build, 2 tests,
-4 sanitizers, 8 growing memory, 16 benchmarks; 32: this machine cannot run it at all. A stage that ran out of time has
-not passed.
+with all output, and what pytest bench/ writes. Every file of tests or benchmarks is a stage in a process of its own:
+one that crashes loses its own results alone. `--compare FILE`, an earlier gpu_check.json, puts both runs' figures side
+by side. The exit code is the sum of what did not pass: 1 build, 2 tests, 4 sanitizers, 8 growing memory, 16 benchmarks;
+32: this machine cannot run it at all. A stage that ran out of time has not passed.
 
 FAI_FAST_CUDA=EMULATED tries the script itself on a machine without a GPU, with a build for tests: few runs, no figures.
 """
@@ -36,9 +37,17 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD, TESTS, SANITIZERS, GROWTH, BENCHMARKS, MACHINE = 1, 2, 4, 8, 16, 32
-TEST_FILES = ("test_gpu_kernels", "test_frame_graph", "test_gpu_model", "test_gpu_engines")
+# Files of tests and benchmarks, and the seconds that each may take: about twice what it took on an H200.
+TEST_FILES = {
+    "test_gpu_kernels": 30.0,
+    "test_frame_graph": 40.0,
+    "test_gpu_model": 30.0,
+    "test_gpu_engines": 30.0,
+}
+BENCH_FILES = {"test_gpu_kernels": 40.0, "test_gpu": 100.0}
+BUDGET_S = 240.0  # so that a check before a change and one after it fit into ten minutes
 _RESERVE_S = 8.0  # of the whole budget, for writing results
-_GRACE_S = 10.0  # a stage that is told to stop may still write down what it has
+_GRACE_S = 5.0  # a stage that is told to stop may still write down what it has
 _NO_TESTS = 5  # pytest's exit code where nothing was selected
 _TAIL = 3000
 _TOOLKIT = "/usr/local/cuda/bin"  # often there and not on the PATH
@@ -192,13 +201,19 @@ def run(stage: Stage, limit: float, log: Path) -> Outcome:
     if outcome.status == "passed" and code == _NO_TESTS and stage.junit is not None:
         outcome.status, outcome.why = "skipped", "no such test"
     elif outcome.status == "passed" and code != 0:
-        outcome.status, outcome.why = "failed", f"exit code {code}"
+        outcome.status, outcome.why = "failed", f"exit code {code}" if code > 0 else _signal_name(-code)
     return outcome
 
 
 def _hear_interrupts() -> None:
     """In a stage's process: whoever starts this script in the background of a shell hands down an ignored SIGINT."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _signal_name(number: int) -> str:
+    with contextlib.suppress(ValueError):
+        return f"ended by {signal.Signals(number).name}"
+    return f"ended by signal {number}"
 
 
 def _stop(process: subprocess.Popen[bytes]) -> int:
@@ -257,7 +272,7 @@ def machine(card: Mapping[str, str], site: Path) -> dict[str, Any]:
 
 
 def stages(out: Path, work: Path, capability: str, site: Path, path: Sequence[str]) -> list[Stage]:
-    """Everything that is run, in order; figures come before what takes long.
+    """Everything that is run, in order; figures come before what a later run can do as well.
 
     Args:
         out: where results go.
@@ -279,7 +294,6 @@ def stages(out: Path, work: Path, capability: str, site: Path, path: Sequence[st
     }
     # Warnings of packages that are newer here than where the tests were written are no errors of ours.
     pytest = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "filterwarnings=default"]
-    files = [f"tests/{name}.py" for name in TEST_FILES if (ROOT / "tests" / f"{name}.py").is_file()]
     sanitizer = shutil.which("compute-sanitizer")
 
     def lacking(*kinds: str) -> str:
@@ -302,7 +316,7 @@ def stages(out: Path, work: Path, capability: str, site: Path, path: Sequence[st
                 "bench.gpu",
                 "kernels",
             ],
-            limit=90,
+            limit=30,
             code=SANITIZERS,
             environment=environment,
             after=["build"],
@@ -316,7 +330,7 @@ def stages(out: Path, work: Path, capability: str, site: Path, path: Sequence[st
             *("--upgrade", "--target", str(site), "-C", f"build-dir={work / 'build'}"),
             *("-C", f"cmake.define.CMAKE_CUDA_ARCHITECTURES={architecture(capability)}", str(ROOT)),
         ],
-        limit=200,
+        limit=120,
         code=BUILD,
         environment={**environment, "FAI_FAST_CUDA": "EMULATED" if emulated() else "ON"},
         absent=lacking("build")
@@ -325,48 +339,61 @@ def stages(out: Path, work: Path, capability: str, site: Path, path: Sequence[st
     started = Stage(
         "import",
         [python, "-c", "import fai_fast; print(fai_fast.build_info()); fai_fast._core.cuda_devices()"],
-        limit=60,
+        limit=20,
         code=BUILD,
         environment=environment,
         after=["build"],
         absent=lacking("run"),
     )
-    tests = Stage(
-        "tests",
-        [*pytest, f"--junitxml={work / 'tests.xml'}", *files],
-        limit=150,
-        code=TESTS,
-        environment={**environment, "FAI_FAST_LONG": "1"},
-        after=["import"],
-        absent=lacking("run", "tests") or ("" if files else f"none of {', '.join(TEST_FILES)} is in tests/"),
-        junit=work / "tests.xml",
-    )
-    bench_limit = 180.0
-    benchmarks = Stage(
-        "benchmarks",
-        [
-            *(*pytest, "bench/test_gpu.py", "--bench-budget", f"{bench_limit - 20:.0f}"),
-            *("--bench-json", str(out / "bench.json"), "--plot", str(out / "figure.png")),
-            f"--junitxml={work / 'bench.xml'}",
-            *(["--bench-quick"] if emulated() else []),
-        ],
-        limit=bench_limit,
-        code=BENCHMARKS,
-        environment=environment,
-        after=["import"],
-        absent=lacking("run", "bench"),
-        junit=work / "bench.xml",
-    )
+
+    def tested(name: str, limit: float) -> Stage:
+        file = f"tests/{name}.py"
+        junit = work / f"tests-{name}.xml"
+        return Stage(
+            f"tests/{name}",
+            [*pytest, f"--junitxml={junit}", file],
+            limit=limit,
+            code=TESTS,
+            environment={**environment, "FAI_FAST_LONG": "1"},
+            after=["import"],
+            absent=lacking("run", "tests") or ("" if (ROOT / file).is_file() else f"there is no {file}"),
+            junit=junit,
+        )
+
+    def benched(name: str, limit: float) -> Stage:
+        junit = work / f"bench-{name}.xml"
+        figure = ["--plot", str(out / "figure.png")] if name == "test_gpu" else []
+        return Stage(
+            f"bench/{name}",
+            [
+                *(*pytest, f"bench/{name}.py", "--bench-budget", f"{0.8 * limit:.0f}"),
+                *("--bench-json", str(out / f"bench-{name}.json"), *figure),
+                f"--junitxml={junit}",
+                *(["--bench-quick"] if emulated() else []),
+            ],
+            limit=limit,
+            code=BENCHMARKS,
+            environment=environment,
+            after=["import"],
+            absent=lacking("run", "bench"),
+            junit=junit,
+        )
+
     growth = Stage(
         "frames",
         [python, "-m", "bench.gpu", "frames", "12" if emulated() else "2000"],
-        limit=90,
+        limit=30,
         code=GROWTH,
         environment=environment,
         after=["import"],
         absent=lacking("run"),
     )
-    return [build, started, tests, benchmarks, growth, sanitized("memcheck"), sanitized("racecheck")]
+    return [
+        *(build, started),
+        *(tested(name, limit) for name, limit in TEST_FILES.items()),
+        *(benched(name, limit) for name, limit in BENCH_FILES.items()),
+        *(growth, sanitized("memcheck"), sanitized("racecheck")),
+    ]
 
 
 def prepare(work: Path, log: Path) -> tuple[Path, list[str]]:
@@ -422,14 +449,104 @@ def markdown(result: Mapping[str, Any]) -> str:
             lines += ["", f"**{stage['name']}** ended with:", "", "```", stage["tail"].strip()[-1500:], "```"]
     if result["benchmarks"] and (table := (result["benchmarks"].get("gpu") or {}).get("table")):
         lines += ["", *table]
+    if result["comparison"]:
+        lines += ["", *result["comparison"]]
     return "\n".join(lines) + "\n"
 
 
-def write(out: Path, result: dict[str, Any]) -> None:
+def merged(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """One benchmark's result of those that were measured in processes of their own: lists follow each other."""
+    if not parts:
+        return None
+    whole: dict[str, Any] = {**parts[0], "command": "; ".join(str(part.get("command")) for part in parts)}
+    figures: dict[str, Any] = {}
+    for part in parts:
+        for key, value in (part.get("gpu") or {}).items():
+            before = figures.get(key)
+            if isinstance(value, list) and before is not None:
+                figures[key] = [*before, *([""] if key == "table" else []), *value]
+            elif isinstance(value, dict) and before is not None:
+                figures[key] = {**before, **value}
+            else:
+                figures[key] = value
+    return {**whole, "gpu": figures}
+
+
+def figures(result: Mapping[str, Any]) -> dict[str, tuple[float, str]]:
+    """What a result measured, by what it is: the value and its unit."""
+    found: dict[str, tuple[float, str]] = {}
+    measured = (result.get("benchmarks") or {}).get("gpu") or {}
+    for kernel in measured.get("kernels", []):
+        found[f"{kernel['name']}, {kernel['case']}"] = (kernel["ms"], "ms")
+    for case, kernels in measured.get("profiled_us", {}).items():
+        if isinstance(kernels, dict):
+            found.update({f"profiler, {case}: {name}": (us, "us") for name, us in kernels.items()})
+    for frame, ways in measured.get("upload_us", {}).items():
+        if ways:
+            found[f"{frame} to the card, the best way"] = (min(way["warm"] for way in ways.values()), "us")
+    for run in measured.get("models", []):
+        name = f"{run['name']}, {run['engine']} {run['precision']}"
+        found[f"{name}: engine alone"] = (run["engine_ms"], "ms")
+        found.update({f"{name}: {who}, p50": (took["p50"], "ms") for who, took in run["latency"].items()})
+        found.update({f"{name}: stage {stage}": (ms, "ms") for stage, ms in run["stages"].items()})
+        found.update({f"{name}: {way}": (rate, "frames/s") for way, rate in run["throughput"].items()})
+    for stage in result.get("stages", []):
+        if stage["status"] == "passed":
+            found[f"stage {stage['name']}"] = (stage["seconds"], "s")
+    return found
+
+
+def comparison(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Both results' figures side by side, and the targets that one of them meets and the other does not."""
+    card, before = (result["machine"]["gpu"].get("name", "no GPU") for result in (now, earlier))
+    lines = [f"## Compared with {earlier['date']}, {before}", ""]
+    if card != before:
+        lines += [f"Another card: this one is {card}.", ""]
+    lines += ["| figure | earlier | now | now / earlier |", "| --- | --- | --- | --- |"]
+    old, new = figures(earlier), figures(now)
+    for name in [*new, *(name for name in old if name not in new)]:
+        then, this = old.get(name), new.get(name)
+        ratio = f"{this[0] / then[0]:.2f}" if then and this and then[0] > 0 else ""
+        lines.append(f"| {name} | {_figure(then)} | {_figure(this)} | {ratio} |")
+
+    def judged(result: Mapping[str, Any]) -> dict[str, bool]:
+        measured = (result.get("benchmarks") or {}).get("gpu") or {}
+        return {target["what"]: target["met"] for target in measured.get("targets", [])}
+
+    met, was = judged(now), judged(earlier)
+    changed = [
+        f"- {what}: {'met' if met[what] else 'NOT MET'}, before {'met' if was[what] else 'NOT MET'}"
+        for what in met
+        if was.get(what, met[what]) != met[what]
+    ]
+    return [*lines, *(["", "Targets that changed", "", *changed] if changed else [])]
+
+
+def _figure(found: tuple[float, str] | None) -> str:
+    return "-" if found is None else f"{found[0]:.4g} {found[1]}"
+
+
+def earlier_result(text: str) -> dict[str, Any]:
+    """An earlier gpu_check.json, for argparse."""
+    try:
+        result = json.loads(Path(text).read_text())
+        figures(result)
+        comparison(result, result)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise argparse.ArgumentTypeError(
+            f"got {text}, expected the gpu_check.json of an earlier run ({type(error).__name__}: {error})"
+        ) from None
+    return dict(result)
+
+
+def write(out: Path, result: dict[str, Any], earlier: Mapping[str, Any] | None = None) -> None:
     """Into files that are whole at every moment."""
-    bench = out / "bench.json"
-    with contextlib.suppress(OSError, ValueError):
-        result["benchmarks"] = json.loads(bench.read_text())
+    parts = []
+    for name in BENCH_FILES:
+        with contextlib.suppress(OSError, ValueError):
+            parts.append(json.loads((out / f"bench-{name}.json").read_text()))
+    result["benchmarks"] = merged(parts)
+    result["comparison"] = comparison(earlier, result) if earlier else []
     for name, text in {
         "gpu_check.json": json.dumps(result, indent=1),
         "gpu_check.md": markdown(result),
@@ -444,8 +561,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="tools/gpu_check.sh", description=__doc__.splitlines()[0])
     default = os.environ.get("OUT") or ROOT / "build/gpu_check/out"
     parser.add_argument("out", nargs="?", type=Path, default=default, help="folder for results")
-    parser.add_argument("--budget", type=float, default=570.0, help="seconds for everything (570)")
-    parser.add_argument("--only", default="", help="stages by name, separated by commas")
+    parser.add_argument(
+        "--budget", type=float, default=BUDGET_S, help=f"seconds for everything ({BUDGET_S:g})"
+    )
+    parser.add_argument(
+        "--only", default="", help="stages by name, or by what stands before its slash, separated by commas"
+    )
+    parser.add_argument("--compare", type=earlier_result, metavar="FILE", help="an earlier gpu_check.json")
     parser.add_argument("--dry-run", action="store_true", help="print what would run, and end")
     options = parser.parse_args(arguments)
     if not options.budget > _RESERVE_S:
@@ -464,7 +586,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         plan = stages(out, work, card["compute_cap"], site, [str(site)])
         _check_names(parser, only, plan)
         for stage in plan:
-            if only and stage.name not in only:
+            if only and not _named(stage, only):
                 continue
             absent = f"; would be skipped here: {stage.absent}" if stage.absent else ""
             print(f"# {stage.name}: at most {stage.limit:.0f} s{absent}\n{shlex.join(stage.command)}")
@@ -477,6 +599,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     work.mkdir(parents=True, exist_ok=True)
     log = out / "log.txt"
     log.write_bytes(b"")
+    for name in BENCH_FILES:
+        (out / f"bench-{name}.json").unlink(missing_ok=True)  # an earlier run's
     result: dict[str, Any] = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "budget": options.budget,
@@ -486,6 +610,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "notes": [],
         "stages": [],
         "benchmarks": None,
+        "comparison": [],
     }
     try:
         card = gpu()
@@ -501,7 +626,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _check_names(parser, only, plan)
     outcomes: list[Outcome] = []
     for stage in plan:
-        if only and stage.name not in only and stage.name not in ("build", "import"):
+        if only and not _named(stage, only) and stage.name not in ("build", "import"):
             continue
         elapsed = time.monotonic() - started
         outcome = _attempt(stage, outcomes, allowed(stage.limit, elapsed, options.budget), log)
@@ -510,7 +635,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result["seconds"] = time.monotonic() - started
         result["stages"] = [asdict(item) for item in outcomes]
         result["exit_code"] = exit_code(outcomes)
-        write(out, result)
+        write(out, result, options.compare)
     print((out / "gpu_check.md").read_text())
     return int(result["exit_code"])
 
@@ -528,10 +653,14 @@ def _attempt(stage: Stage, outcomes: Sequence[Outcome], limit: float, log: Path)
     return run(stage, limit, log)
 
 
+def _named(stage: Stage, names: set[str]) -> bool:
+    return stage.name in names or stage.name.split("/")[0] in names
+
+
 def _check_names(parser: argparse.ArgumentParser, only: set[str], plan: Sequence[Stage]) -> None:
-    if unknown := only - {stage.name for stage in plan}:
-        names = ", ".join(stage.name for stage in plan)
-        parser.error(f"--only: got {', '.join(sorted(unknown))}, expected some of {names}")
+    known = {name: None for stage in plan for name in (stage.name.split("/")[0], stage.name)}
+    if unknown := only - set(known):
+        parser.error(f"--only: got {', '.join(sorted(unknown))}, expected some of {', '.join(known)}")
 
 
 if __name__ == "__main__":

@@ -13,15 +13,16 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 import torch.nn.functional as F
-from fai_fast import reference, weights
+from fai_fast import reference
 
 from bench.peers.torch_steps import Rows
 
 
-def load(spec, size: tuple[int, int], precision: str, device: str = "cuda:0") -> Callable[..., Rows]:
-    """(frame uint8 (H, W, 3) in the host's memory, threshold) -> rows of the network with `weights="random"`."""
+def load(
+    spec, size: tuple[int, int], precision: str, state: dict[str, np.ndarray], device: str = "cuda:0"
+) -> Callable[..., Rows]:
+    """(frame uint8 (H, W, 3) in the host's memory, threshold) -> rows of the network with these weights."""
     network = reference.build(spec)
-    state = weights.load_weights(spec, "random").state
     network.load_state_dict({key: torch.from_numpy(value) for key, value in state.items()}, strict=False)
     dtype = {"fp32": torch.float32, "fp16": torch.float16}[precision]
     memory_format = torch.channels_last if precision == "fp16" else torch.contiguous_format

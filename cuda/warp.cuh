@@ -1,0 +1,50 @@
+// What a warp does together, and other small things that several kernels use.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/params.cuh"
+
+namespace fai::cuda {
+
+inline constexpr unsigned kAllLanes = 0xffffffffu;
+inline constexpr int kWarps = kThreads / 32;
+
+__device__ __forceinline__ int32_t smaller(int32_t a, int32_t b) { return a < b ? a : b; }
+__device__ __forceinline__ int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; }
+__device__ __forceinline__ bool is_nan(float x) { return !(x == x); }
+__device__ __forceinline__ float infinity() { return __uint_as_float(0x7f800000u); }
+
+template <class T>
+__device__ __forceinline__ T largest_of_warp(T value) {
+    for (int step = 16; step > 0; step /= 2) {
+        const T other = __shfl_xor_sync(kAllLanes, value, step);
+        value = value > other ? value : other;
+    }
+    return value;
+}
+
+template <class T>
+__device__ __forceinline__ T smallest_of_warp(T value) {
+    for (int step = 16; step > 0; step /= 2) {
+        const T other = __shfl_xor_sync(kAllLanes, value, step);
+        value = value < other ? value : other;
+    }
+    return value;
+}
+
+template <class T>
+__device__ __forceinline__ T sum_of_warp(T value) {
+    for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(kAllLanes, value, step);
+    return value;
+}
+
+// Whole units of a sum of probabilities: integers add up to the same in any order.
+__device__ __forceinline__ unsigned long long units(float sum) {
+    return static_cast<unsigned long long>(sum * 16777216.0f);
+}
+
+// Queries whose score is this little below the threshold are kept for the host to decide, in double.
+inline constexpr double kSlack = 1e-6;
+
+}  // namespace fai::cuda
