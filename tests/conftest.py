@@ -19,11 +19,18 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("fai_fast")
 
 
+# What users set for themselves changes what is printed, and where addresses of this machine lead.
+_FOREIGN = ("all_proxy", "http_proxy", "https_proxy", "ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY")
+_FOREIGN += ("COLUMNS", "FORCE_COLOR", "LINES", "PYTHON_COLORS", "FAI_FAST_TRACEBACK")
+
+
 @pytest.fixture(scope="session", autouse=True)
-def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Nothing is kept in the home folder by those who name no cache."""
+def _environment_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing is kept in the home folder by those who name no cache, here and in the processes that are started."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FAI_FAST_CACHE", str(tmp_path_factory.mktemp("cache")))
+        for name in _FOREIGN:
+            patch.delenv(name, raising=False)
         yield
 
 
