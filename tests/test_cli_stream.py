@@ -135,6 +135,13 @@ def test_all_and_stride(capsys, model):
     assert [seconds for seconds, _ in drawn] == pytest.approx([0, 0.2, 0.4])
 
 
+def test_no_more_frames_than_are_asked_for(capsys, model):
+    write_video("in.mp4", 12)
+    code, out, _ = run(capsys, "in.mp4", "--all", "--max-frames", "5", "--json", "-")
+    assert code == 0
+    assert [entry["frame"] for entry in lines(out)] == [0, 1, 2, 3, 4]
+
+
 def test_pictures_of_several_sizes_fit_into_one_video(capsys, model):
     Path("in").mkdir()
     for index, size in enumerate([(48, 64), (64, 48), (20, 20)]):
