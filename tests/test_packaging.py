@@ -215,7 +215,7 @@ def test_a_change_of_what_builds_wheels_builds_them():
 # ---------------------------------------------------------------------------------------------------- scripts
 
 
-@pytest.mark.parametrize("name", ["debian_root.sh", "manylinux_cuda.sh", "wheel.sh"])
+@pytest.mark.parametrize("name", ["debian_root.sh", "manylinux_cuda.sh", "other_system.sh", "wheel.sh"])
 def test_scripts_parse(name):
     subprocess.run(["bash", "-n", str(ROOT / "tools" / name)], check=True)
     assert os.access(ROOT / "tools" / name, os.X_OK)
@@ -227,6 +227,8 @@ def test_scripts_parse(name):
         (["wheel.sh", "--root", "x"], "unknown option --root"),
         (["wheel.sh", "--out"], "--out needs a value"),
         (["wheel.sh", "--python", "no-such-python"], "--python no-such-python: there is no such program"),
+        (["other_system.sh", "--root"], "[--user] [--dry-run] [SUITE]"),
+        (["other_system.sh", "trixie", "sid"], "[--user] [--dry-run] [SUITE]"),
         (["debian_root.sh"], "SUITE FOLDER"),
         (["debian_root.sh", "bookworm"], "SUITE FOLDER"),
         (["debian_root.sh", "--make", "bookworm", "x"], "SUITE FOLDER"),
@@ -245,3 +247,13 @@ def test_scripts_refuse_what_they_do_not_understand(arguments, message, tmp_path
     assert done.returncode == 2
     assert message in done.stdout + done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_another_system_runs_what_the_readme_says(tmp_path):
+    command = ["bash", str(ROOT / "tools" / "other_system.sh"), "--user", "--dry-run", "sid"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    where, *commands = done.stdout.splitlines()
+    assert where == "# in sid, as tester"
+    assert [line.rpartition(" && ")[2] for line in commands] == ["fai-fast demo", "pytest"]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert all(f"```bash\n{line}\n```\n" in readme for line in commands)
