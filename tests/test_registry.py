@@ -494,7 +494,9 @@ def test_a_file_that_is_no_json_object_is_named(tmp_path, text):
 def test_weights_are_no_model_info(tmp_path):
     with open(tmp_path / "model.pth", "wb") as file:
         file.truncate(1 << 25)
-    with pytest.raises(ValueError, match=r"model\.pth cannot be read as JSON: .* passed as weights="):
+    with pytest.raises(
+        ValueError, match=r"model\.pth holds weights, .*pass both: \('NAME', weights=.*model\.pth'\)"
+    ):
         load_spec(tmp_path / "model.pth")
 
 
@@ -640,3 +642,137 @@ def test_the_card_of_a_model_without_figures_lists_its_classes():
     assert "Weights" not in card
     listed = card[card.index("Classes\n") :].split("\n\n")[0]
     assert " ".join(listed.split()) == "Classes " + "; ".join(model.classes)
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.pt", "A.PTH", "a.safetensors", "a.ckpt"])
+def test_weights_in_place_of_a_model_say_what_to_do(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(b"anything")
+    with pytest.raises(
+        ValueError, match=r"holds weights, .*pass both: \('NAME', weights='.*'\), with a registry name"
+    ):
+        load_spec(path)
+    (tmp_path / "model_info.json").write_text(json.dumps(MODEL_INFO))
+    with pytest.raises(ValueError, match="holds weights") as caught:
+        load_spec(path)
+    assert f"({str(tmp_path)!r}, weights={str(path)!r})" in str(caught.value)
+
+
+@pytest.mark.parametrize("begins", [b"PK\x03\x04", b"\x80\x02}"])
+def test_weights_are_told_by_their_content_too(tmp_path, begins):
+    (tmp_path / "checkpoint").write_bytes(begins)
+    with pytest.raises(ValueError, match="holds weights"):
+        load_spec(tmp_path / "checkpoint")
+
+
+@pytest.mark.parametrize("name", ["a.onnx", "A.ONNX", "a.engine"])
+def test_a_graph_is_no_record(tmp_path, name):
+    (tmp_path / name).write_bytes(b"anything")
+    with pytest.raises(ValueError, match=r"holds a graph, which fai_fast\.load\(\)"):
+        load_spec(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["best.pt", "best.pth", "best.safetensors", "model_final.pt", "BEST.PT"])
+def test_any_kind_of_checkpoint_beside_the_model_info_is_found(tmp_path, name):
+    folder = write_model(tmp_path / "run", [name], weights_uri=None)
+    assert load_spec(folder).weights_path == str(folder / name)
+
+
+# ------------------------------------------------------------------------------------- what a derived record keeps
+
+FIGURES = {"metrics": {"segm/AP": 43.4}, "per_class": {"ripe": 40.0}}
+
+
+def derived(**changes) -> ModelSpec:
+    return dataclasses.replace(spec("fai-mf-s-coco-ins"), **changes)
+
+
+def other_config(**changes) -> ModelConfig:
+    return dataclasses.replace(spec("fai-mf-s-coco-ins").config, **changes)
+
+
+PUBLISHED_FIELDS = ("metrics", "per_class", "published_latency", "weights_url", "dataset", "metrics_im_size")
+
+
+def known(model: ModelSpec) -> set[str]:
+    return {name for name in PUBLISHED_FIELDS if getattr(model, name)}
+
+
+def test_a_record_with_other_classes_has_nothing_of_the_old_ones():
+    base = spec("fai-mf-s-coco-ins")
+    assert known(base) == set(PUBLISHED_FIELDS)
+    pears = derived(name="pears", classes=("ripe", "unripe"), config=other_config(num_classes=2))
+    assert known(pears) == set()
+    assert (pears.note, pears.documentation_fps_t4_tensorrt_640, pears.bundled_weights) == (None, None, None)
+    assert "published" not in pears.card()
+    with pytest.raises(fai_fast.WeightsError, match="pears has none of its own"):
+        fai_fast.load(pears)
+    assert base == spec("fai-mf-s-coco-ins")
+    assert known(base) == set(PUBLISHED_FIELDS)
+
+
+@pytest.mark.parametrize(
+    "change", [{"num_queries": 50}, {"backbone_config": BackboneConfig("resnet", depth=101)}], ids=str
+)
+def test_a_record_of_another_network_has_nothing_of_the_old_one(change):
+    assert known(derived(config=other_config(**change))) == set()
+
+
+def test_other_names_for_the_same_classes_keep_the_weights_but_no_figures():
+    base = spec("fai-mf-s-coco-ins")
+    renamed = derived(classes=tuple(f"Klasse {index}" for index in range(len(base.classes))))
+    assert known(renamed) == {"published_latency", "weights_url", "dataset"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": "mine"},
+        {"config": other_config(threshold=0.1, criterion_num_points=100)},
+        {"config": other_config(transformer_predictor_dec_layers=3)},  # the checkpoint decides on it
+    ],
+    ids=["name", "thresholds", "depth"],
+)
+def test_what_changes_no_figure_keeps_them(changes):
+    assert known(derived(**changes)) == set(PUBLISHED_FIELDS)
+
+
+def test_figures_keep_the_size_that_they_were_measured_at():
+    base = spec("fai-mf-m-ade")
+    assert (base.im_size, base.metrics_im_size) == (640, None)
+    assert dataclasses.replace(base, im_size=320).metrics_im_size == 640
+    assert dataclasses.replace(base, im_size=320, metrics={}).metrics_im_size is None
+
+
+def test_what_is_given_with_the_change_stays():
+    given = {**FIGURES, "weights_url": "https://example.org/pears.pth", "note": "of pears"}
+    pears = derived(classes=("ripe", "unripe"), config=other_config(num_classes=2), **given)
+    assert {name: getattr(pears, name) for name in given} == given
+    # And what is true of the derived record is true of those derived from it.
+    assert dataclasses.replace(pears, name="x").metrics == FIGURES["metrics"]
+    assert dataclasses.replace(pears, classes=("ripe", "rotten")).per_class == {}
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_copies_derive_alike(copied):
+    base = copied(spec("fai-mf-s-coco-ins"))
+    assert dataclasses.replace(base, name="x").metrics == base.metrics != {}
+    config = dataclasses.replace(base.config, num_classes=1)
+    assert known(dataclasses.replace(base, classes=("a",), config=config)) == set()
+
+
+def test_equal_records_have_one_hash():
+    base = spec("fai-mf-s-coco-ins")
+    other = ModelSpec.from_dict(json.loads(json.dumps(base.to_dict())))
+    assert other == base
+    assert hash(other) == hash(base)
+    assert len({base, other, derived(name="x"), pickle.loads(pickle.dumps(base))}) == 2
+    assert "_before" not in base.to_dict()
+    assert "_before" not in repr(base)
+    with pytest.raises(ValueError, match="unknown fields '_before'"):
+        ModelSpec.from_dict({**base.to_dict(), "_before": None})
+
+
+def test_class_names_that_are_twice_are_refused():
+    with pytest.raises(ValueError, match=r"classes: got 'pear' more than once, expected each name once"):
+        derived(classes=("pear", "apple", "pear"), config=other_config(num_classes=3))

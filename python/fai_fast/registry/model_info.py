@@ -20,8 +20,11 @@ from fai_fast.registry.spec import BackboneConfig, ModelConfig, ModelSpec, Publi
 __all__ = ["FILE_NAME", "read", "read_record"]
 
 FILE_NAME = "model_info.json"
-WEIGHTS_NAMES = ("model_final.pth", "model_final.safetensors")
-WEIGHTS_SUFFIXES = (".pth", ".safetensors")
+WEIGHTS_NAMES = ("model_final.pth", "model_final.safetensors", "model_final.pt")
+WEIGHTS_SUFFIXES = (".pth", ".pt", ".safetensors")
+_CHECKPOINT_SUFFIXES = (*WEIGHTS_SUFFIXES, ".ckpt", ".bin")
+# How PyTorch's archives and pickles begin.
+_CHECKPOINT_MAGIC = (b"PK\x03\x04", b"\x80")
 _LARGEST_FILE = 1 << 24
 _TASKS = {"instseg": "instance", "semseg": "semantic", "instance": "instance", "semantic": "semantic"}
 _REQUIRED = ("name", "model_family", "classes", "im_size", "task", "config")
@@ -54,10 +57,11 @@ def read(path: Path) -> ModelSpec:
         if not (path / FILE_NAME).is_file():
             raise ValueError(f"model: folder {path} has no {FILE_NAME}")
         path = path / FILE_NAME
+    _refuse_other_files(path)
     try:
         if (size := path.stat().st_size) > _LARGEST_FILE:
             raise ValueError(
-                f"{size} bytes are no {FILE_NAME}; weights are passed as weights=, with the model's name here"
+                f"{size} bytes are not a {FILE_NAME}; weights are passed as weights=, with the model's name here"
             )
         record = json.loads(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, RecursionError, ValueError) as error:
@@ -67,6 +71,29 @@ def read(path: Path) -> ModelSpec:
             f"model: {path} holds a JSON {type(record).__name__}, expected an object as in {FILE_NAME}"
         )
     return read_record(record, str(path), path.parent)
+
+
+def _refuse_other_files(path: Path) -> None:
+    """ValueError that says where weights and graphs belong, which do not say what network they are for."""
+    suffix = path.suffix.lower()
+    if suffix in (".onnx", ".engine"):
+        raise ValueError(
+            f"model: {path} holds a graph, which fai_fast.load() and the commands that run a model take; here a name, "
+            f"a folder or file with {FILE_NAME}, or a ModelSpec is expected"
+        )
+    try:
+        with path.open("rb") as file:
+            begins = file.read(4)
+    except OSError:  # reading it as JSON says why
+        return
+    if suffix in _CHECKPOINT_SUFFIXES or begins.startswith(_CHECKPOINT_MAGIC):
+        own = (path.parent / FILE_NAME).is_file()
+        what = str(path.parent) if own else "NAME"
+        name = "" if own else f", with a registry name, a folder with {FILE_NAME} or a ModelSpec for NAME"
+        raise ValueError(
+            f"model: {path} holds weights, which do not say what network they are of; pass both: "
+            f"({what!r}, weights={str(path)!r}){name}"
+        )
 
 
 def read_record(record: Mapping[str, Any], source: str, folder: Path | None) -> ModelSpec:
@@ -210,7 +237,9 @@ def _weights_beside(folder: Path, uri: object, source: str) -> Path | None:
     for name in WEIGHTS_NAMES:
         if (folder / name).is_file():
             return folder / name
-    found = sorted(path for path in folder.iterdir() if path.suffix in WEIGHTS_SUFFIXES and path.is_file())
+    found = sorted(
+        path for path in folder.iterdir() if path.suffix.lower() in WEIGHTS_SUFFIXES and path.is_file()
+    )
     if len(found) > 1:
         _log.warning(
             "%s: several weights beside it (%s): pass one as weights=",

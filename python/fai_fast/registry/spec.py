@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePath
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from fai_fast.arguments import check_bool, check_choice, check_int, check_items, check_names, check_number
@@ -209,15 +210,55 @@ class PublishedLatency:
         _check_count("published_latency.fps", self.fps, 0)
 
 
+# Fields of the configuration that decide which weights fit, apart from the depth.
+_NETWORK = (
+    "num_classes",
+    "backbone_config",
+    "num_queries",
+    "pixel_decoder_out_dim",
+    "pixel_decoder_feat_dim",
+    "pixel_decoder_transformer_nheads",
+    "pixel_decoder_transformer_dim_feedforward",
+    "transformer_predictor_out_dim",
+    "transformer_predictor_hidden_dim",
+    "transformer_predictor_dim_feedforward",
+)
+# What is known of one set of classes, and what of one network.
+_OF_CLASSES = ("metrics", "metrics_im_size", "per_class")
+_OF_NETWORK = (
+    *_OF_CLASSES,
+    "dataset",
+    "weights_url",
+    "published_latency",
+    "documentation_fps_t4_tensorrt_640",
+    "note",
+    "bundled_weights",
+    "weights_path",
+)
+
+
+class _Facts(NamedTuple):
+    """What a record knows, and of what."""
+
+    network: tuple[Any, ...]
+    figures: tuple[Any, ...]
+    im_size: int
+    values: dict[str, Any]
+
+
 @dataclass(frozen=True)
 class ModelSpec:
-    """One model: everything that is known of it but its weights. Equal by value, picklable, checked when made.
+    """One model: everything that is known of it but its weights. Equal and hashed by value, picklable, checked.
+
+    ``dataclasses.replace`` keeps only what stays true. With other class names, metrics and per_class of the old ones
+    go. With another network (num_classes, queries, widths, backbone, family; not its depth, which is read off a
+    checkpoint) everything published goes, and the weights, which fit no longer. What is given in the same call stays.
 
     Attributes:
         name: how it is called.
         family: "fai_mf" or "bisenetformer".
         task: "instance" or "semantic".
-        classes: C names, in the order of the network's class logits.
+        classes: C names, each once, in the order of the network's class logits.
         config: the network.
         im_size: the side of the square that it was trained and evaluated at, pixels, a multiple of 32.
         dataset: what it was trained on.
@@ -237,8 +278,9 @@ class ModelSpec:
     Example:
         >>> base = fai_fast.spec("fai-mf-s-coco-ins")
         >>> config = dataclasses.replace(base.config, num_classes=2)
-        >>> dataclasses.replace(base, name="pears", classes=("ripe", "unripe"), config=config, per_class={}).name
-        'pears'
+        >>> pears = dataclasses.replace(base, name="pears", classes=("ripe", "unripe"), config=config)
+        >>> pears.metrics, pears.weights_url
+        ({}, None)
     """
 
     name: str
@@ -257,6 +299,8 @@ class ModelSpec:
     note: str | None = None
     bundled_weights: str | None = None
     weights_path: str | None = field(default=None, compare=False)
+    _before: _Facts | None = field(default=None, compare=False, repr=False)
+    """What dataclasses.replace() was called on knows; of the record itself once it is made."""
 
     def __post_init__(self) -> None:
         _check_text("name", self.name)
@@ -268,6 +312,8 @@ class ModelSpec:
             raise TypeError(f"config: got {type(self.config).__name__}, expected a ModelConfig")
         self._check_classes()
         self._check_against_config()
+        if self._before is not None:
+            self._drop_what_is_not_true(self._before)
         if _check_count("im_size", self.im_size, largest=32736) % 32:
             raise ValueError(f"im_size: got {self.im_size}, expected a multiple of 32")
         for name in ("dataset", "note", "weights_path"):
@@ -302,6 +348,39 @@ class ModelSpec:
                 raise ValueError(
                     f"bundled_weights: got {self.bundled_weights!r}, expected a file name without folders"
                 )
+        object.__setattr__(self, "_before", self._facts())
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        # What was pickled is not the same object any more.
+        object.__setattr__(self, "_before", self._facts())
+
+    def _facts(self) -> _Facts:
+        config = self.config
+        return _Facts(
+            network=(self.family, *(getattr(config, name) for name in _NETWORK)),
+            figures=(self.classes, self.task),
+            im_size=self.im_size,
+            values={name: getattr(self, name) for name in _OF_NETWORK},
+        )
+
+    def _drop_what_is_not_true(self, before: _Facts) -> None:
+        """Drops what replace() handed on of a record with another network or other classes."""
+        now = self._facts()
+        gone: tuple[str, ...] = ()
+        if now.network != before.network:
+            gone = _OF_NETWORK
+        elif now.figures != before.figures:
+            gone = _OF_CLASSES
+        elif now.im_size != before.im_size and self.metrics and self.metrics_im_size is None:
+            object.__setattr__(self, "metrics_im_size", before.im_size)
+        for item in dataclasses.fields(self):
+            # What is the same object was handed on, not given.
+            if item.name in gone and getattr(self, item.name) is before.values[item.name]:
+                empty = (
+                    item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
+                )
+                object.__setattr__(self, item.name, empty)
 
     def _check_classes(self) -> None:
         classes = check_names("classes", self.classes)
@@ -311,6 +390,11 @@ class ModelSpec:
         if len(classes) != self.config.num_classes:
             raise ValueError(
                 f"classes: got {len(classes)} names, expected config.num_classes = {self.config.num_classes}"
+            )
+        if twice := [name for name, count in Counter(classes).items() if count > 1]:
+            raise ValueError(
+                f"classes: got {', '.join(map(repr, twice[:5]))} more than once, expected each name once: figures per "
+                "class go by their names"
             )
 
     def _check_against_config(self) -> None:
@@ -371,6 +455,9 @@ class ReadOnly(Mapping[str, float]):
     def __len__(self) -> int:
         return len(self._items)
 
+    def __hash__(self) -> int:
+        return hash(frozenset(self._items.items()))
+
     def __repr__(self) -> str:
         return repr(self._items)
 
@@ -392,7 +479,7 @@ def check_url(name: str, value: object) -> str:
 def _record(record_type: type[_Record], name: str, items: Mapping[str, Any]) -> _Record:
     if not isinstance(items, Mapping):
         raise TypeError(f"{name}: got {type(items).__name__}, expected a mapping")
-    fields = {item.name: item for item in dataclasses.fields(record_type)}  # type: ignore[arg-type]
+    fields = {item.name: item for item in dataclasses.fields(record_type) if item.name[0] != "_"}  # type: ignore[arg-type]
     if unknown := [key for key in items if key not in fields]:
         raise ValueError(
             f"{name}: got unknown fields {', '.join(map(repr, unknown[:5]))}, expected {', '.join(fields)}"
@@ -410,7 +497,8 @@ def _record(record_type: type[_Record], name: str, items: Mapping[str, Any]) -> 
 
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        items = {item.name: _plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
+        names = [item.name for item in dataclasses.fields(value) if item.name[0] != "_"]
+        items = {name: _plain(getattr(value, name)) for name in names}
         return {key: item for key, item in items.items() if item is not None and item != {} and item != []}
     if isinstance(value, Mapping):
         return dict(value)
