@@ -28,9 +28,10 @@ CUDA_HEADER = re.compile(r"cuda|cub/|thrust/|nv/|cooperative_groups")
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.MULTILINE)
 
 # What each part of the Python package, a file or a folder, may import, anywhere in its files.
-BASE = {"_core", "_forks", "arguments", "errors"}
+BASE = {"_core", "_forks", "_options", "arguments", "errors"}
 MAY_IMPORT = {
     "_forks": {"errors"},
+    "_options": set(),
     "arguments": set(),
     "errors": set(),
     "files": BASE,
