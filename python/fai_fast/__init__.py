@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fai_fast import evaluate, losses, reference
     from fai_fast.exporter import export
     from fai_fast.model import Model, load
-    from fai_fast.pipelines import Ticket
+    from fai_fast.pipelines import InferFuture, Ticket
     from fai_fast.registry import ModelConfig, ModelSpec, models, spec
     from fai_fast.stream import Frame, Stream, StreamStats
 
@@ -31,6 +31,7 @@ __all__ = [
     "ExportError",
     "FaiFastError",
     "Frame",
+    "InferFuture",
     "Latency",
     "Letterbox",
     "Model",
@@ -66,6 +67,7 @@ _LAZY = {
     "Frame": "fai_fast.stream",
     "Stream": "fai_fast.stream",
     "StreamStats": "fai_fast.stream",
+    "InferFuture": "fai_fast.pipelines",
     "Ticket": "fai_fast.pipelines",
     "evaluate": "",
     "export": "fai_fast.exporter",

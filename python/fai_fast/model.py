@@ -32,7 +32,7 @@ from fai_fast.errors import FaiFastError, WeightsError
 from fai_fast.images import check_max_pixels, is_encoded, read_image
 from fai_fast.letterbox import Letterbox
 from fai_fast.ops import postprocess_batch
-from fai_fast.pipelines import ContextPool, CpuPipeline, GpuPipeline, Pipeline, Request, Ticket, fill
+from fai_fast.pipelines import ContextPool, CpuPipeline, GpuPipeline, InferFuture, Pipeline, Request, fill
 from fai_fast.prepare import Prepared, prepare
 from fai_fast.registry import ModelSpec
 from fai_fast.weights import Weights
@@ -208,26 +208,26 @@ class Model:
 
     __call__ = infer
 
-    def submit(self, image: Any, **options: Unpack[InferOptions]) -> Ticket:
+    def submit(self, image: Any, **options: Unpack[InferOptions]) -> InferFuture:
         """:meth:`infer` that does not wait: several frames are on their way at once, and take less time together.
 
         On a GPU the upload of a frame overlaps with the engine of the one before; frames are taken in order. With as
-        many on their way as there is room for, it waits for the first of them, whose result stays with its ticket.
-        The frame's memory must keep its content until :meth:`Ticket.result` returns.
+        many on their way as there is room for, it waits for the first of them, whose result stays with its future.
+        The frame's memory must keep its content until :meth:`InferFuture.result` returns.
 
         Args:
             image, options: as :meth:`infer`.
 
         Raises:
             What :meth:`infer` raises about its arguments, and about the engine where frames run uncaptured; whatever
-            else goes wrong comes from :meth:`Ticket.result`.
+            else goes wrong comes from :meth:`InferFuture.result`.
 
         Example:
-            >>> tickets = [model.submit(frame) for frame in frames]  # doctest: +SKIP
-            >>> results = [ticket.result() for ticket in tickets]  # doctest: +SKIP
+            >>> futures = [model.submit(frame) for frame in frames]  # doctest: +SKIP
+            >>> results = [future.result() for future in futures]  # doctest: +SKIP
         """
         check_options("submit", options, InferOptions)
-        return Ticket(self._pipeline.submit(self._request([image], options)))
+        return InferFuture(self._pipeline.submit(self._request([image], options)))
 
     async def infer_async(self, image: Any, **options: Unpack[InferOptions]) -> Detections:
         """:meth:`infer` for asyncio: the event loop goes on meanwhile, several may be awaited at once.

@@ -38,7 +38,7 @@ from fai_fast.detections import Detections
 from fai_fast.errors import FaiFastError
 from fai_fast.images import check_max_pixels, is_encoded, read_image
 from fai_fast.ops import preprocess_frame
-from fai_fast.pipelines import Ticket
+from fai_fast.pipelines import InferFuture
 from fai_fast.stream.feed import _Feed
 from fai_fast.stream.opening import _opener
 from fai_fast.stream.pixels import _ColorOverrides
@@ -98,7 +98,7 @@ class SupportsSubmit(Protocol):
     """What a stream needs of a model."""
 
     @property
-    def submit(self) -> Callable[..., Ticket]: ...
+    def submit(self) -> Callable[..., InferFuture]: ...
 
 
 class Stream:
