@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from fai_fast._arguments import check_bool, check_choice, check_int, check_number
 from fai_fast._forks import ProcessGuard
 from fai_fast._options import (
     RESIZES,
@@ -25,15 +26,14 @@ from fai_fast._options import (
     YuvRange,
     check_options,
 )
-from fai_fast.arguments import check_bool, check_choice, check_int, check_number
+from fai_fast._pipelines import ContextPool, CpuPipeline, GpuPipeline, InferFuture, Pipeline, Request, fill
+from fai_fast._prepare import Prepared, prepare
 from fai_fast.detections import Detections
 from fai_fast.engines.base import Engine
 from fai_fast.errors import FaiFastError, WeightsError
 from fai_fast.images import check_max_pixels, is_encoded, read_image
 from fai_fast.letterbox import Letterbox
 from fai_fast.ops import postprocess_batch
-from fai_fast.pipelines import ContextPool, CpuPipeline, GpuPipeline, InferFuture, Pipeline, Request, fill
-from fai_fast.prepare import Prepared, prepare
 from fai_fast.registry import ModelSpec
 from fai_fast.weights import Weights
 

@@ -9,6 +9,17 @@ import numpy as np
 import numpy.typing as npt
 
 from fai_fast import _core
+from fai_fast._arguments import (
+    MAX_SIDE,
+    check_bool,
+    check_channels,
+    check_choice,
+    check_items,
+    check_names,
+    check_number,
+    check_size,
+    check_threads,
+)
 from fai_fast._options import (
     ACTIVATIONS,
     COLORS,
@@ -20,17 +31,6 @@ from fai_fast._options import (
     Resize,
     YuvMatrix,
     YuvRange,
-)
-from fai_fast.arguments import (
-    MAX_SIDE,
-    check_bool,
-    check_channels,
-    check_choice,
-    check_items,
-    check_names,
-    check_number,
-    check_size,
-    check_threads,
 )
 from fai_fast.detections import Detections
 from fai_fast.letterbox import Letterbox

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fai_fast._arguments import check_choice
 from fai_fast._options import ENGINES
-from fai_fast.arguments import check_choice
 from fai_fast.engines import gpu
 from fai_fast.errors import CudaError, EngineError
 

@@ -23,6 +23,7 @@ from typing import Any, NoReturn, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from fai_fast._arguments import check_bool, check_choice, check_int, check_number
 from fai_fast._options import (
     ON_ERROR,
     POLICIES,
@@ -33,12 +34,11 @@ from fai_fast._options import (
     YuvMatrix,
     YuvRange,
 )
-from fai_fast.arguments import check_bool, check_choice, check_int, check_number
+from fai_fast._pipelines import InferFuture
 from fai_fast.detections import Detections
 from fai_fast.errors import FaiFastError
 from fai_fast.images import check_max_pixels, is_encoded, read_image
 from fai_fast.ops import preprocess_frame
-from fai_fast.pipelines import InferFuture
 from fai_fast.stream.feed import _Feed
 from fai_fast.stream.opening import _opener
 from fai_fast.stream.pixels import _ColorOverrides

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fai_fast._arguments import check_choice
 from fai_fast._options import YUV_MATRICES, YUV_RANGES, Color, FrameLayout, YuvMatrix, YuvRange
-from fai_fast.arguments import check_choice
 
 # Pixel formats of FFmpeg that preprocessing reads as they are: its name for them, bytes a pixel of each plane.
 _NATIVE_PIX_FMTS: dict[str, tuple[Color, tuple[int, ...]]] = {

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 
+from fai_fast._pipelines import InferFuture
 from fai_fast.detections import Detections
-from fai_fast.pipelines import InferFuture
 from fai_fast.stream.source import _FrameError, _SourceFrame
 
 
