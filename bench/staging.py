@@ -101,7 +101,7 @@ def pipelining(name: str, frames: Sequence[np.ndarray], seconds: float) -> None:
             sources["pinned"] = [pinned]
         for source, in_order, depth in itertools.product(sources, (True, False), (1, 2, 3)):
             model._pipeline._in_order = in_order
-            waiting: deque[fai_fast.Ticket] = deque()
+            waiting: deque[fai_fast.InferFuture] = deque()
             count, end = 0, 0.0
             for number in itertools.count():
                 if number == 10:  # by then every slot is there

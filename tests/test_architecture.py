@@ -28,15 +28,16 @@ CUDA_HEADER = re.compile(r"cuda|cub/|thrust/|nv/|cooperative_groups")
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.MULTILINE)
 
 # What each part of the Python package, a file or a folder, may import, anywhere in its files.
-BASE = {"_core", "_forks", "arguments", "errors"}
+BASE = {"_core", "_forks", "_options", "_arguments", "errors"}
 MAY_IMPORT = {
     "_forks": {"errors"},
-    "arguments": set(),
+    "_options": set(),
+    "_arguments": set(),
     "errors": set(),
-    "files": BASE,
+    "_files": BASE,
     "images": BASE,
     "letterbox": BASE,
-    "detections": BASE | {"files"},
+    "detections": BASE | {"_files"},
     "ops": BASE | {"detections", "letterbox"},
     "registry": BASE,
     "cache": BASE,
@@ -46,9 +47,9 @@ MAY_IMPORT = {
     "weights": BASE | {"cache", "checkpoint", "download", "registry", "reference"},
     "losses": BASE | {"registry", "reference"},
     "engines": BASE | {"cache", "reference", "weights"},
-    "exporter": BASE | {"registry", "reference", "weights", "engines", "cache", "files"},
-    "prepare": BASE | {"cache", "engines", "exporter", "registry", "weights"},
-    "pipelines": BASE | {"detections", "engines", "letterbox", "ops", "registry"},
+    "exporter": BASE | {"registry", "reference", "weights", "engines", "cache", "_files"},
+    "_prepare": BASE | {"cache", "engines", "exporter", "registry", "weights"},
+    "_pipelines": BASE | {"detections", "engines", "letterbox", "ops", "registry"},
     "model": BASE
     | {
         "detections",
@@ -56,15 +57,15 @@ MAY_IMPORT = {
         "images",
         "letterbox",
         "ops",
-        "pipelines",
-        "prepare",
+        "_pipelines",
+        "_prepare",
         "registry",
         "stream",
         "weights",
     },
-    "stream": BASE | {"detections", "images", "ops", "pipelines"},
+    "stream": BASE | {"detections", "images", "ops", "_pipelines"},
     "ros2": BASE | {"detections", "images", "model", "ops", "render"},
-    "evaluate": BASE | {"detections", "files", "images", "model", "registry"},
+    "evaluate": BASE | {"detections", "_files", "images", "model", "registry"},
     "render": {"detections"},
     "doctor": BASE | {"cache", "engines", "ops"},
 }

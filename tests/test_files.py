@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from fai_fast.files import replacing
+from fai_fast._files import replacing
 
 
 def mode(path: Path) -> int:

@@ -22,7 +22,7 @@ from pathlib import Path
 warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of fork beside threads
 import fai_fast, numpy as np
 from PIL import Image
-from fai_fast import evaluate, images, pipelines
+from fai_fast import _pipelines, evaluate, images
 from test_model import network
 from test_reference import small_spec
 from videos import arrays_for_ever, picture, until
@@ -34,7 +34,7 @@ model = fai_fast.load(spec, weights=network(spec).state_dict(), im_size=(64, 96)
 twin = model.clone()
 frame = picture(0)
 gate, inside, held, released = (threading.Event() for _ in range(4))
-fill = pipelines.fill
+fill = _pipelines.fill
 
 def slow(*arguments):
     inside.set()
@@ -47,7 +47,7 @@ streams = [model.stream(arrays_for_ever()) for _ in range(3)]
 for stream in streams:
     next(stream)
 unopened = model.stream(arrays_for_ever())
-pipelines.fill = slow
+_pipelines.fill = slow
 late = [model.submit(frame) for _ in range(2)]
 assert inside.wait(60)
 def take():

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 import scenes
 from fai_fast import _core
-from fai_fast import prepare as preparing
+from fai_fast import _prepare as preparing
+from fai_fast._pipelines import DEPTH
+from fai_fast._prepare import Prepared
 from fai_fast.engines import select
 from fai_fast.engines.base import OpenContext, OpenEngine
 from fai_fast.errors import CudaError, EngineError, ExportError, FaiFastError
 from fai_fast.model import Model
-from fai_fast.pipelines import DEPTH
-from fai_fast.prepare import Prepared
 from gpu import FakeGpuEngine, Sampling
 from PIL import Image
 

@@ -115,7 +115,7 @@ def graph(tmp_path):
 
 
 def kept(machine, graph, folder, precision="fp16", device=0):
-    """The engine file that prepare.py has in the cache."""
+    """The engine file that _prepare.py has in the cache."""
     engine = machine.engine
     return cache.artefact(
         folder / "m.engine",

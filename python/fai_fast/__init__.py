@@ -18,9 +18,9 @@ from fai_fast.ops import build_info, postprocess, postprocess_batch, preprocess
 
 if TYPE_CHECKING:
     from fai_fast import evaluate, losses, reference
+    from fai_fast._pipelines import InferFuture, Ticket
     from fai_fast.exporter import export
     from fai_fast.model import Model, load
-    from fai_fast.pipelines import Ticket
     from fai_fast.registry import ModelConfig, ModelSpec, models, spec
     from fai_fast.stream import Frame, Stream, StreamStats
 
@@ -31,6 +31,7 @@ __all__ = [
     "ExportError",
     "FaiFastError",
     "Frame",
+    "InferFuture",
     "Latency",
     "Letterbox",
     "Model",
@@ -66,7 +67,8 @@ _LAZY = {
     "Frame": "fai_fast.stream",
     "Stream": "fai_fast.stream",
     "StreamStats": "fai_fast.stream",
-    "Ticket": "fai_fast.pipelines",
+    "InferFuture": "fai_fast._pipelines",
+    "Ticket": "fai_fast._pipelines",
     "evaluate": "",
     "export": "fai_fast.exporter",
     "losses": "",

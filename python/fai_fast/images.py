@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fai_fast._arguments import check_int
 from fai_fast._forks import ForkSafeLock
-from fai_fast.arguments import check_int
 
 __all__ = [
     "MOST_PIXELS",

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fai_fast import _core
-from fai_fast.arguments import check_int, check_size
+from fai_fast._arguments import check_int, check_size
 
 
 @dataclass(frozen=True)

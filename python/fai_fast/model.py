@@ -4,41 +4,65 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from fai_fast._arguments import check_bool, check_choice, check_int, check_number
 from fai_fast._forks import ProcessGuard
-from fai_fast.arguments import check_bool, check_choice, check_int, check_number
+from fai_fast._options import (
+    RESIZES,
+    BatchOptions,
+    Color,
+    EngineName,
+    InferOptions,
+    Precision,
+    Resize,
+    StreamOptions,
+    YuvMatrix,
+    YuvRange,
+    check_options,
+)
+from fai_fast._pipelines import ContextPool, CpuPipeline, GpuPipeline, InferFuture, Pipeline, Request, fill
+from fai_fast._prepare import Prepared, prepare
 from fai_fast.detections import Detections
 from fai_fast.engines.base import Engine
 from fai_fast.errors import FaiFastError, WeightsError
 from fai_fast.images import check_max_pixels, is_encoded, read_image
 from fai_fast.letterbox import Letterbox
 from fai_fast.ops import postprocess_batch
-from fai_fast.pipelines import ContextPool, CpuPipeline, GpuPipeline, Pipeline, Request, Ticket, fill
-from fai_fast.prepare import Prepared, prepare
 from fai_fast.registry import ModelSpec
 from fai_fast.weights import Weights
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from fai_fast.stream import Stream
 
 __all__ = ["Model", "load"]
 
 STAGES = ("decode", "preprocess", "engine", "postprocess", "total")
+# How frames are read unless the options say otherwise.
+_LAYOUT = {"color": "rgb", "resize": "stretch", "yuv_matrix": "bt601", "yuv_range": "limited"}
+# What the model's configuration decides unless the options do, and what it must be.
+_SETTINGS: dict[str, Callable[[str, object], float]] = {
+    "threshold": check_number,
+    "mask_threshold": check_number,
+    "use_mask_score": check_bool,
+}
+_OF_RESULTS = (*_SETTINGS, "masks_device")
 
 
 def load(
     name_or_path: Any,
     *,
     weights: Any = None,
-    engine: str = "auto",
+    engine: EngineName = "auto",
     device: str = "auto",
-    precision: str = "auto",
+    precision: Precision = "auto",
     im_size: int | Sequence[int] | None = None,
     num_threads: int | None = None,
     cache_dir: Any = None,
@@ -138,10 +162,10 @@ class Model:
         threshold: float | None = None,
         mask_threshold: float | None = None,
         use_mask_score: bool | None = None,
-        color: str = "rgb",
-        resize: str = "stretch",
-        yuv_matrix: str = "bt601",
-        yuv_range: str = "limited",
+        color: Color = "rgb",
+        resize: Resize = "stretch",
+        yuv_matrix: YuvMatrix = "bt601",
+        yuv_range: YuvRange = "limited",
         masks_device: bool = False,
         max_pixels: int | None = None,
     ) -> Detections:
@@ -169,48 +193,43 @@ class Model:
             FileNotFoundError, OSError: the file cannot be read.
             EngineError, FaiFastError: the engine failed, or the model is closed.
         """
-        options = self._options(threshold, mask_threshold, use_mask_score, masks_device)
-        layout = {"color": color, "resize": resize, "yuv_matrix": yuv_matrix, "yuv_range": yuv_range}
-        return self._pipeline.run(self._request([image], layout, options, max_pixels))[0]
+        options: InferOptions = {
+            "threshold": threshold,
+            "mask_threshold": mask_threshold,
+            "use_mask_score": use_mask_score,
+            "color": color,
+            "resize": resize,
+            "yuv_matrix": yuv_matrix,
+            "yuv_range": yuv_range,
+            "masks_device": masks_device,
+            "max_pixels": max_pixels,
+        }
+        return self._pipeline.run(self._request([image], options))[0]
 
     __call__ = infer
 
-    def submit(
-        self,
-        image: Any,
-        *,
-        threshold: float | None = None,
-        mask_threshold: float | None = None,
-        use_mask_score: bool | None = None,
-        color: str = "rgb",
-        resize: str = "stretch",
-        yuv_matrix: str = "bt601",
-        yuv_range: str = "limited",
-        masks_device: bool = False,
-        max_pixels: int | None = None,
-    ) -> Ticket:
+    def submit(self, image: Any, **options: Unpack[InferOptions]) -> InferFuture:
         """:meth:`infer` that does not wait: several frames are on their way at once, and take less time together.
 
         On a GPU the upload of a frame overlaps with the engine of the one before; frames are taken in order. With as
-        many on their way as there is room for, it waits for the first of them, whose result stays with its ticket.
-        The frame's memory must keep its content until :meth:`Ticket.result` returns.
+        many on their way as there is room for, it waits for the first of them, whose result stays with its future.
+        The frame's memory must keep its content until :meth:`InferFuture.result` returns.
 
         Args:
-            As :meth:`infer`.
+            image, options: as :meth:`infer`.
 
         Raises:
             What :meth:`infer` raises about its arguments, and about the engine where frames run uncaptured; whatever
-            else goes wrong comes from :meth:`Ticket.result`.
+            else goes wrong comes from :meth:`InferFuture.result`.
 
         Example:
-            >>> tickets = [model.submit(frame) for frame in frames]  # doctest: +SKIP
-            >>> results = [ticket.result() for ticket in tickets]  # doctest: +SKIP
+            >>> futures = [model.submit(frame) for frame in frames]  # doctest: +SKIP
+            >>> results = [future.result() for future in futures]  # doctest: +SKIP
         """
-        options = self._options(threshold, mask_threshold, use_mask_score, masks_device)
-        layout = {"color": color, "resize": resize, "yuv_matrix": yuv_matrix, "yuv_range": yuv_range}
-        return Ticket(self._pipeline.submit(self._request([image], layout, options, max_pixels)))
+        check_options("submit", options, InferOptions)
+        return InferFuture(self._pipeline.submit(self._request([image], options)))
 
-    async def infer_async(self, image: Any, **options: Any) -> Detections:
+    async def infer_async(self, image: Any, **options: Unpack[InferOptions]) -> Detections:
         """:meth:`infer` for asyncio: the event loop goes on meanwhile, several may be awaited at once.
 
         Runs in the loop's default executor. A call that is cancelled while its frame runs lets it end unseen; the
@@ -229,30 +248,7 @@ class Model:
 
         return await asyncio.to_thread(self.infer, image, **options)
 
-    def stream(
-        self,
-        source: Any,
-        *,
-        policy: str | None = None,
-        depth: int = 2,
-        stride: int = 1,
-        threshold: float | None = None,
-        mask_threshold: float | None = None,
-        use_mask_score: bool | None = None,
-        resize: str = "stretch",
-        masks_device: bool = False,
-        on_error: str = "raise",
-        timeout: float | None = None,
-        backoff: tuple[float, float] = (0.5, 30.0),
-        retries: int | None = None,
-        color: str = "rgb",
-        yuv_matrix: str | None = None,
-        yuv_range: str | None = None,
-        frame_threads: bool = False,
-        format: str | None = None,
-        options: Mapping[str, str] | None = None,
-        max_pixels: int | None = None,
-    ) -> Stream:
+    def stream(self, source: Any, **options: Unpack[StreamOptions]) -> Stream:
         """The frames of a video, a camera or pictures, each with what was found in it, in order.
 
         A video's frames go to the model as the decoder's own planes; nothing is converted or copied. Decoding and the
@@ -304,46 +300,18 @@ class Model:
         """
         from fai_fast.stream import Stream
 
-        infer = self._options(threshold, mask_threshold, use_mask_score, masks_device)
-        return Stream(
-            self,
-            source,
-            policy=policy,
-            depth=depth,
-            stride=stride,
-            on_error=on_error,
-            timeout=timeout,
-            backoff=backoff,
-            retries=retries,
-            color=color,
-            yuv_matrix=yuv_matrix,
-            yuv_range=yuv_range,
-            frame_threads=frame_threads,
-            format=format,
-            options=options,
-            max_pixels=max_pixels,
-            infer={**infer, "resize": check_choice("resize", resize, ("stretch", "letterbox"))},
-        )
+        check_options("stream", options, StreamOptions)
+        given: dict[str, Any] = {**options}
+        infer = self._settings({name: given.pop(name) for name in _OF_RESULTS if name in given})
+        infer["resize"] = check_choice("resize", given.pop("resize", "stretch"), RESIZES)
+        return Stream(self, source, infer=infer, **given)
 
-    def infer_batch(
-        self,
-        images: Sequence[Any],
-        *,
-        threshold: float | None = None,
-        mask_threshold: float | None = None,
-        use_mask_score: bool | None = None,
-        color: str = "rgb",
-        resize: str = "stretch",
-        yuv_matrix: str = "bt601",
-        yuv_range: str = "limited",
-        max_pixels: int | None = None,
-    ) -> list[Detections]:
+    def infer_batch(self, images: Sequence[Any], **options: Unpack[BatchOptions]) -> list[Detections]:
         """:meth:`infer` for each of several pictures, which may differ in size, ``batch_size`` at a time.
 
         Args:
             images: a list or tuple of pictures, each as :meth:`infer` takes it.
-            threshold, mask_threshold, use_mask_score, color, resize, yuv_matrix, yuv_range, max_pixels: see
-                :meth:`infer`; the same for all.
+            options: as :meth:`infer`, without ``masks_device``; the same for all.
 
         Returns:
             One result a picture, in order. The latency of pictures that ran together is their batch's.
@@ -353,16 +321,14 @@ class Model:
         """
         if not isinstance(images, (list, tuple)):
             raise TypeError(f"images: got {type(images).__name__}, expected a list or tuple of pictures")
-        options = self._options(threshold, mask_threshold, use_mask_score)
-        layout = {"color": color, "resize": resize, "yuv_matrix": yuv_matrix, "yuv_range": yuv_range}
+        check_options("infer_batch", options, BatchOptions)
         results: list[Detections] = []
         for start in range(0, len(images), self.batch_size):
-            request = self._request(images[start : start + self.batch_size], layout, options, max_pixels)
-            results += self._pipeline.run(request)
+            results += self._pipeline.run(self._request(images[start : start + self.batch_size], options))
         return results
 
     def queries(
-        self, image: Any, *, color: str = "rgb", resize: str = "stretch", max_pixels: int | None = None
+        self, image: Any, *, color: Color = "rgb", resize: Resize = "stretch", max_pixels: int | None = None
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.int16]]:
         """What every query says of a picture, before any selection: the raw triple of FocoosAI's model cards.
 
@@ -407,20 +373,17 @@ class Model:
             masks[query, y, x] = class_ids[query]
         return class_ids, scores, masks
 
-    def _request(
-        self,
-        images: Sequence[Any],
-        layout: Mapping[str, str],
-        options: Mapping[str, Any],
-        max_pixels: int | None,
-    ) -> Request:
-        """The pictures, decoded where they are files."""
+    def _request(self, images: Sequence[Any], options: Mapping[str, Any]) -> Request:
+        """The pictures, decoded where they are files, and what is asked of them, checked."""
+        settings = self._settings(options)
+        layout = {name: options.get(name, default) for name, default in _LAYOUT.items()}
+        max_pixels = options.get("max_pixels")
         self._check_open()
         started = time.perf_counter()
         frames = [_frame(image, max_pixels) for image in images]
         in_memory = all(frame is image for frame, image in zip(frames, images, strict=True))
         decode = 0.0 if in_memory else 1e3 * (time.perf_counter() - started)
-        return Request(frames, layout, decode=decode, **options)
+        return Request(frames, layout, decode=decode, **settings)
 
     def _check_open(self) -> None:
         """Before anything that waits for a thread or a lock, of which a forked child may not have the other end."""
@@ -428,30 +391,16 @@ class Model:
             raise FaiFastError("the model is closed; load it again")
         self._guard.check()
 
-    def _options(
-        self,
-        threshold: float | None,
-        mask_threshold: float | None,
-        use_mask_score: bool | None,
-        masks_device: bool = False,
-    ) -> dict[str, Any]:
-        config = self.spec.config
-        if check_bool("masks_device", masks_device) and self._prepared.gpu is None:
+    def _settings(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """What is asked of the results, checked; the model's own where it is left to the model."""
+        masks_device = check_bool("masks_device", options.get("masks_device", False))
+        if masks_device and self._prepared.gpu is None:
             raise ValueError("masks_device: got True for a model on the CPU, expected False")
-        return {
-            "threshold": config.threshold if threshold is None else check_number("threshold", threshold),
-            "mask_threshold": (
-                config.mask_threshold
-                if mask_threshold is None
-                else check_number("mask_threshold", mask_threshold)
-            ),
-            "use_mask_score": (
-                config.use_mask_score
-                if use_mask_score is None
-                else check_bool("use_mask_score", use_mask_score)
-            ),
-            "masks_device": masks_device,
-        }
+        settings: dict[str, Any] = {"masks_device": masks_device}
+        for name, check in _SETTINGS.items():
+            value = options.get(name)
+            settings[name] = getattr(self.spec.config, name) if value is None else check(name, value)
+        return settings
 
     def _contexts(self) -> ContextPool:
         """Contexts of the engine alone, between arrays of the host."""

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fai_fast import _core
-from fai_fast.arguments import (
+from fai_fast._arguments import (
     MAX_SIDE,
     check_bool,
     check_channels,
@@ -20,11 +20,21 @@ from fai_fast.arguments import (
     check_size,
     check_threads,
 )
+from fai_fast._options import (
+    ACTIVATIONS,
+    COLORS,
+    RESIZES,
+    YUV_MATRICES,
+    YUV_RANGES,
+    Activation,
+    Color,
+    Resize,
+    YuvMatrix,
+    YuvRange,
+)
 from fai_fast.detections import Detections
 from fai_fast.letterbox import Letterbox
 
-_COLORS = ("rgb", "bgr", "rgba", "bgra", "gray", "nv12", "i420", "yuyv", "uyvy")
-_ACTIVATIONS = ("softmax", "sigmoid")
 # Pillow's modes that are read as they are; the others it converts to RGB first.
 _PIL_COLORS = {"RGB": "rgb", "RGBA": "rgba", "RGBX": "rgba", "L": "gray"}
 
@@ -38,12 +48,12 @@ def preprocess(
     *,
     mean: float | Sequence[float],
     std: float | Sequence[float],
-    color: str = ...,
+    color: Color = ...,
     resize: Literal["stretch"] = ...,
     dtype: npt.DTypeLike | None = ...,
     out: Any = ...,
-    yuv_matrix: str = ...,
-    yuv_range: str = ...,
+    yuv_matrix: YuvMatrix = ...,
+    yuv_range: YuvRange = ...,
 ) -> Tensor: ...
 @overload
 def preprocess(
@@ -52,12 +62,12 @@ def preprocess(
     *,
     mean: float | Sequence[float],
     std: float | Sequence[float],
-    color: str = ...,
+    color: Color = ...,
     resize: Literal["letterbox"],
     dtype: npt.DTypeLike | None = ...,
     out: Any = ...,
-    yuv_matrix: str = ...,
-    yuv_range: str = ...,
+    yuv_matrix: YuvMatrix = ...,
+    yuv_range: YuvRange = ...,
 ) -> tuple[Tensor, Letterbox]: ...
 def preprocess(
     image: object,
@@ -65,12 +75,12 @@ def preprocess(
     *,
     mean: float | Sequence[float],
     std: float | Sequence[float],
-    color: str = "rgb",
-    resize: str = "stretch",
+    color: Color = "rgb",
+    resize: Resize = "stretch",
     dtype: npt.DTypeLike | None = "float32",
     out: Any = None,
-    yuv_matrix: str = "bt601",
-    yuv_range: str = "limited",
+    yuv_matrix: YuvMatrix = "bt601",
+    yuv_range: YuvRange = "limited",
 ) -> Tensor | tuple[Tensor, Letterbox]:
     """Resizes a frame and normalises it into a network's input, in one pass.
 
@@ -165,16 +175,16 @@ def frame_arguments(
     yuv_range: str = "limited",
 ) -> tuple[object, str, str, str, str]:
     """A frame and how to read it, checked, in the order in which ``_core`` takes them. Raises TypeError, ValueError."""
-    color = check_choice("color", color, _COLORS)
-    resize = check_choice("resize", resize, ("stretch", "letterbox"))
+    color = check_choice("color", color, COLORS)
+    resize = check_choice("resize", resize, RESIZES)
     if type(image).__module__.startswith("PIL.") and hasattr(image, "mode"):
         image, color = _from_pil(image, color)
     return (
         image,
         color,
         resize,
-        check_choice("yuv_matrix", yuv_matrix, ("bt601", "bt709")),
-        check_choice("yuv_range", yuv_range, ("limited", "full")),
+        check_choice("yuv_matrix", yuv_matrix, YUV_MATRICES),
+        check_choice("yuv_range", yuv_range, YUV_RANGES),
     )
 
 
@@ -187,7 +197,7 @@ def postprocess(
     mask_threshold: float = 0.5,
     use_mask_score: bool = False,
     predict_all_pixels: bool = False,
-    class_activation: str = "softmax",
+    class_activation: Activation = "softmax",
     class_names: Sequence[str] | None = None,
     letterbox: Letterbox | None = None,
     num_threads: int | None = None,
@@ -243,7 +253,7 @@ def postprocess_batch(
     mask_threshold: float = 0.5,
     use_mask_score: bool = False,
     predict_all_pixels: bool = False,
-    class_activation: str = "softmax",
+    class_activation: Activation = "softmax",
     class_names: Sequence[str] | None = None,
     letterbox: Letterbox | Sequence[Letterbox | None] | None = None,
     num_threads: int | None = None,
@@ -300,11 +310,11 @@ def _postprocess(
     mask_threshold: float,
     use_mask_score: bool,
     predict_all_pixels: bool,
-    class_activation: str,
+    class_activation: Activation,
     class_names: Sequence[str] | None,
     num_threads: int | None,
 ) -> list[Detections]:
-    softmax = check_choice("class_activation", class_activation, _ACTIVATIONS) == "softmax"
+    softmax = check_choice("class_activation", class_activation, ACTIVATIONS) == "softmax"
     names = check_names("class_names", class_names)
     results = _core.postprocess(
         mask_logits,

@@ -137,8 +137,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _configurations(args: argparse.Namespace) -> list[tuple[str, str]]:
     """Engine and precision of each run of a comparison; none without one."""
-    from fai_fast.engines.select import ENGINES
-    from fai_fast.prepare import PRECISIONS
+    from fai_fast._options import ENGINES, PRECISIONS
 
     for option, given, single, value, known in (
         ("--compare", args.compare, "--precision", args.precision, PRECISIONS),

@@ -11,8 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
+from fai_fast._files import replacing
 from fai_fast.errors import FaiFastError
-from fai_fast.files import replacing
 
 __all__ = [
     "UsageError",

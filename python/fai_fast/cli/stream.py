@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from fai_fast._files import replacing
 from fai_fast.cli.messages import STDOUT, UsageError, complain, counted, sentence, write_line
 from fai_fast.cli.options import MODEL_HELP, add_max_pixels, add_model_options, count, load, number, usage
 from fai_fast.errors import FaiFastError
-from fai_fast.files import replacing
 
 if TYPE_CHECKING:
     from fai_fast import Detections

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fai_fast.arguments import check_bool, check_int, check_number
+from fai_fast._arguments import check_bool, check_int, check_number
+from fai_fast._files import replacing
 from fai_fast.detections import Detections
-from fai_fast.files import replacing
 
 if TYPE_CHECKING:
     from PIL import ImageFont

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from fai_fast import _core
-from fai_fast.arguments import check_size, check_threads
+from fai_fast._arguments import check_size, check_threads
 from fai_fast.detections.arrays import Bool, Int32, Int64, Segments, UInt64, _array, _rows
 
 __all__ = ["PackedMasks"]

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fai_fast import _core
-from fai_fast.arguments import check_int, check_names, check_size
+from fai_fast._arguments import check_int, check_names, check_size
 from fai_fast.detections import formats
 from fai_fast.detections.arrays import (
     Bool,

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fai_fast.arguments import check_choice, check_threads
+from fai_fast._arguments import check_choice, check_threads
 from fai_fast.engines import cpu
 from fai_fast.engines.base import (
     INPUT,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fai_fast import _core
-from fai_fast.arguments import check_choice, check_int
+from fai_fast._arguments import check_choice, check_int
 from fai_fast.engines import gpu, onnxruntime
 from fai_fast.engines.base import INPUT, OUTPUTS, Port, check_file, reason
 from fai_fast.engines.gpu import OpenGpuContext, OpenGpuEngine

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from fai_fast.arguments import check_choice, check_threads
+from fai_fast._arguments import check_choice, check_threads
 from fai_fast.engines import cpu
 from fai_fast.engines.base import (
     INPUT,

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fai_fast.arguments import check_choice
+from fai_fast._arguments import check_choice
+from fai_fast._options import ENGINES
 from fai_fast.engines import gpu
 from fai_fast.errors import CudaError, EngineError
 
@@ -47,7 +48,7 @@ class _Candidate:
     part: str = ""
 
 
-# The fastest first.
+# In the order of EngineName: the fastest first.
 _CANDIDATES = (
     _Candidate(
         "tensorrt", "cuda", ("tensorrt", "tensorrt_bindings"), "pip install 'fai-fast[tensorrt]'", "tensorrt"
@@ -80,7 +81,6 @@ _CANDIDATES = (
 )
 GPU_ENGINES = tuple(candidate.name for candidate in _CANDIDATES if candidate.device == "cuda")
 CPU_ENGINES = tuple(candidate.name for candidate in _CANDIDATES if candidate.device == "cpu")
-ENGINES = ("auto", *GPU_ENGINES, *CPU_ENGINES)
 DEVICES = ("auto", "cpu", "cuda", "cuda:N")
 
 

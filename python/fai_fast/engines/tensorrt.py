@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from fai_fast import _core, cache
-from fai_fast.arguments import check_choice, check_int
+from fai_fast._arguments import check_choice, check_int
 from fai_fast.engines import gpu
 from fai_fast.engines.base import INPUT, OUTPUTS, Port, check_file, check_ports, reason
 from fai_fast.engines.gpu import OpenGpuContext, OpenGpuEngine, translated

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 from fai_fast import _core
-from fai_fast.arguments import check_choice, check_int, check_size
+from fai_fast._arguments import check_choice, check_int, check_size
 from fai_fast.engines import gpu
 from fai_fast.engines.base import INPUT, OUTPUTS, Port, missing, reason
 from fai_fast.engines.gpu import OpenGpuContext, OpenGpuEngine, translated

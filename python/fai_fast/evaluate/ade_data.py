@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fai_fast.arguments import check_number
+from fai_fast._arguments import check_number
 from fai_fast.evaluate.report import AdeReport, Figures, Int64
 from fai_fast.evaluate.running import _account, _check_limit, _check_missing, _infer
 from fai_fast.images import check_max_pixels, read_labels

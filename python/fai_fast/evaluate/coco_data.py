@@ -14,7 +14,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from fai_fast.arguments import MAX_SIDE, check_number
+from fai_fast._arguments import MAX_SIDE, check_number
 from fai_fast.evaluate.report import CocoReport, Figures, _some
 from fai_fast.evaluate.running import _account, _check_limit, _check_missing, _infer
 from fai_fast.images import check_max_pixels

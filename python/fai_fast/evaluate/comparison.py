@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fai_fast.arguments import check_number
+from fai_fast._arguments import check_number
 from fai_fast.errors import FaiFastError
 from fai_fast.evaluate.report import Report, _percent, _signed
 from fai_fast.model import Model

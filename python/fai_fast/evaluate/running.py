@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from fai_fast.arguments import check_int
+from fai_fast._arguments import check_int
 from fai_fast.detections import Detections
 from fai_fast.evaluate.report import _some
 from fai_fast.images import read_image

@@ -16,11 +16,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fai_fast._arguments import check_bool, check_choice, check_int, check_size
 from fai_fast._core import __version__
-from fai_fast.arguments import check_bool, check_choice, check_int, check_size
+from fai_fast._files import replacing
 from fai_fast.errors import ExportError
 from fai_fast.exporter import checksum
-from fai_fast.files import replacing
 from fai_fast.registry import ModelSpec, load_spec
 from fai_fast.weights import Weights, load_weights
 

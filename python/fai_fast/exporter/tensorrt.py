@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fai_fast.arguments import check_items
+from fai_fast._arguments import check_items
+from fai_fast._files import replacing
 from fai_fast.cache import Record, record_path, sha256_of
 from fai_fast.engines import gpu
 from fai_fast.engines.tensorrt import BUILDER, FLAVOURS, Flavour
 from fai_fast.errors import CudaError, EngineError, ExportError
-from fai_fast.files import replacing
 from fai_fast.registry import ModelSpec
 
 if TYPE_CHECKING:

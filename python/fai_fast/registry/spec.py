@@ -11,7 +11,7 @@ from pathlib import PurePath
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
-from fai_fast.arguments import check_bool, check_choice, check_int, check_items, check_names, check_number
+from fai_fast._arguments import check_bool, check_choice, check_int, check_items, check_names, check_number
 
 __all__ = ["BackboneConfig", "ModelConfig", "ModelSpec", "PublishedLatency"]
 

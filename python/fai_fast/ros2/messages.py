@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from fai_fast._options import Color, YuvMatrix, YuvRange
 from fai_fast.detections import Detections
 from fai_fast.images import read_image
 from fai_fast.ops import preprocess
@@ -35,7 +36,7 @@ __all__ = [
 
 Pixels = npt.NDArray[np.uint8]
 
-ENCODINGS = {
+ENCODINGS: dict[str, tuple[Color, int]] = {
     "rgb8": ("rgb", 3),
     "bgr8": ("bgr", 3),
     "rgba8": ("rgba", 4),
@@ -59,7 +60,7 @@ class Frame(NamedTuple):
     """pixels: as :func:`fai_fast.preprocess` takes them; color: its ``color``."""
 
     pixels: Any
-    color: str
+    color: Color
 
 
 def frame(message: Any) -> Frame:
@@ -117,7 +118,7 @@ def compressed_frame(message: Any) -> Frame:
     return Frame(pixels, "rgb")
 
 
-def rgb(frame: Frame, *, yuv_matrix: str = "bt601", yuv_range: str = "limited") -> Pixels:
+def rgb(frame: Frame, *, yuv_matrix: YuvMatrix = "bt601", yuv_range: YuvRange = "limited") -> Pixels:
     """The frame in uint8 RGB (H, W, 3), for drawing: a view where the frame holds these channels."""
     pixels, color = frame
     if color in ("rgb", "rgba"):

@@ -23,12 +23,22 @@ from typing import Any, NoReturn, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from fai_fast.arguments import check_bool, check_choice, check_int, check_number
+from fai_fast._arguments import check_bool, check_choice, check_int, check_number
+from fai_fast._options import (
+    ON_ERROR,
+    POLICIES,
+    Color,
+    FrameLayout,
+    OnError,
+    Policy,
+    YuvMatrix,
+    YuvRange,
+)
+from fai_fast._pipelines import InferFuture
 from fai_fast.detections import Detections
 from fai_fast.errors import FaiFastError
 from fai_fast.images import check_max_pixels, is_encoded, read_image
 from fai_fast.ops import preprocess_frame
-from fai_fast.pipelines import Ticket
 from fai_fast.stream.feed import _Feed
 from fai_fast.stream.opening import _opener
 from fai_fast.stream.pixels import _ColorOverrides
@@ -64,7 +74,7 @@ class Frame:
     pts: float | None
     size: tuple[int, int]
     pixels: Any
-    layout: Mapping[str, str]
+    layout: FrameLayout
     captured: float
     max_pixels: int | None = None
 
@@ -88,7 +98,7 @@ class SupportsSubmit(Protocol):
     """What a stream needs of a model."""
 
     @property
-    def submit(self) -> Callable[..., Ticket]: ...
+    def submit(self) -> Callable[..., InferFuture]: ...
 
 
 class Stream:
@@ -110,16 +120,16 @@ class Stream:
         model: SupportsSubmit,
         source: Any,
         *,
-        policy: str | None = None,
+        policy: Policy | None = None,
         depth: int = 2,
         stride: int = 1,
-        on_error: str = "raise",
+        on_error: OnError = "raise",
         timeout: float | None = None,
         backoff: tuple[float, float] = (0.5, 30.0),
         retries: int | None = None,
-        color: str = "rgb",
-        yuv_matrix: str | None = None,
-        yuv_range: str | None = None,
+        color: Color = "rgb",
+        yuv_matrix: YuvMatrix | None = None,
+        yuv_range: YuvRange | None = None,
         frame_threads: bool = False,
         format: str | None = None,
         options: Mapping[str, str] | None = None,
@@ -127,8 +137,8 @@ class Stream:
         infer: Mapping[str, Any] | None = None,
     ) -> None:
         if policy is not None:
-            check_choice("policy", policy, ("latest", "all"))
-        check_choice("on_error", on_error, ("raise", "reconnect"))
+            check_choice("policy", policy, POLICIES)
+        check_choice("on_error", on_error, ON_ERROR)
         overrides = _ColorOverrides(color, yuv_matrix, yuv_range)
         if timeout is not None:
             timeout = _positive("timeout", timeout)
@@ -167,7 +177,7 @@ class Stream:
         weakref.finalize(self, self._feed.stop).atexit = False
 
     @property
-    def policy(self) -> str | None:
+    def policy(self) -> Policy | None:
         latest = self._feed.latest
         return None if latest is None else "latest" if latest else "all"
 

@@ -20,7 +20,7 @@ from itertools import pairwise
 from typing import Any, NoReturn
 
 from fai_fast._forks import ProcessGuard
-from fai_fast.pipelines import Ticket
+from fai_fast._pipelines import InferFuture
 from fai_fast.stream.queue import _FrameQueue, _InFlightFrame
 from fai_fast.stream.reconnect import _Reconnector
 from fai_fast.stream.source import _CorruptFrame, _FrameError, _Opener, _SourceFrame, _SourceItem, _stalled
@@ -47,7 +47,7 @@ class _Feed:
 
     def __init__(
         self,
-        submit: Callable[..., Ticket],
+        submit: Callable[..., InferFuture],
         opener: _Opener,
         queue: _FrameQueue,
         reconnector: _Reconnector,
@@ -187,10 +187,10 @@ class _Feed:
         with self._changed:
             self._statistics.submitted(time.perf_counter(), item.captured)
         try:
-            ticket = self._submit(item.pixels, **item.layout, **self._infer)
+            future = self._submit(item.pixels, **item.layout, **self._infer)
         except Exception as error:
             return _InFlightFrame(number, item, None, error)
-        return _InFlightFrame(number, item, ticket, None)
+        return _InFlightFrame(number, item, future, None)
 
     def _give_up(self) -> None:
         """Leaves a reader that has been silent for too long to itself."""

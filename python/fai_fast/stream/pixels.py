@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fai_fast.arguments import check_choice
+from fai_fast._arguments import check_choice
+from fai_fast._options import YUV_MATRICES, YUV_RANGES, Color, FrameLayout, YuvMatrix, YuvRange
 
 # Pixel formats of FFmpeg that preprocessing reads as they are: its name for them, bytes a pixel of each plane.
-_NATIVE_PIX_FMTS = {
+_NATIVE_PIX_FMTS: dict[str, tuple[Color, tuple[int, ...]]] = {
     "yuv420p": ("i420", (1, 1, 1)),
     "yuvj420p": ("i420", (1, 1, 1)),
     "nv12": ("nv12", (1, 2)),
@@ -23,7 +24,7 @@ _NATIVE_PIX_FMTS = {
     "uyvy422": ("uyvy", (2,)),
 }
 # AVColorSpace. Unspecified, 2, is read as FFmpeg's own converter and OpenCV read it.
-_MATRICES = {1: "bt709", 2: "bt601", 5: "bt601", 6: "bt601"}
+_MATRICES: dict[int, YuvMatrix] = {1: "bt709", 2: "bt601", 5: "bt601", 6: "bt601"}
 _FULL_RANGE = 2  # AVColorRange
 _YUV = ("i420", "nv12", "yuyv", "uyvy")
 
@@ -31,14 +32,14 @@ _YUV = ("i420", "nv12", "yuyv", "uyvy")
 class _ColorOverrides:
     """How pixels are to be read, as far as the user says."""
 
-    def __init__(self, color: str, matrix: str | None, range: str | None) -> None:
-        self.matrix = None if matrix is None else check_choice("yuv_matrix", matrix, ("bt601", "bt709"))
-        self.range = None if range is None else check_choice("yuv_range", range, ("limited", "full"))
+    def __init__(self, color: Color, matrix: YuvMatrix | None, range: YuvRange | None) -> None:
+        self.matrix = None if matrix is None else check_choice("yuv_matrix", matrix, YUV_MATRICES)
+        self.range = None if range is None else check_choice("yuv_range", range, YUV_RANGES)
         self._color = color
 
     def layout(
-        self, color: str | None = None, matrix: str = "bt601", range: str = "limited"
-    ) -> dict[str, str]:
+        self, color: Color | None = None, matrix: YuvMatrix = "bt601", range: YuvRange = "limited"
+    ) -> FrameLayout:
         """Of pixels that say themselves what they are, or of the user's."""
         return {
             "color": self._color if color is None else color,
@@ -47,7 +48,7 @@ class _ColorOverrides:
         }
 
 
-def decoded_pixels(frame: Any, overrides: _ColorOverrides) -> tuple[Any, dict[str, str]]:
+def decoded_pixels(frame: Any, overrides: _ColorOverrides) -> tuple[Any, FrameLayout]:
     """A PyAV frame's planes, uint8 and read-only, in the decoder's own memory, and how to read them.
 
     Formats that preprocessing does not know, and frames that are to be turned, become RGB once.
@@ -55,10 +56,10 @@ def decoded_pixels(frame: Any, overrides: _ColorOverrides) -> tuple[Any, dict[st
     name = frame.format.name
     matrix = _MATRICES.get(int(frame.colorspace))
     full = name.startswith("yuvj") or int(frame.color_range) == _FULL_RANGE
-    color, channels = _NATIVE_PIX_FMTS.get(name, ("", ()))
+    color, channels = _NATIVE_PIX_FMTS.get(name, (None, ()))
     turns = round(getattr(frame, "rotation", 0) / 90) % 4
     if (
-        not color
+        color is None
         or turns
         or (color in _YUV and matrix is None)
         or (color in ("yuyv", "uyvy") and frame.width % 2)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 
+from fai_fast._pipelines import InferFuture
 from fai_fast.detections import Detections
-from fai_fast.pipelines import Ticket
 from fai_fast.stream.source import _FrameError, _SourceFrame
 
 
@@ -13,30 +13,30 @@ class _InFlightFrame:
     """A frame in the model, or an error in the place of one."""
 
     def __init__(
-        self, id: int, came: _SourceFrame | None, ticket: Ticket | None, error: Exception | None
+        self, id: int, came: _SourceFrame | None, future: InferFuture | None, error: Exception | None
     ) -> None:
         self.id = id
         self.came = came
-        self._ticket = ticket
+        self._future = future
         self._error = error
 
     def result(self) -> Detections:
         """Blocks until the model has a result. Raises what went wrong with the frame."""
         if self._error is not None:
             raise self._error
-        assert self._ticket is not None
-        return self._ticket.result()
+        assert self._future is not None
+        return self._future.result()
 
     def forget(self) -> None:
         """Lets go of the error, whose traceback holds this. Does not block."""
-        self._ticket = self._error = None
+        self._future = self._error = None
 
     def done(self) -> bool:
         """Whether there is a result; an error is none. Does not block."""
-        if self._ticket is None or not self._ticket.done():
+        if self._future is None or not self._future.done():
             return False
         try:
-            self._ticket.result()
+            self._future.result()
         except Exception:
             return False
         return True

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from fractions import Fraction
 from typing import Any, NamedTuple
+
+from fai_fast._options import FrameLayout
 
 
 class _SourceFrame(NamedTuple):
     """A frame as a source gives it."""
 
     pixels: Any
-    layout: Mapping[str, str]
+    layout: FrameLayout
     pts: float | None
     captured: float
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 import weakref
@@ -17,14 +16,14 @@ from typing import Any
 from fai_fast import _core
 from fai_fast._forks import ProcessGuard
 from fai_fast.detections import Detections, Latency
-from fai_fast.engines.base import Context, Engine, check_process
+from fai_fast.engines.base import Context, Engine
 from fai_fast.engines.gpu import GpuContext, GpuEngine
 from fai_fast.errors import FaiFastError
 from fai_fast.letterbox import Letterbox
 from fai_fast.ops import frame_arguments, postprocess_batch, preprocess_frame
 from fai_fast.registry import ModelSpec
 
-__all__ = ["CpuPipeline", "GpuPipeline", "Pending", "Pipeline", "Request", "Ticket"]
+__all__ = ["CpuPipeline", "GpuPipeline", "InferFuture", "Pending", "Pipeline", "Request", "Ticket"]
 
 # More contexts than this would only wait for each other's cores.
 MAX_CONTEXTS = 4
@@ -83,27 +82,31 @@ class Pipeline(ABC):
         """Waits for the frames on their way, whose results stay, and lets go of everything. Does nothing twice."""
 
 
-class Ticket:
+class InferFuture:
     """A frame that :meth:`fai_fast.Model.submit` took; :meth:`result` waits for what was found in it."""
 
     def __init__(self, pending: Pending) -> None:
         self._pending = pending
 
     def result(self, timeout: float | None = None) -> Detections:
-        """What :meth:`fai_fast.Model.infer` would have returned, the same object every time.
+        """What :meth:`fai_fast.Model.infer` would have returned, the same object every time. Blocks until then.
 
         Args:
             timeout: seconds to wait at most; None for as long as it takes.
 
         Raises:
             TimeoutError: it took longer; the frame is still on its way.
-            EngineError: the frame failed.
+            EngineError: the frame failed; or it was on its way when this process was forked.
         """
         return self._pending.results(timeout)[0]
 
     def done(self) -> bool:
-        """Whether :meth:`result` would not wait."""
+        """Whether :meth:`result` would not wait. Does not block."""
         return self._pending.done()
+
+
+# Its name until it was given one that others know.
+Ticket = InferFuture
 
 
 # ------------------------------------------------------------------------------------------------------- CPU
@@ -276,7 +279,7 @@ class GpuPipeline(Pipeline):
         self._engine = engine
         self._lock = threading.Lock()  # held while a frame is submitted, so that all go in one order
         self._closed = False
-        self._process = os.getpid()
+        self._guard = ProcessGuard(engine.name)
         # Whether a frame waits for the engine of the one before. Slots share nothing, so that none has to: the
         # benchmarks compare.
         self._in_order = True
@@ -299,7 +302,8 @@ class GpuPipeline(Pipeline):
         return f"uncaptured: {reason}" if reason else "one captured CUDA graph"
 
     def memory(self) -> dict[str, int]:
-        """Bytes that the frames' buffers take: "device", "pinned"."""
+        """Bytes that the frames' buffers take: "device", "pinned". Blocks while a frame is submitted."""
+        self._guard.check()
         with self._lock:
             held = [slot.graph.memory() for slot in self._slots]
         return {place: sum(item[place] for item in held) for place in ("device", "pinned")}
@@ -310,7 +314,7 @@ class GpuPipeline(Pipeline):
     def submit(self, request: Request) -> Pending:
         frames = [frame_arguments(frame, **request.layout) for frame in request.frames]
         # Before the lock, which a thread that a forked child does not have may hold.
-        check_process(self._engine.name, self._process)
+        self._guard.check()
         with self._lock:
             if self._closed:
                 raise FaiFastError("the model is closed; load it again")
@@ -332,7 +336,7 @@ class GpuPipeline(Pipeline):
         slot = next((slot for slot in reversed(self._slots) if slot.idle), None)
         if slot is None:
             slot = self._slots[0]
-            slot.settle()  # the result stays with its ticket
+            slot.settle()  # the result stays with its future
         # In the order of their frames.
         self._slots.remove(slot)
         self._slots.append(slot)
@@ -355,6 +359,7 @@ class _Slot:
         [images] = engine.inputs
         masks, classes = engine.outputs
         self.lock = threading.RLock()
+        self.guard = ProcessGuard(engine.name)
         self.graph = _core.FrameGraph(
             device=engine.device,
             batch=images.shape[0],
@@ -417,6 +422,7 @@ class _GpuPending(Pending):
     def __init__(self, slot: _Slot, spec: ModelSpec, request: Request) -> None:
         self._slot: _Slot | None = slot
         self._lock = slot.lock
+        self._guard = slot.guard
         self._spec = spec
         self._decode = request.decode
         self._masks_device = request.masks_device
@@ -424,6 +430,9 @@ class _GpuPending(Pending):
         self._error: Exception | None = None
 
     def results(self, timeout: float | None = None) -> list[Detections]:
+        # In a forked child the lock may never be released, and the GPU is the parent's.
+        if self._slot is not None:
+            self._guard.check()
         if not self.finish(timeout):
             raise _late(timeout)
         if self._error is not None:
@@ -432,7 +441,7 @@ class _GpuPending(Pending):
         return self._results
 
     def done(self) -> bool:
-        return self.finish(0.0)
+        return self._guard.inherited or self.finish(0.0)
 
     def finish(self, timeout: float | None) -> bool:
         """Waits for the frame and takes its results from the slot; False where `timeout` was too short."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from numbers import Real
-from typing import Any, SupportsIndex, cast
+from typing import Any, SupportsIndex, TypeVar, cast
 
 import numpy as np
 
 MAX_SIDE = 32767
 _MAX_ITEMS = 2**20
+_Choice = TypeVar("_Choice", bound=str)
 
 
 def check_bool(name: str, value: object) -> bool:
@@ -67,13 +68,13 @@ def check_channels(name: str, value: object) -> tuple[float, float, float]:
     return numbers[0], numbers[1], numbers[2]
 
 
-def check_choice(name: str, value: object, choices: Sequence[str]) -> str:
+def check_choice(name: str, value: object, choices: Sequence[_Choice]) -> _Choice:
     """`value` where it is one of `choices`; TypeError unless it is a str, ValueError otherwise."""
     if not isinstance(value, str):
         raise TypeError(f"{name}: got {_show(value)}, expected one of {', '.join(map(repr, choices))}")
     if value not in choices:
         raise ValueError(f"{name}: got {_show(value)}, expected one of {', '.join(map(repr, choices))}")
-    return value
+    return cast(_Choice, value)
 
 
 def check_threads(name: str, value: object) -> int:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from fai_fast import cache, exporter, weights
-from fai_fast.arguments import check_choice, check_int, check_threads
+from fai_fast._arguments import check_choice, check_int, check_threads
+from fai_fast._options import PRECISIONS
 from fai_fast.engines import precision as precisions
 from fai_fast.engines import select
 from fai_fast.engines.base import Engine
@@ -23,7 +24,6 @@ from fai_fast.weights import Weights
 
 __all__ = ["Prepared", "prepare"]
 
-PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 MAX_BATCH = 256
 
 _log = logging.getLogger("fai_fast")
