@@ -90,7 +90,7 @@ struct FrameGraph::Impl {
     };
     std::vector<Image> image;
     PinnedBuffer params;
-    DeviceBuffer device_params, counters, expanded_rows;
+    DeviceBuffer device_params, counters;
     std::shared_ptr<BlockPool> pool = std::make_shared<BlockPool>();
     int64_t payload = kFirstPayload;  // bytes to have ready for masks
 
@@ -190,7 +190,7 @@ struct FrameGraph::Impl {
         }
         p.size = frame.size;
         uint8_t* const scratch = own.scratch.get();
-        p.counters = counters.get<int32_t>() + index;
+        p.counters = counters.get<int32_t>() + index * counters_per_image(spec);
         p.candidates = reinterpret_cast<int32_t*>(scratch + candidates_at());
         p.queries = reinterpret_cast<Query*>(scratch + queries_at());
         p.kept = reinterpret_cast<Row*>(scratch + kept_at());
@@ -266,7 +266,7 @@ FrameGraph::FrameGraph(const GraphSpec& spec) : impl_(new Impl) {
     m.class_logits.reserve(batch * classes * item_size(spec.class_logits));
     m.params.reserve(batch * sizeof(ImageParams));
     m.device_params.reserve(batch * sizeof(ImageParams));
-    m.counters.reserve(aligned(batch * sizeof(int32_t)));
+    m.counters.reserve(aligned(batch * counters_per_image(spec) * sizeof(int32_t)));
     m.image.resize(batch);
     for (Impl::Image& image : m.image) {
         image.scratch.reserve(m.scratch_bytes());
@@ -620,11 +620,7 @@ std::shared_ptr<const DeviceMemory> FrameGraph::expand(int index, const std::vec
     const size_t pixels = static_cast<size_t>(size.height) * size.width;
     auto memory = std::make_shared<OwnedMemory>(m.spec.device, std::max<size_t>(rows.size() * pixels, 1));
     if (!rows.empty()) {
-        m.expanded_rows.reserve(rows.size() * sizeof(Row));
-        check(cudaMemcpyAsync(m.expanded_rows.get(), rows.data(), rows.size() * sizeof(Row),
-                              cudaMemcpyHostToDevice, m.stream.get()),
-              "uploading rows");
-        launch_expand(m.stream.get(), m.postprocess(), index, size, m.expanded_rows.get<Row>(),
+        launch_expand(m.stream.get(), m.postprocess(), index, size, rows.data(),
                       static_cast<int>(rows.size()), reinterpret_cast<uint8_t*>(memory->address()));
     }
     check(cudaStreamSynchronize(m.stream.get()), "expanding masks");
@@ -658,7 +654,7 @@ void FrameGraph::run_engine(const Enqueue& enqueue, const void* images, void* ma
 size_t FrameGraph::device_bytes() const {
     const Impl& m = *impl_;
     size_t bytes = m.images.bytes() + m.mask_logits.bytes() + m.class_logits.bytes() +
-                   m.device_params.bytes() + m.counters.bytes() + m.expanded_rows.bytes();
+                   m.device_params.bytes() + m.counters.bytes();
     for (const Impl::Image& image : m.image) {
         bytes += image.frame.bytes() + image.tables.bytes() + image.canvas.bytes() + image.segments.bytes() +
                  image.scratch.bytes();

@@ -5,6 +5,7 @@
 #include "csrc/math/sampling.h"
 #include "cuda/device.cuh"
 #include "cuda/params.cuh"
+#include "cuda/rows.cuh"
 #include "cuda/warp.cuh"
 
 namespace fai::cuda {
@@ -20,7 +21,7 @@ __global__ void __launch_bounds__(kThreads)
     const ImageParams& image = params[blockIdx.y];
     if (!image.active) return;
     const int32_t chunks = (rows + kNodeRows - 1) / kNodeRows;
-    const int64_t items = static_cast<int64_t>(*image.counters) * chunks;
+    const int64_t items = static_cast<int64_t>(image.counters[kCandidates]) * chunks;
     const int64_t plane = static_cast<int64_t>(rows) * columns;
     const float threshold = image.mask_threshold;
     for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
@@ -69,19 +70,19 @@ __device__ __forceinline__ uint64_t bits_between(int32_t begin, int32_t end) {
     return (~uint64_t{0} << begin) & (~uint64_t{0} >> (64 - end));
 }
 
-// The bits of pixels [begin, end), at most 64 of them and all in one word, of a row between the nodes `above`
-// and `below`. Values between two nodes are monotone: only cells with one node inside and one outside are
-// looked at pixel by pixel.
-__device__ __forceinline__ uint64_t draw_word(const PixelAxis& x, const float* above, const float* below,
-                                              float down, float threshold, int32_t begin, int32_t end,
-                                              bool want_sum, float& sum) {
+// The bits of pixels [begin, end), at most 64 of them and all in one word, of a row between the nodes that
+// begin at `above` and at `below`. Values between two nodes are monotone: only cells with one node inside and
+// one outside are looked at pixel by pixel.
+__device__ __forceinline__ uint64_t draw_word(const PixelAxis& x, const float* nodes, int32_t above,
+                                              int32_t below, float down, float threshold, int32_t begin,
+                                              int32_t end, bool want_sum, float& sum) {
     const int32_t base = begin & ~63;
     uint64_t word = 0;
     int32_t cell = x.cell[begin];
-    float left = math::lerp(above[cell], below[cell], down);
+    float left = math::lerp(nodes[above + cell], nodes[below + cell], down);
     for (int32_t at = begin; at < end; ++cell) {
         const int32_t next = smaller(cell + 1, x.nodes - 1);
-        const float right = math::lerp(above[next], below[next], down);
+        const float right = math::lerp(nodes[above + next], nodes[below + next], down);
         const int32_t stop = smaller(x.first[cell + 1], end);
         const bool left_in = math::inside(left, threshold), right_in = math::inside(right, threshold);
         if (at < stop && left_in && right_in) {
@@ -104,7 +105,7 @@ __device__ __forceinline__ uint64_t draw_word(const PixelAxis& x, const float* a
     return word;
 }
 
-constexpr int32_t kDrawnRows = 8;
+constexpr int32_t kDrawnRows = 4;
 
 // Where a candidate's pixels can be: a node inside reaches into the cells on both of its sides.
 struct Reach {
@@ -117,62 +118,73 @@ __device__ __forceinline__ Reach reach_of(const ImageParams& image, const Query&
             image.x.first[query.column_end], image.y.first[query.row_end]};
 }
 
-// Draws the candidates into their canvases, and gathers areas, boxes and sums.
-__global__ void __launch_bounds__(kThreads)
-    draw_instances(const ImageParams* __restrict__ params, int32_t rows, int32_t columns) {
-    const ImageParams& image = params[blockIdx.y];
-    if (!image.active) return;
-    const int32_t tiles = (image.size.height + kDrawnRows - 1) / kDrawnRows;
-    const int64_t items = static_cast<int64_t>(*image.counters) * tiles;
+// Draws kDrawnRows lines of a candidate into its canvas, and gathers area, box and sum. One warp: of most
+// masks there are too few words in a line to occupy more.
+__device__ __forceinline__ void draw(const ImageParams& image, int32_t slot, int32_t top, int32_t rows,
+                                     int32_t columns) {
+    const int lane = threadIdx.x & 31;
     const int64_t stride = canvas_words(image.size);
     const bool want_sum = image.use_mask_score;
-    for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
-        const auto slot = static_cast<int32_t>(item / tiles);
-        const int32_t tile = static_cast<int32_t>(item % tiles) * kDrawnRows;
-        Query& query = image.queries[image.candidates[slot]];
-        const Reach reach = reach_of(image, query);
-        const int32_t y_begin = larger(tile, reach.y1), y_end = smaller(tile + kDrawnRows, reach.y2);
-        if (y_begin >= y_end || reach.x1 >= reach.x2) continue;
-        const int32_t word_begin = reach.x1 / 64, words = (reach.x2 + 63) / 64 - word_begin;
-        const float* const nodes = image.probabilities + static_cast<int64_t>(slot) * rows * columns;
-        uint64_t* const canvas = image.canvas + static_cast<int64_t>(slot) * image.size.height * stride;
+    Query& query = image.queries[image.candidates[slot]];
+    const Reach reach = reach_of(image, query);
+    const int32_t y_begin = larger(top, reach.y1), y_end = smaller(top + kDrawnRows, reach.y2);
+    if (y_begin >= y_end || reach.x1 >= reach.x2) return;
+    const int32_t word_begin = reach.x1 / 64, words = (reach.x2 + 63) / 64 - word_begin;
+    const float* const nodes = image.probabilities + static_cast<int64_t>(slot) * rows * columns;
+    uint64_t* const canvas = image.canvas + static_cast<int64_t>(slot) * image.size.height * stride;
 
-        int32_t x1 = INT32_MAX, y1 = INT32_MAX, x2 = 0, y2 = 0, area = 0;
-        unsigned long long sum = 0;
-        const int32_t tasks = (y_end - y_begin) * words;
-        for (int32_t task = threadIdx.x; task < tasks; task += kThreads) {
-            const int32_t y = y_begin + task / words, k = word_begin + task % words;
-            const int32_t i = image.y.cell[y];
-            const float* const above = nodes + static_cast<int64_t>(i) * columns;
-            const float* const below = nodes + static_cast<int64_t>(smaller(i + 1, rows - 1)) * columns;
-            const int32_t begin = larger(64 * k, reach.x1), end = smaller(64 * k + 64, reach.x2);
-            float part = 0.0f;
-            const uint64_t word = draw_word(image.x, above, below, image.y.fraction[y], image.mask_threshold,
-                                            begin, end, want_sum, part);
-            canvas[y * stride + k] = word;
-            if (!word) continue;
-            area += __popcll(word);
-            sum += units(part);
-            x1 = smaller(x1, 64 * k + __ffsll(static_cast<long long>(word)) - 1);
-            x2 = larger(x2, 64 * k + 64 - __clzll(static_cast<long long>(word)));
-            y1 = smaller(y1, y);
-            y2 = larger(y2, y + 1);
-        }
-        area = sum_of_warp(area);
-        if (area == 0) continue;
-        x1 = smallest_of_warp(x1);
-        y1 = smallest_of_warp(y1);
-        x2 = largest_of_warp(x2);
-        y2 = largest_of_warp(y2);
-        if (want_sum) sum = sum_of_warp(sum);
-        if ((threadIdx.x & 31) == 0) {
-            atomicAdd(&query.area, static_cast<unsigned long long>(area));
-            if (want_sum) atomicAdd(&query.sum, sum);
-            atomicMin(&query.x1, x1);
-            atomicMin(&query.y1, y1);
-            atomicMax(&query.x2, x2);
-            atomicMax(&query.y2, y2);
-        }
+    int32_t x1 = INT32_MAX, y1 = INT32_MAX, x2 = 0, y2 = 0, area = 0;
+    unsigned long long sum = 0;
+    const int32_t tasks = (y_end - y_begin) * words;
+    for (int32_t task = lane; task < tasks; task += 32) {
+        const int32_t line = static_cast<int32_t>(static_cast<uint32_t>(task) / static_cast<uint32_t>(words));
+        const int32_t y = y_begin + line, k = word_begin + task - line * words;
+        const int32_t i = image.y.cell[y];
+        const int32_t above = i * columns, below = smaller(i + 1, rows - 1) * columns;
+        const int32_t begin = larger(64 * k, reach.x1), end = smaller(64 * k + 64, reach.x2);
+        float part = 0.0f;
+        const uint64_t word = draw_word(image.x, nodes, above, below, image.y.fraction[y],
+                                        image.mask_threshold, begin, end, want_sum, part);
+        canvas[y * stride + k] = word;
+        if (!word) continue;
+        area += __popcll(word);
+        sum += units(part);
+        x1 = smaller(x1, 64 * k + __ffsll(static_cast<long long>(word)) - 1);
+        x2 = larger(x2, 64 * k + 64 - __clzll(static_cast<long long>(word)));
+        y1 = smaller(y1, y);
+        y2 = larger(y2, y + 1);
+    }
+    area = sum_of_warp(area);
+    if (area == 0) return;
+    x1 = smallest_of_warp(x1);
+    y1 = smallest_of_warp(y1);
+    x2 = largest_of_warp(x2);
+    y2 = largest_of_warp(y2);
+    if (want_sum) sum = sum_of_warp(sum);
+    if (lane == 0) {
+        atomicAdd(&query.area, static_cast<unsigned long long>(area));
+        if (want_sum) atomicAdd(&query.sum, sum);
+        atomicMin(&query.x1, x1);
+        atomicMin(&query.y1, y1);
+        atomicMax(&query.x2, x2);
+        atomicMax(&query.y2, y2);
+    }
+}
+
+// Draws the candidates; the last block then knows which of them are kept.
+__global__ void __launch_bounds__(kThreads, 3)
+    draw_instances(const ImageParams* __restrict__ params, int32_t queries, int32_t rows, int32_t columns) {
+    const ImageParams& image = params[blockIdx.y];
+    if (!image.active) return;
+    const auto tiles = static_cast<uint32_t>((image.size.height + kDrawnRows - 1) / kDrawnRows);
+    const uint32_t items = static_cast<uint32_t>(image.counters[kCandidates]) * tiles;
+    for (uint32_t item = blockIdx.x * kWarps + threadIdx.x / 32; item < items; item += gridDim.x * kWarps) {
+        const uint32_t slot = item / tiles;
+        draw(image, static_cast<int32_t>(slot), static_cast<int32_t>(item - slot * tiles) * kDrawnRows, rows,
+             columns);
+    }
+    if (last_to_arrive(image.counters + kDone, static_cast<int32_t>(gridDim.x))) {
+        finish(image, queries, false);
     }
 }
 
@@ -183,10 +195,10 @@ void launch_instances(cudaStream_t stream, const PostprocessLaunch& l) {
     const GraphSpec& spec = *l.spec;
     const T* const masks = static_cast<const T*>(l.mask_logits);
     // As many blocks as the device holds at once: how much there is to do is known on the device alone.
-    const dim3 grid(4 * l.multiprocessors, spec.batch);
-    launch(stream, grid, dim3(kThreads), find_nodes<T>, l.params, masks, spec.queries, spec.rows,
-           spec.columns);
-    launch(stream, grid, dim3(kThreads), draw_instances, l.params, spec.rows, spec.columns);
+    launch(stream, dim3(resident_blocks(find_nodes<T>, l.multiprocessors), spec.batch), dim3(kThreads),
+           find_nodes<T>, l.params, masks, spec.queries, spec.rows, spec.columns);
+    launch(stream, dim3(resident_blocks(draw_instances, l.multiprocessors), spec.batch), dim3(kThreads),
+           draw_instances, l.params, spec.queries, spec.rows, spec.columns);
 }
 
 template void launch_instances<float>(cudaStream_t, const PostprocessLaunch&);

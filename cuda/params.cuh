@@ -9,6 +9,7 @@
 #include "csrc/core/pixel_axis.h"
 #include "csrc/math/colour.h"
 #include "cuda/api.h"
+#include "cuda/check.cuh"
 
 namespace fai::cuda {
 
@@ -49,7 +50,7 @@ struct ImageParams {
     int32_t mask_threshold_reachable;  // 0 where it is above 1
     int32_t use_mask_score;
 
-    int32_t* counters;     // candidates
+    int32_t* counters;     // counters_per_image() of them, 0 when a frame begins
     int32_t* candidates;   // (Q) query of each slot, instances only
     Query* queries;        // (Q)
     float* probabilities;  // (slots, h', w')
@@ -65,6 +66,14 @@ struct ImageParams {
 };
 
 inline constexpr int kThreads = 256;
+// A block of a semantic contest decides this many cells in each direction.
+inline constexpr int32_t kTileCells = 4;
+// Where an image's counters are: candidates, blocks or rows of tiles that are done, and tiles done in each
+// row.
+inline constexpr int32_t kCandidates = 0, kDone = 1, kTilesDone = 2;
+inline int32_t counters_per_image(const GraphSpec& spec) {
+    return kTilesDone + (spec.predict_all_pixels ? (spec.rows + kTileCells - 1) / kTileCells : 0);
+}
 // A semantic contest keeps two values a query in shared memory.
 inline constexpr int32_t kMaxSemanticQueries = 1024;
 
@@ -89,19 +98,27 @@ struct PostprocessLaunch {
 // Are labels of one byte?
 inline bool narrow(const GraphSpec& spec) { return spec.queries <= 255; }
 
-// The steps of launch_postprocess(). T: float or __half.
+// Blocks of kThreads threads that a device holds at once.
+template <class... Parameters>
+int resident_blocks(void (*kernel)(Parameters...), int multiprocessors) {
+    int blocks = 0;
+    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, kThreads, 0),
+          "cudaOccupancyMaxActiveBlocksPerMultiprocessor");
+    return blocks * multiprocessors;
+}
+
+// The steps of launch_postprocess(), up to the rows. T: float or __half.
 template <class T>
 void launch_instances(cudaStream_t stream, const PostprocessLaunch& launch);
 template <class T>
 void launch_semantic(cudaStream_t stream, const PostprocessLaunch& launch);
-void launch_finish(cudaStream_t stream, const PostprocessLaunch& launch);
 
 void launch_postprocess(cudaStream_t stream, const PostprocessLaunch& launch);
 
-// The last two steps again, after a first run found too little room for the masks.
+// The masks of instances to the host; again after a first run found too little room for them.
 void launch_pack(cudaStream_t stream, const PostprocessLaunch& launch);
 
-// out (count, height, width), a byte of 0 or 1 a pixel; `rows` in the device's memory.
+// out (count, height, width), a byte of 0 or 1 a pixel, aligned to 16 bytes; `rows` in the host's memory.
 void launch_expand(cudaStream_t stream, const PostprocessLaunch& launch, int image, Size size,
                    const Row* rows, int count, uint8_t* out);
 

@@ -113,7 +113,7 @@ __global__ void __launch_bounds__(kThreads)
     if (threadIdx.x != 0) return;
     if (nan) query.out = 1;
     if (!semantic && !query.out && image.mask_threshold_reachable && query.score > image.threshold - kSlack) {
-        image.candidates[atomicAdd(image.counters, 1)] = q;
+        image.candidates[atomicAdd(image.counters + kCandidates, 1)] = q;
     }
 }
 
@@ -149,8 +149,8 @@ void launch_postprocess(cudaStream_t stream, const PostprocessLaunch& l) {
     } else {
         launch_masks<float>(stream, l);
     }
-    launch_finish(stream, l);
-    launch_pack(stream, l);
+    // Labels are on their way as soon as a row of tiles is decided.
+    if (!l.spec->predict_all_pixels) launch_pack(stream, l);
 }
 
 }  // namespace fai::cuda

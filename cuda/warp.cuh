@@ -12,6 +12,8 @@ inline constexpr int kWarps = kThreads / 32;
 
 __device__ __forceinline__ int32_t smaller(int32_t a, int32_t b) { return a < b ? a : b; }
 __device__ __forceinline__ int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; }
+__device__ __forceinline__ int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+__device__ __forceinline__ int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 __device__ __forceinline__ bool is_nan(float x) { return !(x == x); }
 __device__ __forceinline__ float infinity() { return __uint_as_float(0x7f800000u); }
 
@@ -42,6 +44,20 @@ __device__ __forceinline__ T sum_of_warp(T value) {
 // Whole units of a sum of probabilities: integers add up to the same in any order.
 __device__ __forceinline__ unsigned long long units(float sum) {
     return static_cast<unsigned long long>(sum * 16777216.0f);
+}
+
+// True in every thread of the last of `count` blocks that come here with this counter: it sees all that the
+// others have written before.
+__device__ __forceinline__ bool last_to_arrive(int32_t* counter, int32_t count) {
+    __shared__ int32_t arrived;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) arrived = atomicAdd(counter, 1) + 1;
+    __syncthreads();
+    const bool last = arrived == count;
+    __threadfence();
+    __syncthreads();  // the next call's `arrived` is the same
+    return last;
 }
 
 // Queries whose score is this little below the threshold are kept for the host to decide, in double.

@@ -1,0 +1,90 @@
+// Which rows are kept (steps 4 to 6): the end of the kernel whose last block calls it.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/params.cuh"
+#include "cuda/warp.cuh"
+
+namespace fai::cuda {
+
+// Which queries are kept, and where their masks go; by one block, when areas, boxes and sums are complete.
+__device__ __forceinline__ void finish(const ImageParams& image, int32_t queries, bool semantic) {
+    __shared__ int32_t rows_of_warp[kWarps];
+    __shared__ unsigned long long words_of_warp[kWarps];
+    const int lane = threadIdx.x & 31, warp = threadIdx.x / 32;
+    const int32_t candidates = semantic ? queries : image.counters[kCandidates];
+    int32_t rows = 0;
+    unsigned long long words = 0;
+    for (int32_t first = 0; first < candidates; first += kThreads) {
+        const int32_t slot = first + static_cast<int32_t>(threadIdx.x);
+        bool keep = false;
+        unsigned long long size = 0;
+        const Query* query = nullptr;
+        if (slot < candidates) {
+            query = image.queries + (semantic ? slot : image.candidates[slot]);
+            if (!query->out && query->area >= 2) {
+                double score = query->score;
+                if (image.use_mask_score) {
+                    score *= static_cast<double>(query->sum) * kSumUnit /
+                             (static_cast<double>(query->area) + 0.01);
+                }
+                keep = score > image.threshold - kSlack;
+                const int64_t across = (query->x2 + 63) / 64 - query->x1 / 64;
+                if (keep && !semantic)
+                    size = static_cast<unsigned long long>(across * (query->y2 - query->y1));
+            }
+        }
+        // Exclusive sums over the block: of kept rows, and of words.
+        const unsigned those = __ballot_sync(kAllLanes, keep);
+        int32_t at = __popc(those & ((1u << lane) - 1u));
+        unsigned long long offset = size;
+        for (int step = 1; step < 32; step *= 2) {
+            const unsigned long long before = __shfl_up_sync(kAllLanes, offset, step);
+            if (lane >= step) offset += before;
+        }
+        if (lane == 31) {
+            rows_of_warp[warp] = __popc(those);
+            words_of_warp[warp] = offset;
+        }
+        offset -= size;
+        __syncthreads();
+        int32_t all_rows = 0;
+        unsigned long long all_words = 0;
+        for (int w = 0; w < kWarps; ++w) {
+            if (w == warp) {
+                at += all_rows;
+                offset += all_words;
+            }
+            all_rows += rows_of_warp[w];
+            all_words += words_of_warp[w];
+        }
+        if (keep) {
+            const Row row = {static_cast<int32_t>(query - image.queries),
+                             query->class_id,
+                             query->best,
+                             query->largest,
+                             query->total,
+                             query->x1,
+                             query->y1,
+                             query->x2,
+                             query->y2,
+                             slot,
+                             static_cast<int64_t>(query->area),
+                             static_cast<int64_t>(query->sum),
+                             static_cast<int64_t>(words + offset)};
+            image.kept[rows + at] = row;
+            image.results[rows + at] = row;
+        }
+        rows += all_rows;
+        words += all_words;
+        __syncthreads();
+    }
+    if (threadIdx.x == 0) {
+        const Header header = {rows, candidates, static_cast<int64_t>(words)};
+        *image.kept_header = header;
+        *image.header = header;
+    }
+}
+
+}  // namespace fai::cuda
