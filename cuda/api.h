@@ -102,6 +102,15 @@ class DeviceMemory {
     virtual uintptr_t address() const = 0;
 };
 
+// Pinned memory of the host's, zero at first, freed when the last owner lets go.
+class PinnedMemory {
+  public:
+    virtual ~PinnedMemory() = default;
+    virtual void* address() const = 0;
+};
+
+std::shared_ptr<const PinnedMemory> pinned_memory(int device, size_t bytes);
+
 // Milliseconds of a frame's stages on the device; zero where they were not measured.
 struct StageTimes {
     float upload = 0, preprocess = 0, engine = 0, postprocess = 0;

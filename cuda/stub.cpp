@@ -17,6 +17,7 @@ bool compiled() noexcept { return false; }
 int toolkit_version() noexcept { return 0; }
 int driver_version() noexcept { return 0; }
 std::vector<Device> devices() { absent(); }
+std::shared_ptr<const PinnedMemory> pinned_memory(int, size_t) { absent(); }
 
 struct FrameGraph::Impl {};
 FrameGraph::FrameGraph(const GraphSpec&) { absent(); }

@@ -475,6 +475,144 @@ def test_out_of_memory_is_told_and_smaller_frames_go_on(model):
     check(model, frame(1, 200, 300))
 
 
+# ----------------------------------------------------------------------------------------- frame buffers
+
+
+@gpu.needed
+@pytest.mark.parametrize(
+    ("color", "shape"),
+    [
+        ("rgb", (48, 64, 3)),
+        ("bgra", (48, 64, 4)),
+        ("gray", (48, 64)),
+        ("nv12", (72, 64)),
+        ("yuyv", (48, 64, 2)),
+    ],
+)
+def test_frame_buffers(model, color, shape):
+    buffer = model.frame_buffer(48, 64, color)
+    assert (buffer.shape, buffer.dtype, buffer.any()) == (shape, np.uint8, False)
+    buffer[...] = scenes.image(1, shape)
+    found = model.infer(buffer, color=color)
+    gpu.same_bits(found, model.infer(np.array(buffer), color=color))
+    gpu.same(found, expected(model, buffer, color=color))
+    if color != "nv12":
+        upside_down = buffer[::-1]
+        gpu.same_bits(model.infer(upside_down, color=color), model.infer(np.array(upside_down), color=color))
+
+
+@gpu.needed
+@gpu.emulated
+def test_a_frame_buffer_is_sent_in_one_piece_and_without_staging(model):
+    """Though it is large enough for several pieces."""
+    buffer = model.frame_buffer(300, 400)
+    names = ("copies_to_device", "bytes_to_device", "pinned_bytes")
+
+    def counted(image):
+        model.infer(image)
+        before = [gpu.EMULATOR.get(name) for name in names]
+        model.infer(image)
+        return [gpu.EMULATOR.get(name) - b for name, b in zip(names, before, strict=True)]
+
+    on_card = gpu.OnDevice(np.array(buffer))
+    rest, parameters, _ = counted(on_card)
+    assert counted(buffer) == [rest + 1, parameters + buffer.nbytes, 0]
+    before = gpu.EMULATOR.get("pinned_bytes")
+    _, sent, _ = counted(np.array(buffer))
+    assert sent == parameters + buffer.nbytes
+    assert gpu.EMULATOR.get("pinned_bytes") >= before + buffer.nbytes
+
+
+@gpu.needed
+@gpu.emulated
+def test_a_frame_buffer_lives_as_long_as_anybody_holds_it():
+    gc.collect()
+    before = gpu.EMULATOR.get("pinned_bytes")
+    model = model_of()
+    buffer = model.frame_buffer(40, 60)
+    buffer[...] = scenes.image(3, (40, 60, 3))
+    content = np.array(buffer)
+    want = expected(model, content)
+    ticket = model.submit(buffer)
+    row = buffer[7]
+    del buffer
+    gc.collect()
+    gpu.same(ticket.result(), want)
+    del ticket, want
+    model.close()
+    gc.collect()
+    assert gpu.EMULATOR.get("pinned_bytes") == before + content.nbytes
+    np.testing.assert_array_equal(row, content[7])
+    del row
+    gc.collect()
+    assert gpu.EMULATOR.get("pinned_bytes") == before
+    with pytest.raises(FaiFastError, match="the model is closed"):
+        model.frame_buffer(40, 60)
+
+
+@gpu.needed
+def test_frame_buffers_survive_forks_and_exits():
+    said = gpu.in_process(
+        """
+        import os
+        import test_gpu_model as tests
+
+        model = tests.model_of()
+        kept = [model.frame_buffer(40, 60) for _ in range(3)]
+        kept[0][...] = 7
+        child = os.fork()
+        if child == 0:
+            del kept
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        assert kept[0].min() == 7
+        del kept[0]
+        child = os.fork()
+        if child == 0:
+            try:
+                model.frame_buffer(40, 60)
+            except Exception as error:
+                assert "forked" in str(error), error
+                os._exit(0)
+            os._exit(1)
+        assert os.waitpid(child, 0)[1] == 0
+        print(model.infer(kept[0]).size)
+        # One is left to the interpreter, which ends.
+        import builtins
+        builtins.kept_for_ever = kept.pop()
+        """
+    )
+    assert said == "(40, 60)"
+
+
+@gpu.needed
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((0, 10), ValueError, "height and width: got .0, 10., expected sides of 1 to 32767"),
+        ((10, "x"), TypeError, "height and width: got "),
+        ((32767, 32767), ValueError, "height and width: got 32767 x 32767, expected at most"),
+        ((11, 10, "nv12"), ValueError, "got 11 x 10, expected even ones for color 'nv12'"),
+        ((10, 11, "uyvy"), ValueError, "width: got 11, expected an even one for color 'uyvy'"),
+        ((10, 10, "hsv"), ValueError, "color: got 'hsv', expected one of"),
+    ],
+)
+def test_frame_buffers_that_no_frame_fits(model, arguments, error, message):
+    with pytest.raises(error, match=message):
+        model.frame_buffer(*arguments)
+
+
+@gpu.needed
+@gpu.emulated
+def test_frame_buffers_are_told_to_be_scarce(model):
+    room = gpu.EMULATOR.get("pinned_bytes") + 100
+    with (
+        gpu.EMULATOR.settings(pinned_memory=room),
+        pytest.raises(CudaError, match="out of page-locked memory of the host"),
+    ):
+        model.frame_buffer(100, 100)
+
+
 # -------------------------------------------------------------------------------------------- life cycle
 
 

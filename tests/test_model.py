@@ -439,3 +439,19 @@ assert "fai_fast.model" not in sys.modules
 assert {"load", "Model", "export", "models", "spec", "reference", "losses"} <= set(dir(fai_fast))
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("color", "shape"),
+    [
+        ("rgb", (48, 64, 3)),
+        ("rgba", (48, 64, 4)),
+        ("gray", (48, 64)),
+        ("i420", (72, 64)),
+        ("uyvy", (48, 64, 2)),
+    ],
+)
+def test_frame_buffers_on_the_cpu(model, color, shape):
+    buffer = model.frame_buffer(48, 64, color)
+    assert (buffer.shape, buffer.dtype, buffer.any()) == (shape, np.uint8, False)
+    assert model.infer(buffer, color=color).size == (48, 64)

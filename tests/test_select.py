@@ -28,7 +28,7 @@ PACKAGES = (
 FASTEST = "the fastest of those that work"
 
 
-def card(index, name="NVIDIA H200", capability=(9, 0)):
+def card(index, name="NVIDIA L4", capability=(8, 9)):
     return {
         "index": index,
         "name": name,
@@ -56,14 +56,14 @@ class Package:
 def machine(monkeypatch, tmp_path):
     """A machine with these GPUs and packages; gives the list of the engines whose packages are imported."""
 
-    def make(gpus=1, installed=PACKAGES, without_cuda=(), broken=None):
+    def make(gpus=1, installed=PACKAGES, without_cuda=(), broken=None, capability=(8, 9)):
         imported, asked = [], []
 
         def devices():
             asked.append("devices")
             if not gpus:
                 raise CudaError(NO_GPU)
-            return [card(index) for index in range(gpus)]
+            return [card(index, capability=capability) for index in range(gpus)]
 
         def folder(package):
             place = tmp_path / package
@@ -174,7 +174,7 @@ def test_cuda_leaves_the_cpu_out_and_cpu_the_gpu(machine):
 def test_a_gpu_that_is_not_there(machine):
     machine(gpus=2)
     with pytest.raises(
-        CudaError, match=r"^device: got cuda:7, expected one of cuda:0 \(NVIDIA H200\), cuda:1 "
+        CudaError, match=r"^device: got cuda:7, expected one of cuda:0 \(NVIDIA L4\), cuda:1 "
     ):
         select.choose(device="cuda:7")
 
@@ -317,3 +317,23 @@ def test_every_engine_has_a_module(name):
         assert (found.GRAPH_PRECISION is None) == (loaders == ["load_weights"])
     with pytest.raises(ValueError, match="name: got 'abacus'"):
         select.module("abacus")
+
+
+@pytest.mark.parametrize("capability", [(9, 0), (10, 0)])
+def test_tensorrt_rtx_does_not_run_on_every_gpu(machine, capability):
+    imported = machine(
+        installed=("tensorrt_rtx", "tensorrt_rtx_bindings", "torch", "openvino"), capability=capability
+    )
+    why = f"compute capability {capability[0]}.{capability[1]}, on which TensorRT-RTX does not run"
+    [first, *_] = select.candidates()
+    assert first.name == "torch-cuda"
+    assert why in dict(first.reasons)["tensorrt_rtx"]
+    assert imported == ["torch-cuda"]
+    with pytest.raises(EngineError, match=rf"^tensorrt_rtx: NVIDIA L4 has {why}; use the engine tensorrt"):
+        select.choose("tensorrt_rtx")
+
+
+@pytest.mark.parametrize("capability", [(7, 5), (8, 9), (12, 0)])
+def test_tensorrt_rtx_runs_on_the_others(machine, capability):
+    machine(installed=("tensorrt_rtx", "tensorrt_rtx_bindings", "openvino"), capability=capability)
+    assert select.choose().name == "tensorrt_rtx"

@@ -180,6 +180,26 @@ def test_precisions_follow_the_gpu(machine):
         machine.engine.native_precisions(0)
 
 
+@pytest.mark.parametrize("capability", [(9, 0), (10, 0)])
+def test_tensorrt_rtx_says_before_it_builds_where_it_does_not_run(machine, graph, tmp_path, capability):
+    machine.cards = [{**CARD, "name": "Hopper", "compute_capability": capability}]
+    engine = machine.engine
+    calls = [
+        lambda: engine.native_precisions(0),
+        lambda: engine.build(graph, precision="fp16", device=0),
+        lambda: engine.load_blob(graph, device=0),
+    ]
+    if not engine.ahead_of_time:
+        assert calls[0]() == ("fp16", "fp32")
+        return
+    for call in calls:
+        with pytest.raises(EngineError, match=r"^tensorrt_rtx: Hopper has .* TensorRT-RTX does not run"):
+            call()
+    assert machine.world.builds == []
+    # For a GPU elsewhere it builds as before.
+    assert engine.build(graph, precision="fp16", targets=["sm86"])
+
+
 # --------------------------------------------------------------------------------------------------- build
 
 

@@ -147,6 +147,28 @@ py::array payload_array(const py::dtype& dtype, std::vector<py::ssize_t> shape,
     return py::array(dtype, std::move(shape), memory->payload(), owner);
 }
 
+// A uint8 array in pinned memory, which lives as long as anybody holds a view of it.
+py::array pinned_array(const std::vector<py::ssize_t>& shape, int device) {
+    size_t bytes = 1;
+    for (const py::ssize_t side : shape) {
+        if (side < 1 || side > 2 * kMaxSide) {
+            throw ValueError(message("shape: got a side of ", side, ", expected 1 to ", 2 * kMaxSide));
+        }
+        bytes *= static_cast<size_t>(side);
+    }
+    using Held = std::shared_ptr<const cuda::PinnedMemory>;
+    auto held = std::make_unique<Held>();
+    without_gil([&] { *held = cuda::pinned_memory(device, bytes); });
+    void* const address = (*held)->address();
+    const py::capsule owner(held.get(), [](void* p) {
+        // Freeing waits for the GPU.
+        const std::unique_ptr<Held> last(static_cast<Held*>(p));
+        without_gil([&] { last->reset(); });
+    });
+    held.release();
+    return py::array(py::dtype::of<uint8_t>(), shape, address, owner);
+}
+
 ops::StagingOptions checked_staging(int threads, int64_t piece_bytes, bool past_cache) {
     if (threads < 1) throw ValueError(message("threads: got ", threads, ", expected at least 1"));
     if (piece_bytes < 1) throw ValueError(message("piece_bytes: got ", piece_bytes, ", expected at least 1"));
@@ -535,6 +557,7 @@ void register_cuda(py::module_& m) {
           py::call_guard<py::gil_scoped_release>());
     m.def("leave_cuda_device", cuda::leave_device, py::arg("entered"));
     m.def("launch_host_function", launch_host_function, py::arg("stream"), py::arg("function"));
+    m.def("pinned_array", pinned_array, py::arg("shape"), py::arg("device"));
     m.def("stage", stage, py::arg("image"), py::arg("out"), py::kw_only(), py::arg("threads"),
           py::arg("piece_bytes"), py::arg("past_cache") = false);
     m.def("copy_to_device", copy_to_device, py::arg("address"), py::arg("array"));

@@ -13,6 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from fai_fast import _core
 from fai_fast._forks import ProcessGuard
 from fai_fast.detections import Detections, Latency
@@ -74,6 +77,10 @@ class Pipeline(ABC):
     def submit(self, request: Request) -> Pending: ...
 
     @abstractmethod
+    def frame_buffer(self, shape: Sequence[int]) -> npt.NDArray[np.uint8]:
+        """Zeros, in the memory from which frames are taken fastest. They outlive the pipeline."""
+
+    @abstractmethod
     def info(self) -> str:
         """How frames run, in words."""
 
@@ -122,6 +129,9 @@ class CpuPipeline(Pipeline):
         self._guard = ProcessGuard(engine.name)
         self._lock = threading.Lock()
         self._workers: ThreadPoolExecutor | None = None
+
+    def frame_buffer(self, shape: Sequence[int]) -> npt.NDArray[np.uint8]:
+        return np.zeros(shape, np.uint8)
 
     def info(self) -> str:
         return "one stage after the other"
@@ -296,6 +306,10 @@ class GpuPipeline(Pipeline):
             raise
         if reason := self._slots[0].uncaptured:
             _log.info("%s: frames run without a captured graph: %s", spec.name, reason)
+
+    def frame_buffer(self, shape: Sequence[int]) -> npt.NDArray[np.uint8]:
+        check_process(self._engine.name, self._process)
+        return _core.pinned_array(shape, self._engine.device)
 
     def info(self) -> str:
         reason = self._slots[0].uncaptured if self._slots else None

@@ -33,7 +33,7 @@ from fai_fast.engines.base import Engine
 from fai_fast.errors import FaiFastError, WeightsError
 from fai_fast.images import check_max_pixels, is_encoded, read_image
 from fai_fast.letterbox import Letterbox
-from fai_fast.ops import postprocess_batch
+from fai_fast.ops import frame_shape, postprocess_batch
 from fai_fast.registry import ModelSpec
 from fai_fast.weights import Weights
 
@@ -228,6 +228,37 @@ class Model:
         """
         check_options("submit", options, InferOptions)
         return InferFuture(self._pipeline.submit(self._request([image], options)))
+
+    def frame_buffer(self, height: int, width: int, color: Color = "rgb") -> npt.NDArray[np.uint8]:
+        """An array for a camera, a decoder or a program to write frames into, from which they reach the model fastest.
+
+        On a GPU it lies in page-locked memory, from which a frame is sent as it is; from any other array it is copied
+        into such memory first, and so it is from a view with gaps. On the CPU it is an ordinary array. Make a few and
+        use them again: page-locked memory is scarce, and making it takes longer than a frame. The array lives as long
+        as anybody holds it or a view of it, after the model too; it is of no use in a forked child.
+
+        As with every frame, what was given to :meth:`submit` may be overwritten when its ticket has its result.
+
+        Args:
+            height, width: of the frames, in pixels; even where the format halves them.
+            color: the frames' format, see :func:`fai_fast.preprocess`.
+
+        Returns:
+            Zeros, uint8: (H, W, 3) for "rgb" and "bgr", (H, W, 4) for "rgba" and "bgra", (H, W) for "gray",
+            (3 * H / 2, W) for "nv12" and "i420", (H, W, 2) for "yuyv" and "uyvy".
+
+        Raises:
+            TypeError, ValueError: an argument is wrong; the text names it.
+            CudaError: there is not so much page-locked memory.
+
+        Example:
+            >>> buffer = model.frame_buffer(1080, 1920)  # doctest: +SKIP
+            >>> camera.read(buffer)  # doctest: +SKIP
+            >>> detections = model.infer(buffer)  # doctest: +SKIP
+        """
+        if self._closed:
+            raise FaiFastError("the model is closed; load it again")
+        return self._pipeline.frame_buffer(frame_shape(height, width, color))
 
     async def infer_async(self, image: Any, **options: Unpack[InferOptions]) -> Detections:
         """:meth:`infer` for asyncio: the event loop goes on meanwhile, several may be awaited at once.

@@ -35,6 +35,7 @@ from fai_fast._options import (
 from fai_fast.detections import Detections
 from fai_fast.letterbox import Letterbox
 
+_MAX_PIXELS = 1 << 28  # kMaxPixels of core/types.h
 # Pillow's modes that are read as they are; the others it converts to RGB first.
 _PIL_COLORS = {"RGB": "rgb", "RGBA": "rgba", "RGBX": "rgba", "L": "gray"}
 
@@ -186,6 +187,24 @@ def frame_arguments(
         check_choice("yuv_matrix", yuv_matrix, YUV_MATRICES),
         check_choice("yuv_range", yuv_range, YUV_RANGES),
     )
+
+
+def frame_shape(height: int, width: int, color: str = "rgb") -> tuple[int, ...]:
+    """The shape of a frame's array of that format. Raises TypeError, ValueError."""
+    height, width = check_size("height and width", (height, width))
+    check_choice("color", color, COLORS)
+    if height * width > _MAX_PIXELS:
+        raise ValueError(f"height and width: got {height} x {width}, expected at most {_MAX_PIXELS} pixels")
+    if color in ("nv12", "i420"):
+        if height % 2 or width % 2:
+            raise ValueError(
+                f"height and width: got {height} x {width}, expected even ones for color {color!r}"
+            )
+        return height * 3 // 2, width
+    if color in ("yuyv", "uyvy") and width % 2:
+        raise ValueError(f"width: got {width}, expected an even one for color {color!r}")
+    channels = {"gray": 0, "yuyv": 2, "uyvy": 2, "rgba": 4, "bgra": 4}.get(color, 3)
+    return (height, width, channels) if channels else (height, width)
 
 
 def postprocess(

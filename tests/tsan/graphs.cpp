@@ -52,6 +52,8 @@ struct Graph {
         const std::string reason = graph.device().capture(
             [this](uintptr_t stream) { cuda::launch_host_function(stream, &Graph::engine, this); });
         expect(reason.empty(), "a captured graph");
+        // So small that every frame is copied by several threads.
+        graph.set_staging({.piece_bytes = 256, .threads = 3});
     }
 
     static void engine(void* context) {

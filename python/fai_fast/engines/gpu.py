@@ -40,7 +40,11 @@ __all__ = [
     "device",
     "devices",
     "translated",
+    "unsupported",
 ]
+
+# Of data centers' GPUs, which TensorRT-RTX builds for and then refuses to load on (1.7.1, on a 9.0).
+_NOT_BY_RTX = ((9, 0), (10, 0))
 
 # As in base.py: a forked child must not run destructors that call a driver which its parent set up.
 _opened: weakref.WeakSet[OpenGpuContext] = weakref.WeakSet()
@@ -93,6 +97,20 @@ def depends(index: int) -> dict[str, Any]:
         "compute_capability": f"{major}.{minor}",
         "driver": _core.cuda_versions()["driver"],
     }
+
+
+def unsupported(engine: str, index: int) -> str:
+    """Why an engine does not run on a GPU that others do run on, or "". Raises CudaError where there is no such GPU."""
+    if engine != "tensorrt_rtx":
+        return ""
+    found = device(index)
+    if found.compute_capability not in _NOT_BY_RTX:
+        return ""
+    major, minor = found.compute_capability
+    return (
+        f"{found.name} has compute capability {major}.{minor}, on which TensorRT-RTX does not run; "
+        "use the engine tensorrt or torch-cuda"
+    )
 
 
 class GpuContext(Protocol):

@@ -123,7 +123,8 @@ def candidates(engine: str = "auto", device: str = "auto") -> list[Choice]:
     Raises:
         TypeError, ValueError: an argument is of the wrong type or value.
         CudaError: a GPU is asked for, and there is none that can be used.
-        EngineError: the engine, or with "auto" every engine, is not installed or cannot be imported.
+        EngineError: the engine, or with "auto" every engine, is not installed, cannot be imported, or does not run on
+            the GPU.
     """
     check_choice("engine", engine, ENGINES)
     kind, index = check_device(device)
@@ -145,6 +146,8 @@ def candidates(engine: str = "auto", device: str = "auto") -> list[Choice]:
             why[candidate.name] = f"no NVIDIA GPU to use: {problem}"
         elif lacking := _lacking(candidate):
             why[candidate.name] = lacking
+        elif candidate.device == "cuda" and (unsupported := gpu.unsupported(candidate.name, found)):
+            why[candidate.name] = unsupported
         elif not usable and (broken := _broken(candidate)):
             why[candidate.name] = broken
             if engine == "auto":

@@ -79,8 +79,9 @@ class Flavour:
 
         Raises:
             CudaError: there is no such device.
-            EngineError: the GPU is older than compute capability 7.5.
+            EngineError: the GPU is older than compute capability 7.5, or one on which TensorRT-RTX does not run.
         """
+        self._check_gpu(device)
         found = gpu.device(device)
         if found.compute_capability < _TURING:
             major, minor = found.compute_capability
@@ -154,6 +155,8 @@ class Flavour:
             EngineError: TensorRT cannot be imported, or cannot read or build the file; the text has its own lines.
         """
         trt = self.package()
+        if device is not None:
+            self._check_gpu(device)
         where = (
             f"the {gpu.device(device).name} here" if device is not None else ", ".join(targets) or "any GPU"
         )
@@ -208,7 +211,7 @@ class Flavour:
         """
         file = check_file(self.name, path)
         check_choice("precision", precision, PRECISIONS)
-        gpu.device(check_int("device", device))
+        self._check_gpu(check_int("device", device))
         plan, record = self._verified(file, precision, device)
         trt = self.package()
         log = _log_of(trt)
@@ -228,6 +231,10 @@ class Flavour:
             if self.ahead_of_time:
                 kernels = _Kernels(trt, loaded, self._kernels_path(file, record, device), record.sha256)
         return Engine(self, runtime, loaded, kernels, ports, file, precision, device)
+
+    def _check_gpu(self, device: int) -> None:
+        if unsupported := gpu.unsupported(self.name, device):
+            raise EngineError(f"{self.name}: {unsupported}")
 
     def _verified(self, file: Path, precision: str, device: int) -> tuple[bytes, cache.Record]:
         """The file's content, which is what its record says, for this package and GPU; and the record."""

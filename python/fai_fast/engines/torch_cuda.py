@@ -290,7 +290,7 @@ def _on(stream: int | None, device: int) -> Iterator[Any]:
 
     place = torch.device("cuda", device)
     if stream is None:
-        current: Any = torch.cuda.Stream(place)
+        current: Any = cast(Any, torch.cuda.Stream)(place)
     else:
         current = cast(Any, torch.cuda.ExternalStream)(stream, device=place)
     with torch.cuda.stream(current):
