@@ -1,6 +1,14 @@
 # The target `fai_fast_cuda` implements cuda/api.h: with nvcc from the .cu files, without it from stub.cpp.
 # FAI_FAST_CUDA=EMULATED, for tests: from the .cu files, compiled for the CPU against tests/cuda_emulator.
+#
+# What was done is told by build_info(): FAI_FAST_CUDA_REASON, why nvcc was not used; or FAI_FAST_CUDA_TARGETS, the
+# architectures, and FAI_FAST_CUDA_DRIVER, the oldest branch of the driver.
 include(CheckLanguage)
+include(cmake/cuda_toolkits.cmake)
+
+set(FAI_FAST_CUDA_REASON "")
+set(FAI_FAST_CUDA_TARGETS "")
+set(FAI_FAST_CUDA_DRIVER "")
 
 option(FAI_FAST_CUDA_FROM_PYPI "Use the nvcc of the package nvidia-cuda-nvcc" OFF)
 
@@ -30,11 +38,27 @@ if(FAI_FAST_CUDA STREQUAL "EMULATED")
     return()
 endif()
 
+# Why an nvcc that CMake could not use does not work: the first line of what it says to an empty program.
+function(fai_fast_ask_nvcc nvcc reason)
+    set(probe ${CMAKE_BINARY_DIR}/CMakeFiles/fai_fast_nvcc.cu)
+    file(WRITE ${probe} "int main() { return 0; }\n")
+    execute_process(COMMAND ${nvcc} -std=c++20 -c ${probe} -o ${probe}.o
+        RESULT_VARIABLE code OUTPUT_VARIABLE said ERROR_VARIABLE said)
+    set(found "${nvcc} does not work")
+    if(NOT code EQUAL 0 AND said MATCHES "[^\r\n]+")
+        string(SUBSTRING "${CMAKE_MATCH_0}" 0 300 line)
+        string(APPEND found ": ${line}")
+    endif()
+    set(${reason} "${found}" PARENT_SCOPE)
+endfunction()
+
 # Sets CMAKE_CUDA_COMPILER where an nvcc works; leaves the reason in FAI_FAST_CUDA_REASON where none does.
 macro(fai_fast_find_nvcc)
-    set(FAI_FAST_CUDA_REASON "no working nvcc on PATH, in CUDACXX or in CMAKE_CUDA_COMPILER")
+    set(FAI_FAST_CUDA_REASON "there is no nvcc on PATH, in CUDACXX, in CMAKE_CUDA_COMPILER or in /usr/local/cuda")
+    set(FAI_FAST_NVCC "")
     if(FAI_FAST_CUDA_FROM_PYPI)
-        # Under pip's build isolation only the build's own Python knows where its packages are.
+        # Under pip's build isolation only the build's own Python knows where its packages are. Those of CUDA 12 hold
+        # the compiler's parts without nvcc itself.
         execute_process(
             COMMAND ${Python_EXECUTABLE} -c "from importlib.metadata import distribution as d; \
 print(d('nvidia-cuda-nvcc').locate_file('nvidia/cu13/bin/nvcc').resolve(strict=True))"
@@ -44,19 +68,32 @@ print(d('nvidia-cuda-nvcc').locate_file('nvidia/cu13/bin/nvcc').resolve(strict=T
                 "nvidia-cuda-nvcc 13; install the requirements that pyproject.toml lists for it (Linux only)")
         endif()
         set(CMAKE_CUDA_COMPILER ${FAI_FAST_NVCC} CACHE FILEPATH "CUDA compiler" FORCE)
-    elseif(NOT CMAKE_CUDA_COMPILER)
+    elseif(CMAKE_CUDA_COMPILER)
+        set(FAI_FAST_NVCC ${CMAKE_CUDA_COMPILER})
+    else()
         # An earlier failure stays in the cache and would hide an nvcc installed since.
         unset(CMAKE_CUDA_COMPILER CACHE)
-        check_language(CUDA)
+        # CUDACXX may hold options too. JetPack and NVIDIA's packages leave PATH as it was.
+        separate_arguments(fai_fast_cudacxx UNIX_COMMAND "$ENV{CUDACXX}")
+        list(APPEND fai_fast_cudacxx nvcc)
+        list(GET fai_fast_cudacxx 0 fai_fast_name)
+        unset(FAI_FAST_NVCC)
+        find_program(FAI_FAST_NVCC ${fai_fast_name} NO_CACHE PATHS /usr/local/cuda/bin)
+        if(FAI_FAST_NVCC AND NOT DEFINED ENV{CUDACXX})
+            set(ENV{CUDACXX} ${FAI_FAST_NVCC})
+        endif()
     endif()
-    if(CMAKE_CUDA_COMPILER)
-        execute_process(COMMAND ${CMAKE_CUDA_COMPILER} --version OUTPUT_VARIABLE FAI_FAST_NVCC_VERSION)
-        string(REGEX MATCH "release ([0-9.]+)" FAI_FAST_NVCC_VERSION "${FAI_FAST_NVCC_VERSION}")
-        set(FAI_FAST_NVCC_VERSION "${CMAKE_MATCH_1}")
-        # The first to compile for every architecture below.
-        if(FAI_FAST_NVCC_VERSION VERSION_LESS 12.8)
-            set(FAI_FAST_CUDA_REASON "${CMAKE_CUDA_COMPILER} is version ${FAI_FAST_NVCC_VERSION}, 12.8 is needed")
+    if(FAI_FAST_NVCC)
+        execute_process(COMMAND ${FAI_FAST_NVCC} --version OUTPUT_VARIABLE FAI_FAST_NVCC_VERSION ERROR_QUIET)
+        fai_fast_nvcc_version("${FAI_FAST_NVCC_VERSION}" FAI_FAST_NVCC_VERSION)
+        fai_fast_refuse_nvcc("${FAI_FAST_NVCC}" "${FAI_FAST_NVCC_VERSION}" FAI_FAST_CUDA_REASON)
+        if(FAI_FAST_CUDA_REASON)
             set(CMAKE_CUDA_COMPILER "")
+        elseif(NOT CMAKE_CUDA_COMPILER)
+            check_language(CUDA)
+            if(NOT CMAKE_CUDA_COMPILER)
+                fai_fast_ask_nvcc("${FAI_FAST_NVCC}" FAI_FAST_CUDA_REASON)
+            endif()
         endif()
     endif()
 endmacro()
@@ -74,20 +111,24 @@ endif()
 
 if(NOT FAI_FAST_CUDA_COMPILED)
     if(FAI_FAST_CUDA STREQUAL "OFF")
+        set(FAI_FAST_CUDA_REASON "FAI_FAST_CUDA was OFF")
         message(STATUS "CUDA: not built, FAI_FAST_CUDA=OFF")
     else()
         message(STATUS "CUDA: not built, ${FAI_FAST_CUDA_REASON} (FAI_FAST_CUDA=AUTO)")
     endif()
+    # A quote or a backslash of a compiler's message would have to pass several shells.
+    string(REGEX REPLACE "[\"\\;$]" "'" FAI_FAST_CUDA_REASON "${FAI_FAST_CUDA_REASON}")
     add_library(fai_fast_cuda STATIC cuda/stub.cpp)
+    target_compile_definitions(fai_fast_cuda PRIVATE FAI_FAST_CUDA_REASON="${FAI_FAST_CUDA_REASON}")
     target_link_libraries(fai_fast_cuda PUBLIC fai_fast_flags)
     return()
 endif()
 
-# Machine code for each major version since Turing, which its minor versions run too (8.0's: 8.6, 8.7, 8.9), and PTX of
-# the last for those to come.
 if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
-    set(CMAKE_CUDA_ARCHITECTURES 75-real 80-real 90-real 100-real 120-real 120-virtual)
+    fai_fast_cuda_architectures("${FAI_FAST_NVCC_VERSION}" "${CMAKE_SYSTEM_PROCESSOR}" CMAKE_CUDA_ARCHITECTURES)
 endif()
+list(JOIN CMAKE_CUDA_ARCHITECTURES " " FAI_FAST_CUDA_TARGETS)
+fai_fast_cuda_driver("${FAI_FAST_NVCC_VERSION}" FAI_FAST_CUDA_DRIVER)
 set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
 # Static, so that the library starts on machines without CUDA; nothing links the driver's libcuda.
 set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
@@ -99,8 +140,8 @@ endif()
 set(CMAKE_CUDA_STANDARD 20)
 set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 set(CMAKE_CUDA_EXTENSIONS OFF)
-message(STATUS "CUDA: built with ${CMAKE_CUDA_COMPILER} ${FAI_FAST_NVCC_VERSION} for ${CMAKE_CUDA_ARCHITECTURES} "
-    "(FAI_FAST_CUDA=${FAI_FAST_CUDA})")
+message(STATUS "CUDA: built with ${CMAKE_CUDA_COMPILER} ${FAI_FAST_NVCC_VERSION} for ${FAI_FAST_CUDA_TARGETS}, to run on "
+    "NVIDIA driver ${FAI_FAST_CUDA_DRIVER} or later (FAI_FAST_CUDA=${FAI_FAST_CUDA})")
 
 add_library(fai_fast_cuda_flags INTERFACE)
 # No fused multiply-add, as on the CPU: ties must fall the same way on both.

@@ -13,6 +13,8 @@ from pathlib import Path
 import fai_fast
 import pytest
 from fai_fast import _core
+from fai_fast.engines import cpu
+from fai_fast.errors import CudaError
 
 INFO = fai_fast.build_info()
 ORDER = ["baseline", "neon", "avx2", "avx512"]
@@ -33,7 +35,7 @@ def test_keys():
         "threads",
         "sanitizers",
     ]
-    assert list(INFO["cuda"]) == ["compiled", "toolkit"]
+    assert list(INFO["cuda"]) == ["compiled", "reason", "toolkit", "architectures", "driver"]
 
 
 def test_version_is_the_distribution_s():
@@ -59,7 +61,7 @@ def test_available_is_what_the_kernel_reports():
 
 
 def test_threads():
-    assert INFO["threads"] == len(os.sched_getaffinity(0))
+    assert INFO["threads"] == min(len(os.sched_getaffinity(0)), cpu.quota() or 1 << 30)
 
 
 def test_cuda():
@@ -67,8 +69,17 @@ def test_cuda():
     assert isinstance(cuda["compiled"], bool)
     if cuda["compiled"]:
         assert re.fullmatch(r"\d+\.\d+", cuda["toolkit"])
+        assert cuda["reason"] is None
+        # The emulator is compiled for no card.
+        if cuda["architectures"] is not None:
+            assert all(re.fullmatch(r"\d+(-real|-virtual)?", item) for item in cuda["architectures"].split())
+            assert cuda["driver"] == ("525" if int(cuda["toolkit"].partition(".")[0]) < 13 else "580")
     else:
-        assert cuda["toolkit"] is None
+        assert (cuda["toolkit"], cuda["architectures"], cuda["driver"]) == (None, None, None)
+        # Why, in the words of the build.
+        assert re.search(r"FAI_FAST_CUDA was OFF|nvcc", cuda["reason"])
+        with pytest.raises(CudaError, match=re.escape(f"(why it was not: {cuda['reason']})")):
+            _core.cuda_devices()
 
 
 @pytest.mark.skipif(shutil.which("nm") is None, reason="needs binutils")

@@ -58,6 +58,34 @@ def test_facts():
         assert tuple(report["precision"]["native"]) == precision.candidates(choice.name)
 
 
+@pytest.mark.parametrize(
+    ("cuda", "words"),
+    [
+        (
+            {
+                "compiled": False,
+                "reason": "/usr/bin/nvcc is version 11.8, 12.0 or later is needed",
+                "driver": None,
+            },
+            "the CPU alone: /usr/bin/nvcc is version 11.8, 12.0 or later is needed",
+        ),
+        (
+            {"compiled": True, "reason": None, "architectures": "75-real 75-virtual", "driver": "525"},
+            "for 75-real 75-virtual; needs NVIDIA driver 525 or later",
+        ),
+        (
+            {"compiled": True, "reason": None, "architectures": None, "driver": None},
+            "emulated on the CPU, for tests",
+        ),
+    ],
+)
+def test_what_was_built_for_gpus(cuda, words, no_gpu, monkeypatch):
+    whole = {**_core.build_info(), "cuda": {"toolkit": None, **cuda}}
+    monkeypatch.setattr(_core, "build_info", lambda: whole)
+    assert doctor.report()["gpu"]["cuda_build"] == words
+    assert words in doctor.text()
+
+
 @pytest.mark.usefixtures("no_gpu")
 def test_what_precision_auto_does(host):
     said = doctor.report()["precision"]

@@ -571,8 +571,9 @@ def test_threads(engine_module, file, monkeypatch):
     engine = engine_module.load(file())
     assert engine.info()["threads"] == threads_of(engine)
     assert 1 <= threads_of(engine) <= cpu.usable_cores()
-    monkeypatch.setattr(cpu, "quota", lambda: 1)
-    assert threads_of(engine_module.load(file())) == 1
+    for allowed, threads in ((1, 1), (1 << 20, threads_of(engine))):
+        monkeypatch.setattr(cpu, "quota", lambda allowed=allowed: allowed)
+        assert threads_of(engine_module.load(file())) == threads
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs sched_setaffinity")
@@ -586,23 +587,114 @@ def test_cores_are_those_of_the_affinity():
     assert 1 <= cpu.usable_cores() <= len(before)
 
 
-def test_cores_are_within_the_quota_of_the_control_group(tmp_path, monkeypatch):
-    def quota(**files):
-        for name, text in files.items():
-            path = tmp_path / name.replace("cpu_max", "cpu.max").replace("v1_", "cpu/cpu.cfs_")
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(text)
-        return cpu.quota(tmp_path)
+def kernel_files(root, groups, mounts, **files):
+    """A /proc and a /sys that say this of control groups; returns their root."""
+    texts = {
+        "proc/self/cgroup": "".join(f"{line}\n" for line in groups),
+        "proc/self/mountinfo": "".join(f"{line}\n" for line in mounts),
+        **files,
+    }
+    for name, text in texts.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return str(root)
 
-    assert quota() is None
-    assert quota(v1_quota_us="-1\n", v1_period_us="100000\n") is None
-    assert quota(v1_quota_us="250000\n") == 3
-    assert quota(cpu_max="max 100000\n") is None
-    assert quota(cpu_max="150000 100000\n") == 2
-    assert quota(cpu_max="20000 100000\n") == 1
-    assert quota(cpu_max="nonsense\n") is None
+
+OTHER_MOUNTS = ["22 27 0:21 / /proc rw,relatime - proc proc rw", "27 1 254:0 / / rw - ext4 /dev/vda rw"]
+VERSION_2 = "31 23 0:28 {} /sys/fs/cgroup rw,relatime shared:4 master:1 - cgroup2 cgroup2 rw,nsdelegate"
+VERSION_1 = "32 31 0:29 {} /sys/fs/cgroup/cpu,cpuacct rw,relatime - cgroup cgroup rw,cpu,cpuacct"
+MEMORY_ONLY = "33 31 0:30 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory"
+CPU_1 = "sys/fs/cgroup/cpu,cpuacct"
+
+
+@pytest.mark.parametrize(
+    ("text", "quota"),
+    [
+        ("max 100000\n", None),
+        ("150000 100000\n", 2),
+        ("200000 100000\n", 2),
+        ("20000 100000\n", 1),
+        ("1 1000000\n", 1),
+        ("9000000000000000000 1\n", 2**31 - 1),
+        ("nonsense\n", None),
+        ("-1 100000\n", None),
+        ("100000 0\n", None),
+        ("100000\n", None),
+        ("", None),
+    ],
+)
+def test_the_quota_of_a_control_group_version_2(tmp_path, text, quota):
+    files = {"sys/fs/cgroup/cpu.max": text}
+    root = kernel_files(tmp_path, ["0::/"], [*OTHER_MOUNTS, VERSION_2.format("/")], **files)
+    assert cpu.quota(root) == quota
+
+
+@pytest.mark.parametrize(
+    ("time", "period", "quota"),
+    [
+        ("-1\n", "100000\n", None),
+        ("250000\n", "100000\n", 3),
+        ("100000\n", "100000\n", 1),
+        ("100000\n", None, None),
+    ],
+)
+def test_the_quota_of_a_control_group_version_1(tmp_path, time, period, quota):
+    files = {f"{CPU_1}/cpu.cfs_quota_us": time}
+    if period:
+        files[f"{CPU_1}/cpu.cfs_period_us"] = period
+    groups = ["4:memory:/elsewhere", "2:cpu,cpuacct:/", "1:name=systemd:/", "0::/"]
+    mounts = [*OTHER_MOUNTS, MEMORY_ONLY, VERSION_1.format("/")]
+    assert cpu.quota(kernel_files(tmp_path, groups, mounts, **files)) == quota
+
+
+def test_the_least_quota_above_a_control_group_counts(tmp_path):
+    files = {
+        "sys/fs/cgroup/a/cpu.max": "200000 100000\n",
+        "sys/fs/cgroup/a/b/cpu.max": "max 100000\n",
+        "sys/fs/cgroup/a/b/c/cpu.max": "700000 100000\n",
+        "sys/fs/cgroup/other/cpu.max": "100000 100000\n",
+    }
+    root = kernel_files(tmp_path, ["0::/a/b/c"], [VERSION_2.format("/")], **files)
+    assert cpu.quota(root) == 2
+
+
+def test_a_container_that_sees_the_names_of_its_host(tmp_path):
+    """There the mount shows the container's own group, by whatever path /proc calls it."""
+    files = {f"{CPU_1}/cpu.cfs_quota_us": "300000\n", f"{CPU_1}/cpu.cfs_period_us": "100000\n"}
+    for group, top in (
+        ("/docker/0123", "/docker/0123"),
+        ("/docker/0123", "/"),
+        ("/../pod7", "/"),
+        ("/kube/x", "/y"),
+    ):
+        root = kernel_files(tmp_path, [f"2:cpu,cpuacct:{group}"], [VERSION_1.format(top)], **files)
+        assert cpu.quota(root) == 3
+    inner = {f"{CPU_1}/inner/cpu.cfs_quota_us": "100000\n", f"{CPU_1}/inner/cpu.cfs_period_us": "100000\n"}
+    for group, expected in (("/docker/0123/inner", 1), ("/docker/01234/inner", 3)):
+        root = kernel_files(
+            tmp_path, [f"2:cpu,cpuacct:{group}"], [VERSION_1.format("/docker/0123")], **files, **inner
+        )
+        assert cpu.quota(root) == expected
+
+
+def test_a_mount_point_with_a_blank(tmp_path):
+    mount = "31 23 0:28 / /my\\040groups rw - cgroup2 cgroup2 rw"
+    root = kernel_files(tmp_path, ["0::/"], [mount], **{"my groups/cpu.max": "100000 100000\n"})
+    assert cpu.quota(root) == 1
+
+
+def test_no_control_groups(tmp_path):
+    assert cpu.quota(str(tmp_path)) is None
+    files = {"sys/fs/cgroup/cpu.max": "100000 100000\n"}
+    assert cpu.quota(kernel_files(tmp_path, [], ["too short", ""], **files)) is None
+    assert cpu.quota(kernel_files(tmp_path, ["malformed", "0:"], [VERSION_2.format("/")], **files)) is None
+
+
+def test_cores_are_within_the_quota(monkeypatch):
     monkeypatch.setattr(cpu, "quota", lambda: 1)
     assert cpu.usable_cores() == 1
+    monkeypatch.setattr(cpu, "quota", lambda: 1 << 20)
+    assert 1 <= cpu.usable_cores() < 1 << 20
 
 
 def test_info(engine_module, file):

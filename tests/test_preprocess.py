@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import pickle
+import subprocess
+import sys
+import textwrap
 import tracemalloc
+from pathlib import Path
 
 import fai_fast
 import hypothesis.strategies as st
@@ -409,6 +414,122 @@ def test_out_allocates_nothing(color):
         tracemalloc.stop()
     # The smallest array of interest is one row of the output, 1280 bytes; a copy of frame or output is 10**5.
     assert peak < 10_000
+
+
+# ------------------------------------------------------------------------------------------------- no out=
+
+
+def fresh(seed=0, size=(96, 128), **options):
+    """A tensor of more than 64 KiB, whose memory is lent, and what must be in it."""
+    image = scenes.image(seed, (40, 60, 3))
+    options = {"mean": MEAN, "std": STD, **options}
+    tensor = fai_fast.preprocess(image, size, **options)
+    expected = np.empty_like(tensor)
+    fai_fast.preprocess(image, size, out=expected, **options)
+    return tensor, expected
+
+
+def test_memory_that_was_let_go_serves_the_next_call():
+    first, _ = fresh(1)
+    address = first.ctypes.data
+    second, _ = fresh(2)
+    assert second.ctypes.data != address
+    del first
+    third, expected = fresh(3)
+    assert third.ctypes.data == address
+    np.testing.assert_array_equal(third, expected)
+
+
+@pytest.mark.parametrize(
+    "keep",
+    [
+        lambda tensor: tensor[0, 1],
+        lambda tensor: tensor.reshape(-1)[::7],
+        memoryview,
+        torch.from_numpy,
+        torch.from_dlpack,
+    ],
+    ids=["item", "view", "memoryview", "torch", "dlpack"],
+)
+def test_memory_that_somebody_still_looks_at_is_not_lent(keep):
+    tensor, _ = fresh(1)
+    kept = keep(tensor)
+    # NumPy asks torch's tensors in a way that they warn of.
+    seen = kept.numpy() if isinstance(kept, torch.Tensor) else kept
+    before = np.array(seen)
+    del tensor
+    for seed in range(2, 6):
+        fresh(seed)
+    np.testing.assert_array_equal(np.array(seen), before)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_what_comes_is_an_ordinary_array(dtype):
+    tensor, expected = fresh(dtype=dtype)
+    assert type(tensor) is np.ndarray
+    assert tensor.flags.c_contiguous
+    assert tensor.flags.aligned
+    assert tensor.flags.writeable
+    np.testing.assert_array_equal(tensor, expected)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(tensor)), expected)
+    np.testing.assert_array_equal(np.resize(tensor, (2, *tensor.shape))[1], expected)
+    with pytest.raises(ValueError, match="own"):
+        tensor.resize((2, *tensor.shape))
+    tensor *= 2
+    np.testing.assert_array_equal(tensor, expected * 2)
+
+
+@pytest.mark.skipif(
+    bool(fai_fast.build_info()["sanitizers"]) or not Path("/proc/self/statm").exists(),
+    reason="needs /proc, and no sanitizer, which gives memory back late",
+)
+def test_one_block_is_kept_and_a_huge_one_is_not():
+    """By the memory of a process of its own."""
+    script = """
+    import resource
+    import numpy as np, fai_fast
+    image = np.zeros((8, 8, 3), np.uint8)
+    def resident():
+        with open("/proc/self/statm") as statm:
+            return int(statm.read().split()[1]) * resource.getpagesize() >> 20
+    def tensors(side, count):
+        return [fai_fast.preprocess(image, (side, side), mean=0, std=1) for _ in range(count)]
+    tensors(1900, 1)  # of 41 MiB; what a call needs besides
+    before = resident()
+    many = tensors(1900, 4)
+    held = resident() - before
+    del many
+    after_many = resident() - before
+    many = tensors(2600, 1)  # of 77 MiB
+    del many
+    print(held, after_many, resident() - before)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True
+    )
+    held, after_many, after_huge = map(int, done.stdout.split())
+    assert held > 110
+    # The block that was kept before counts for nothing.
+    assert after_many < 20
+    assert after_huge < 20
+
+
+def test_an_array_outlives_the_module():
+    script = """
+    import atexit, sys
+    import numpy as np, fai_fast
+    image = np.full((8, 8, 3), 7, np.uint8)
+    tensors = [fai_fast.preprocess(image, (200, 200), mean=0, std=1) for _ in range(3)]
+    sys.kept = tensors.pop()  # until the interpreter clears its own modules
+    atexit.register(lambda: print(sys.kept.sum() / sys.kept.size))
+    for name in [name for name in sys.modules if name.startswith("fai_fast")]:
+        del sys.modules[name]
+    del fai_fast
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "7.0\n")
 
 
 def test_out_inside_a_batch():

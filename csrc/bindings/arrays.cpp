@@ -3,6 +3,7 @@
 #include <pybind11/numpy.h>
 
 #include <cstring>
+#include <memory>
 
 #include "csrc/bindings/dlpack.h"
 #include "csrc/bindings/gil.h"
@@ -188,6 +189,18 @@ const dlpack::Tensor& tensor_of(const py::object& capsule, py::handle object, co
 }
 
 }  // namespace
+
+py::array recycled_array(Recycler& recycler, const py::dtype& dtype, std::vector<py::ssize_t> shape) {
+    // Below this the C library keeps what is freed, and no pages are fetched anew.
+    constexpr size_t kLarge = size_t{64} << 10;
+    size_t bytes = static_cast<size_t>(dtype.itemsize());
+    for (const py::ssize_t side : shape) bytes *= static_cast<size_t>(side);
+    if (bytes < kLarge) return py::array(dtype, std::move(shape));
+    std::unique_ptr<void, void (*)(void*)> memory(recycler.take(bytes), Recycler::give_back);
+    const py::capsule owner(memory.get(), Recycler::give_back);
+    const void* data = memory.release();
+    return py::array(dtype, std::move(shape), data, owner);
+}
 
 std::string type_name(py::handle object) { return py::str(py::type::handle_of(object).attr("__name__")); }
 

@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "csrc/core/recycler.h"
 #include "csrc/core/types.h"
 
 namespace fai {
@@ -59,6 +60,10 @@ Borrowed borrow(pybind11::handle object, const char* argument, const char* expec
 // work on `stream` may read.
 Borrowed borrow_anywhere(pybind11::handle object, const char* argument, const char* expected, int device,
                          uint64_t stream);
+
+// An uninitialised array whose memory comes from `recycler` and goes back there. Small ones are NumPy's own.
+pybind11::array recycled_array(Recycler& recycler, const pybind11::dtype& dtype,
+                               std::vector<pybind11::ssize_t> shape);
 
 // Gives a vector's memory to an array.
 template <class T>

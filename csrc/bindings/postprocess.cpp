@@ -133,8 +133,10 @@ py::list postprocess(py::object mask_logits, py::object class_logits, bool batch
         void* labels = nullptr;
         if (predict_all_pixels) {
             const bool wide = ops::segment_item_size(arguments) == 2;
-            py::array fresh(wide ? py::dtype::of<uint16_t>() : py::dtype::of<uint8_t>(),
-                            std::vector<py::ssize_t>{sizes[i][0], sizes[i][1]});
+            static constinit Recycler label_maps;
+            py::array fresh =
+                recycled_array(label_maps, wide ? py::dtype::of<uint16_t>() : py::dtype::of<uint8_t>(),
+                               {sizes[i][0], sizes[i][1]});
             labels = fresh.mutable_data();
             segments = std::move(fresh);
         }

@@ -78,7 +78,8 @@ py::tuple preprocess(py::object image, std::array<int64_t, 2> size, std::array<f
     Borrowed target;
     void* data = nullptr;
     if (out.is_none()) {
-        py::array fresh(py::dtype(dtype), std::vector<py::ssize_t>{1, 3, size[0], size[1]});
+        static constinit Recycler tensors;
+        py::array fresh = recycled_array(tensors, py::dtype(dtype), {1, 3, size[0], size[1]});
         data = fresh.mutable_data();
         out = std::move(fresh);
     } else {

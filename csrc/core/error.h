@@ -29,8 +29,8 @@ namespace detail {
 inline void append(std::string& text, std::string_view part) { text += part; }
 inline void append(std::string& text, char part) { text += part; }
 
-// No iostreams and no std::to_string: both ask the process's locale, and a stream's facets are found by numbers
-// that two copies of libstdc++ in one process count apart, which crashes.
+// No iostreams and no std::to_string: both ask the process's locale, and a stream's facets are found by
+// numbers that two copies of libstdc++ in one process count apart, which crashes.
 template <class Number>
     requires std::is_arithmetic_v<Number>
 void append(std::string& text, Number part) {

@@ -1,7 +1,6 @@
 #include "csrc/core/parallel.h"
 
 #include <pthread.h>
-#include <sched.h>
 
 #include <algorithm>
 #include <atomic>
@@ -15,6 +14,8 @@
 #include <thread>
 #include <utility>
 #include <vector>
+
+#include "csrc/core/cpus.h"
 
 namespace fai {
 namespace {
@@ -199,19 +200,26 @@ Pool& pool() {
     return *expected;
 }
 
+int cpus_to_run_on() {
+#ifdef __linux__
+    if (const int cpus = affinity_cpus()) return cpus;
+#endif
+    return static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+}
+
 }  // namespace
 
 int available_threads() {
-#ifdef __linux__
-    cpu_set_t set;
-    if (sched_getaffinity(0, sizeof set, &set) == 0) return std::max(1, CPU_COUNT(&set));
-#endif
-    return std::max(1u, std::thread::hardware_concurrency());
+    // Read once, from some ten files, as calls ask for every frame. Not a static local, whose lock a child
+    // that is forked meanwhile would find taken for good.
+    static std::atomic<int> known{-1};
+    int quota = known.load(std::memory_order_relaxed);
+    if (quota < 0) known.store(quota = quota_cpus(), std::memory_order_relaxed);
+    return quota ? std::min(quota, cpus_to_run_on()) : cpus_to_run_on();
 }
 
 int resolve_threads(int requested) {
-    const int available = available_threads();
-    return requested <= 0 ? available : std::min(requested, available);
+    return requested <= 0 ? available_threads() : std::min(requested, cpus_to_run_on());
 }
 
 void parallel_for(int64_t tasks, int num_threads, const std::function<void(int64_t)>& body) {

@@ -6,10 +6,11 @@
 
 namespace fai {
 
-// Cores this process may run on.
+// CPUs that this process may run on, and at most the CPU quota of its control groups.
 int available_threads();
 
-// Threads to use for a caller's num_threads: 0 means all available; anything above that is cut to it.
+// Threads to use for a caller's num_threads: 0 means all available; anything above the CPUs that this process
+// may run on is cut to them. A quota does not cut: whoever asks for more may want to spend it faster.
 int resolve_threads(int requested);
 
 // Runs body(task) once for every task in [0, tasks), on up to num_threads threads, the caller's among them.

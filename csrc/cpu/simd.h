@@ -14,6 +14,8 @@
 #include <immintrin.h>
 #elif defined(__SSE2__)
 #include <emmintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 namespace fai::cpu::FAI_ISA {
@@ -358,6 +360,10 @@ FAI_HD F32 load(const uint16_t* p) {
     F32 v;
     FAI_EACH v.r[k] = (NativeF)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p) + k));
     return v;
+#elif defined(__aarch64__)
+    F32 v;
+    FAI_EACH v.r[k] = (NativeF)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p + kPart * k)));
+    return v;
 #else
     alignas(64) float lane[kLanes];
     for (int i = 0; i < kLanes; ++i) lane[i] = half_to_float(p[i]);
@@ -371,6 +377,8 @@ FAI_HD void store(uint16_t* p, const F32& v) {
 #elif defined(__F16C__)
     FAI_EACH _mm_storeu_si128(reinterpret_cast<__m128i*>(p) + k,
                               _mm256_cvtps_ph((__m256)v.r[k], _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__aarch64__)
+    FAI_EACH vst1_u16(p + kPart * k, vreinterpret_u16_f16(vcvt_f16_f32((float32x4_t)v.r[k])));
 #else
     alignas(64) float lane[kLanes];
     store(lane, v);

@@ -14,7 +14,7 @@ inline const char* name_of(DType dtype) {
 
 inline std::string shape_of(const View& view) {
     std::string text = "(";
-    for (int i = 0; i < view.ndim; ++i) text += (i ? ", " : "") + std::to_string(view.shape[i]);
+    for (int i = 0; i < view.ndim; ++i) text += message(i ? ", " : "", view.shape[i]);
     return text + (view.ndim == 1 ? ",)" : ")");
 }
 

@@ -1,5 +1,6 @@
 #include "csrc/ops/info.h"
 
+#include "csrc/core/error.h"
 #include "csrc/core/parallel.h"
 #include "csrc/cpu/kernels.h"
 #include "cuda/api.h"
@@ -15,7 +16,7 @@ BuildInfo build_info() {
     }
     info.cuda = cuda::compiled();
     if (const int version = cuda::toolkit_version()) {
-        info.cuda_toolkit = std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
+        info.cuda_toolkit = message(version / 1000, ".", version % 1000 / 10);
     }
     info.threads = available_threads();
     return info;

@@ -9,6 +9,7 @@ import numpy.typing as npt
 __version__: str
 
 def build_info() -> dict[str, Any]: ...
+def cpu_quota(root: str = "") -> int: ...
 def preprocess(
     image: object,
     size: Sequence[int],

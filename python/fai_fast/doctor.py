@@ -189,6 +189,7 @@ def _gpu() -> dict[str, Any]:
     from fai_fast.engines import gpu
 
     section: dict[str, Any] = {f"cuda_{name}": version for name, version in _core.cuda_versions().items()}
+    section["cuda_build"] = _cuda_build(_core.build_info()["cuda"])
     try:
         for device in gpu.devices():
             section[f"cuda:{device.index}"] = {
@@ -202,6 +203,15 @@ def _gpu() -> dict[str, Any]:
     except CudaError as error:
         section["cuda"] = str(error)
     return {**section, **_nvidia_smi()}
+
+
+def _cuda_build(cuda: Mapping[str, Any]) -> str:
+    """What `build_info()` says of CUDA, as a sentence."""
+    if not cuda["compiled"]:
+        return f"the CPU alone: {cuda['reason']}"
+    if cuda["driver"] is None:
+        return "emulated on the CPU, for tests"
+    return f"for {cuda['architectures']}; needs NVIDIA driver {cuda['driver']} or later"
 
 
 def _free_memory(index: int) -> dict[str, Any]:

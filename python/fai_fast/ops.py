@@ -108,7 +108,10 @@ def preprocess(
 
     Returns:
         The tensor (1, 3, h, w); with ``resize="letterbox"`` the pair (tensor, :class:`Letterbox`), which
-        :func:`postprocess` takes to give masks and boxes in the frame.
+        :func:`postprocess` takes to give masks and boxes in the frame. Without ``out`` its memory is that of the last
+        such tensor of this size that nothing refers to any more, where there is one: the process keeps one, of at most
+        64 MiB, to spare the next call the page faults of fresh memory. The array does not own its memory, so that
+        ``ndarray.resize`` refuses it.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong type, dtype, shape or value; the text names it.
@@ -309,8 +312,10 @@ def build_info() -> dict[str, Any]:
 
     Returns:
         ``version``; ``compiler``; ``isa`` in use, ``isas_compiled`` and ``isas_available`` on this CPU (the best
-        last); ``cuda``: ``compiled`` and ``toolkit`` version or None; ``threads`` that this process may use;
-        ``sanitizers`` compiled in, "" for none.
+        last); ``cuda``: ``compiled``, the ``reason`` where it was not, the ``toolkit``'s version, the ``architectures``
+        compiled for as CMake names them, and the oldest branch of NVIDIA's ``driver`` that the build runs on, None for
+        what there is not; ``threads`` that this process may use, by its affinity and the CPU quotas of its control
+        groups; ``sanitizers`` compiled in, "" for none.
 
     Raises:
         RuntimeError: FAI_FAST_FORCE_ISA in the environment names an instruction set that is not available.

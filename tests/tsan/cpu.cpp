@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "csrc/core/parallel.h"
+#include "csrc/core/recycler.h"
 #include "csrc/ops/masks.h"
 #include "csrc/ops/postprocess.h"
 #include "csrc/ops/preprocess.h"
@@ -161,9 +162,28 @@ void tasks_from_many_threads() {
     for (std::thread& caller : callers) caller.join();
 }
 
+// What one thread wrote into lent memory is done before another writes there.
+void memory_from_many_threads() {
+    static constinit Recycler recycler;
+    std::vector<std::thread> callers;
+    for (int caller = 0; caller < kCallers; ++caller) {
+        callers.emplace_back([caller] {
+            for (int round = 0; round < 500; ++round) {
+                const size_t bytes = round % 5 ? 4096 : 8192;
+                auto* memory = static_cast<char*>(recycler.take(bytes));
+                std::memset(memory, caller, bytes);
+                expect(memory[bytes - 1] == caller, "memory for one alone");
+                Recycler::give_back(memory);
+            }
+        });
+    }
+    for (std::thread& caller : callers) caller.join();
+}
+
 }  // namespace
 
 int main() {
+    memory_from_many_threads();
     tasks_from_many_threads();
     frames_from_many_threads();
     std::puts("done");

@@ -6,11 +6,12 @@ tests replace the machine in one place.
 
 from __future__ import annotations
 
-import math
 import os
 import platform
 from collections.abc import Iterable
 from pathlib import Path
+
+from fai_fast import _core
 
 __all__ = ["features", "name", "precisions", "quota", "usable_cores"]
 
@@ -47,18 +48,13 @@ def usable_cores() -> int:
     return min(cores, quota() or cores)
 
 
-def quota(root: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """The control group's quota in whole cores, rounded up; None where there is none."""
-    try:
-        if (root / "cpu.max").exists():
-            time, period = (root / "cpu.max").read_text().split()
-        else:
-            time = (root / "cpu/cpu.cfs_quota_us").read_text()
-            period = (root / "cpu/cpu.cfs_period_us").read_text()
-        share = int(time) / int(period)
-    except (OSError, ValueError, ZeroDivisionError):  # no such file, or "max"
-        return None
-    return math.ceil(share) if share > 0 else None
+def quota(root: str = "") -> int | None:
+    """The CPU quota of this process's control groups, versions 1 and 2, in whole CPUs, rounded up; None for none.
+
+    Args:
+        root: precedes the paths of the kernel's files, for tests.
+    """
+    return _core.cpu_quota(root) or None
 
 
 def _siblings(cpu: int) -> str:

@@ -276,8 +276,12 @@ def _config(precision: str, num_threads: int | None) -> dict[str, Any]:
         "ENABLE_CPU_PINNING": False,
         "INFERENCE_PRECISION_HINT": _HINTS[precision],
     }
-    # OpenVINO itself heeds affinity and kinds of cores, but no control group's quota.
-    if threads := threads or cpu.quota() or 0:
+    # OpenVINO itself heeds affinity and kinds of cores, but no control group's quota: it is told of one that allows no
+    # more threads than there are cores.
+    limit = cpu.quota() or 0
+    if not threads and limit == cpu.usable_cores():
+        threads = limit
+    if threads:
         config["INFERENCE_NUM_THREADS"] = threads
     return config
 
