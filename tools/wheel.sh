@@ -91,7 +91,8 @@ pip install -q --only-binary :all: -c /sdist/constraints.txt /wheel/*.whl
 pip show fai-fast
 python -c 'import fai_fast, pprint; info = fai_fast.build_info(); pprint.pp(info); assert info["cuda"]["compiled"]'
 cd /tmp
-fai-fast demo
+# The system is kept for the next run, which is to find nothing in the cache either.
+FAI_FAST_CACHE=/tmp/cache fai-fast demo
 test -s shapes_demo.jpg
 pip install -q --only-binary :all: -c /sdist/constraints.txt pytest hypothesis
 cd /sdist
