@@ -8,7 +8,7 @@ import shutil
 
 import fai_fast
 import pytest
-from fai_fast import prepare
+from fai_fast import _prepare as prepare
 from fai_fast.engines import select
 from fai_fast.errors import CudaError, EngineError
 
