@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,6 +108,7 @@ def prepare(
         chosen = beside.submit(select.candidates, engine, device)
         source = _source(name_or_path, weights, im_size, batch_size, cache_dir, chosen)
     choices = chosen.result()
+    refusals: dict[str, Exception] = {}
     for choice in choices:
         try:
             if choice.device == "cuda":
@@ -115,8 +118,13 @@ def prepare(
         except (EngineError, ExportError) as error:
             # The CPU's engines all take the same graph: what cannot be exported for one cannot for the next.
             hopeless = choice.device == "cpu" and isinstance(error, ExportError)
-            if hopeless or choice is choices[-1]:
+            refusals[choice.name] = error
+            if hopeless or len(choices) == 1:
                 raise
+            if choice is choices[-1]:
+                # The last one does not speak for all: another may take what this one refuses.
+                alike = {type(refusal) for refusal in refusals.values()} == {type(error)}
+                raise (type(error) if alike else EngineError)(_said_by_all(refusals)) from error
             _log.warning("%s: engine %s is passed over: %s", source.spec.name, choice.name, error)
             continue
         return Prepared(
@@ -129,6 +137,11 @@ def prepare(
             weights=graph.weights,
         )
     raise AssertionError("select.candidates gives at least one")
+
+
+def _said_by_all(refusals: Mapping[str, Exception]) -> str:
+    said = (f"{name}: {str(error).removeprefix(f'{name}: ')}" for name, error in refusals.items())
+    return f"no engine can be used: {'; '.join(said)}"
 
 
 def _source(
@@ -224,19 +237,16 @@ def _exported_source(
                 found.read(), path, size=size, batch=batch_size, precision=precision
             ).to_dict()
 
-        kept = cache.artefact(
-            model_folder(spec, cache_dir)
-            / f"{height}x{width}-b{batch_size}-{precision}-{found.sha256[:12]}.onnx",
-            depends={
-                "weights": found.sha256,
-                "configuration": spec.to_dict(),
-                "size": [height, width],
-                "batch": batch_size,
-                "precision": precision,
-                "exporter": exporter.VERSION,
-            },
-            build=export,
-        )
+        depends = {
+            "weights": found.sha256,
+            "configuration": spec.to_dict(),
+            "size": [height, width],
+            "batch": batch_size,
+            "precision": precision,
+            "exporter": exporter.VERSION,
+        }
+        stem = f"{height}x{width}-b{batch_size}-{precision}"
+        kept = cache.artefact(_place(spec, cache_dir, f"{stem}.onnx", depends), depends, export)
         return Graph(
             path=kept.path,
             sha256=kept.sha256,
@@ -346,14 +356,12 @@ def _built(
             info: dict[str, Any] | None = module.compile_to(
                 graph.path, path, precision=precision, device=choice.index
             )
+            _check_unchanged(graph)
             return info
 
-        return cache.artefact(
-            model_folder(graph.spec, cache_dir)
-            / f"{_stem(graph)}-{choice.name}-{precision}-gpu{choice.index}.engine",
-            {"graph": graph.sha256, **module.depends(precision, choice.index)},
-            build,
-        )
+        depends = {"graph": graph.sha256, **module.depends(precision, choice.index)}
+        name = f"{_stem(graph)}-{choice.name}-{precision}-gpu{choice.index}.engine"
+        return cache.artefact(_place(graph.spec, cache_dir, name, depends), depends, build)
 
     kept = compiled()
     try:
@@ -389,14 +397,16 @@ def _gpu_agreement(
 
     height, width = source.size
     sha256 = source.weights_sha256 if graph is None else graph.sha256
-    stem = f"{height}x{width}-b{source.batch_size}-{str(sha256)[:12]}"
-    return _measured_agreement(
-        model_folder(source.spec, cache_dir)
-        / f"{stem}-{choice.name}-{precision}-gpu{choice.index}-agreement.txt",
-        {"source": sha256, **module.depends(precision, choice.index)},
-        engine,
-        exact,
-    )
+    depends = {
+        "source": sha256,
+        "configuration": source.spec.to_dict(),
+        "size": [height, width],
+        "batch": source.batch_size,
+        **module.depends(precision, choice.index),
+    }
+    stem = f"{height}x{width}-b{source.batch_size}"
+    name = f"{stem}-{choice.name}-{precision}-gpu{choice.index}-agreement.txt"
+    return _measured_agreement(_place(source.spec, cache_dir, name, depends), depends, engine, exact)
 
 
 def _on_cpu(graph: Graph) -> Engine:
@@ -454,6 +464,12 @@ def _fastest(
 ) -> tuple[Engine, dict[str, Any]]:
     """The engine in the precision asked for; for "auto" the first whose masks agree with fp32's."""
     if precision != "auto":
+        native = precisions.candidates(name)
+        if precision not in native:
+            raise EngineError(
+                f"{name}: precision {precision!r} was asked for, expected one of {', '.join(map(repr, native))}, which "
+                "it computes natively on this CPU"
+            )
         ready, said = _compiled(graph, name, precision, threads, cache_dir)
         return ready, _account(graph, precision, "asked for", said)
 
@@ -482,12 +498,16 @@ def _compiled(
     if not hasattr(module, "compile_to"):
         return module.load(graph.path, precision=precision, num_threads=threads), {}
     depends = {"graph": graph.sha256, **module.depends(precision, threads)}
-    folder = model_folder(graph.spec, cache_dir)
-    kept = cache.artefact(
-        folder / f"{_stem(graph)}-{name}-{precision}-t{depends['threads']}.blob",
-        depends,
-        lambda path: module.compile_to(graph.path, path, precision=precision, num_threads=threads),
-    )
+    file_name = f"{_stem(graph)}-{name}-{precision}-t{depends['threads']}.blob"
+
+    def build(path: Path) -> dict[str, Any] | None:
+        info: dict[str, Any] | None = module.compile_to(
+            graph.path, path, precision=precision, num_threads=threads
+        )
+        _check_unchanged(graph)
+        return info
+
+    kept = cache.artefact(_place(graph.spec, cache_dir, file_name, depends), depends, build)
     return module.load_blob(kept.path, precision=precision, num_threads=threads), {"engine": _said(kept)}
 
 
@@ -497,9 +517,11 @@ def _agreement(
     """Whether an engine's masks agree with the same engine's in fp32: measured once, then remembered."""
     module = select.module(name)
 
+    depends = {"graph": graph.sha256, **module.depends(precision, threads)}
+    file_name = f"{_stem(graph)}-{name}-{precision}-agreement.txt"
     return _measured_agreement(
-        model_folder(graph.spec, cache_dir) / f"{_stem(graph)}-{name}-{precision}-agreement.txt",
-        {"graph": graph.sha256, **module.depends(precision, threads)},
+        _place(graph.spec, cache_dir, file_name, depends),
+        depends,
         engine,
         lambda: _compiled(graph, name, "fp32", threads, cache_dir)[0],
     )
@@ -541,9 +563,30 @@ def model_folder(spec: ModelSpec, cache_dir: Any = None) -> Path:
     )
 
 
+def _place(spec: ModelSpec, cache_dir: Any, name: str, depends: Mapping[str, Any]) -> Path:
+    """Where the cache keeps a file: `name` with a digest of all that it depends on.
+
+    So two files that depend on different things never take each other's place, neither when they are used in turns nor
+    between the check of one and its use.
+    """
+    text = json.dumps(depends, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    stem, suffix = os.path.splitext(name)
+    return model_folder(spec, cache_dir) / f"{stem}-{digest}{suffix}"
+
+
+def _check_unchanged(graph: Graph) -> None:
+    """EngineError where the file is not the one any more that its hash was taken of.
+
+    What is made of it is kept under that hash, for all later starts.
+    """
+    if cache.sha256_of(graph.path) != graph.sha256:
+        raise EngineError(f"{graph.path} was changed while it was in use; load it again")
+
+
 def _stem(graph: Graph) -> str:
     height, width = graph.size
-    return f"{height}x{width}-b{graph.batch_size}-{graph.sha256[:12]}"
+    return f"{height}x{width}-b{graph.batch_size}"
 
 
 def _said(kept: cache.Artefact) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,7 +35,7 @@ from fai_fast.errors import FaiFastError, WeightsError
 from fai_fast.images import check_max_pixels, is_encoded, read_image
 from fai_fast.letterbox import Letterbox
 from fai_fast.ops import frame_shape, postprocess_batch
-from fai_fast.registry import ModelSpec
+from fai_fast.registry import ModelSpec, models
 from fai_fast.weights import Weights
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ _SETTINGS: dict[str, Callable[[str, object], float]] = {
     "mask_threshold": check_number,
     "use_mask_score": check_bool,
 }
+# Arguments of load() that may be files.
+_FILES = ("name_or_path", "weights", "cache_dir")
 _OF_RESULTS = (*_SETTINGS, "masks_device")
 
 
@@ -98,23 +101,39 @@ def load(
         >>> with fai_fast.load("fai-mf-n-shapes") as model:  # doctest: +SKIP
         ...     print(model.infer("shapes.jpg"))
     """
-    return Model(
-        prepare(
-            name_or_path,
-            weights=weights,
-            engine=engine,
-            device=device,
-            precision=precision,
-            im_size=im_size,
-            num_threads=num_threads,
-            cache_dir=cache_dir,
-            batch_size=batch_size,
-        )
-    )
+    arguments = {
+        "name_or_path": name_or_path,
+        "weights": weights,
+        "engine": engine,
+        "device": device,
+        "precision": precision,
+        "im_size": im_size,
+        "num_threads": num_threads,
+        "cache_dir": cache_dir,
+        "batch_size": batch_size,
+    }
+    model = Model(prepare(**arguments))
+    model._arguments = {**arguments, **{name: _absolute(arguments[name]) for name in _FILES}}
+    return model
+
+
+def _absolute(file: Any) -> Any:
+    """The absolute path of a file that is there: whoever loads it again may be in another folder. Else what came."""
+    if not isinstance(file, (str, os.PathLike)) or (isinstance(file, str) and file in ("random", *models())):
+        return file
+    path = os.fsdecode(file)
+    return os.path.abspath(path) if os.path.exists(path) else file
+
+
+def _loaded_again(arguments: dict[str, Any]) -> Model:
+    return load(**arguments)
 
 
 class Model:
     """A network ready to run, from :func:`load`. Safe to call from several threads.
+
+    It pickles as how to load it again, with the same arguments: a child that ``multiprocessing`` spawns, or a worker of
+    a DataLoader, gets a model of its own, from the cache where that is still there.
 
     Attributes:
         spec: the :class:`fai_fast.ModelSpec`, its depth as in the weights.
@@ -131,6 +150,8 @@ class Model:
     spec: ModelSpec
     size: tuple[int, int]
     batch_size: int
+    _arguments: dict[str, Any] | None = None
+    """Of :func:`load`, to load it again."""
 
     def __init__(self, prepared: Prepared, users: _Users | None = None) -> None:
         self._prepared = prepared
@@ -538,8 +559,22 @@ class Model:
             EngineError: this is a forked child of the process that loaded the model.
         """
         self._guard.check()
-        self._users.enter()
-        return Model(self._prepared, self._users)
+        with self._raw_lock:
+            # Asked of this model, as other clones may keep the engine alive.
+            if self._closed:
+                raise FaiFastError("the model is closed; load it again")
+            self._users.enter()
+        other = Model(self._prepared, self._users)
+        other._arguments = self._arguments
+        return other
+
+    def __reduce__(self) -> tuple[Callable[[dict[str, Any]], Model], tuple[dict[str, Any]]]:
+        """How to load it again. Raises FaiFastError where the model is closed, or was not made by :func:`load`."""
+        if self._closed:
+            raise FaiFastError("the model is closed; load it again")
+        if self._arguments is None:
+            raise FaiFastError("only models of fai_fast.load() can be pickled, and this one is not")
+        return _loaded_again, (self._arguments,)
 
     def close(self) -> None:
         """Gives engine and buffers back. Blocks until the frames on their way have ended. Idempotent.
