@@ -258,8 +258,9 @@ __device__ __forceinline__ void go_down(const ImageParams& image, const T* masks
 // Where contestants are too many to have their nodes at hand. A function of its own, so that the registers
 // that it needs are not held by those tiles that do not.
 template <class T, class L>
-__device__ __noinline__ void go_down_slowly(const ImageParams& image, const T* masks, int32_t rows,
-                                            int32_t columns, int32_t count, const int32_t* list) {
+__device__ __attribute__((noinline)) void go_down_slowly(const ImageParams& image, const T* masks,
+                                                         int32_t rows, int32_t columns, int32_t count,
+                                                         const int32_t* list) {
     const Tile tile = tile_of(image, rows, columns, static_cast<int32_t>(blockIdx.x));
     go_down<false, T, L>(image, masks, rows, columns, tile, count, list, nullptr, nullptr, nullptr);
 }

@@ -308,7 +308,7 @@ class GpuPipeline(Pipeline):
             _log.info("%s: frames run without a captured graph: %s", spec.name, reason)
 
     def frame_buffer(self, shape: Sequence[int]) -> npt.NDArray[np.uint8]:
-        check_process(self._engine.name, self._process)
+        self._guard.check()
         return _core.pinned_array(shape, self._engine.device)
 
     def info(self) -> str:
