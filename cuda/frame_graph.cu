@@ -6,6 +6,7 @@
 
 #include "cuda/api.h"
 #include "cuda/device.cuh"
+#include "cuda/device_pool.cuh"
 #include "cuda/params.cuh"
 #include "cuda/results.cuh"
 #include "cuda/tables.cuh"
@@ -15,25 +16,6 @@ namespace {
 
 // The masks of most frames fit; a frame that needs more gets it, and every frame after it.
 constexpr int64_t kFirstPayload = int64_t{1} << 20;
-
-class OwnedMemory final : public DeviceMemory {
-  public:
-    OwnedMemory(int device, size_t bytes) : device_(device) { memory_.reserve(bytes); }
-    ~OwnedMemory() override {
-        if (process_.forked()) {
-            new DeviceBuffer(std::move(memory_));
-            return;
-        }
-        const DeviceScope scope(device_, std::nothrow);
-        if (scope) memory_ = DeviceBuffer();
-    }
-    uintptr_t address() const override { return reinterpret_cast<uintptr_t>(memory_.get()); }
-
-  private:
-    DeviceBuffer memory_;
-    int device_;
-    Process process_;
-};
 
 bool capturing(cudaStream_t stream) {
     cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
@@ -92,7 +74,8 @@ struct FrameGraph::Impl {
     PinnedBuffer params;
     DeviceBuffer device_params, counters;
     std::shared_ptr<BlockPool> pool = std::make_shared<BlockPool>();
-    int64_t payload = kFirstPayload;  // bytes to have ready for masks
+    std::shared_ptr<DevicePool> masks;  // of boolean ones on the device
+    int64_t payload = kFirstPayload;    // bytes to have ready for masks
 
     Graph graph;
     GraphExec exec;
@@ -248,6 +231,7 @@ FrameGraph::FrameGraph(const GraphSpec& spec) : impl_(new Impl) {
     const DeviceScope scope(spec.device);
     Impl& m = *impl_;
     m.spec = spec;
+    m.masks = std::make_shared<DevicePool>(spec.device);
     m.multiprocessors = present[spec.device].multiprocessors;
     m.reads_pageable = attribute(cudaDevAttrPageableMemoryAccessUsesHostPageTables, spec.device) != 0;
     m.reads_pinned = m.reads_pageable || attribute(cudaDevAttrIntegrated, spec.device) != 0;
@@ -618,7 +602,8 @@ std::shared_ptr<const DeviceMemory> FrameGraph::expand(int index, const std::vec
     const DeviceScope scope(m.spec.device);
     const Size size = m.host_params()[index].size;
     const size_t pixels = static_cast<size_t>(size.height) * size.width;
-    auto memory = std::make_shared<OwnedMemory>(m.spec.device, std::max<size_t>(rows.size() * pixels, 1));
+    auto memory =
+        std::make_shared<PooledMemory>(m.masks, m.spec.device, std::max<size_t>(rows.size() * pixels, 1));
     if (!rows.empty()) {
         launch_expand(m.stream.get(), m.postprocess(), index, size, rows.data(),
                       static_cast<int>(rows.size()), reinterpret_cast<uint8_t*>(memory->address()));
@@ -654,7 +639,7 @@ void FrameGraph::run_engine(const Enqueue& enqueue, const void* images, void* ma
 size_t FrameGraph::device_bytes() const {
     const Impl& m = *impl_;
     size_t bytes = m.images.bytes() + m.mask_logits.bytes() + m.class_logits.bytes() +
-                   m.device_params.bytes() + m.counters.bytes();
+                   m.device_params.bytes() + m.counters.bytes() + m.masks->bytes();
     for (const Impl::Image& image : m.image) {
         bytes += image.frame.bytes() + image.tables.bytes() + image.canvas.bytes() + image.segments.bytes() +
                  image.scratch.bytes();

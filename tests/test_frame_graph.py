@@ -665,10 +665,99 @@ def test_masks_on_the_device_are_a_dlpack_tensor(logits):
     assert interface["shape"] == shape
     assert interface["device"] == (2, 0)
     assert interface["dtype"] == (6, 8, 1)
+    # The graph keeps it for the next frame's, and gives it back with itself.
+    held = graph.memory()["device"]
     del capsule
     gc.collect()
+    kept = graph.memory()["device"] - held
+    assert kept >= mask.size
+    assert _live() == before
+    everything = sum(graph.memory().values())
+    graph.close()
     if gpu.EMULATOR:
-        assert before - _live() == mask.size
+        assert before - _live() == everything
+
+
+@gpu.needed
+def test_masks_on_the_device_use_memory_again(logits):
+    graph = gpu.with_logits(*logits)
+    gpu.detect(graph, np.zeros((48, 80, 3), np.uint8))  # the largest: what else the graph needs is there
+
+    def masks(height=24, width=40):
+        gpu.submit(graph, [item(np.zeros((height, width, 3), np.uint8))], threshold=0.2)
+        [found] = gpu.take(graph, masks_device=True)
+        np.testing.assert_array_equal(masks_of(found.masks_device), found.mask)
+        return found.masks_device
+
+    def address(memory):
+        return memory.__cuda_array_interface__["data"][0]
+
+    first, second = masks(), masks()
+    assert address(first) != address(second)
+    place = address(first)
+    del first
+    third = masks(20, 30)  # smaller
+    assert address(third) == place
+    # What is kept is not what everybody ever held.
+    del second, third
+    many = [masks() for _ in range(5)]
+    before = graph.memory()["device"]
+    size = many[0].shape[0] * 24 * 40
+    del many
+    gc.collect()
+    assert size <= graph.memory()["device"] - before <= 2 * (size + size // 4)
+    # Nothing that is kept is large enough: it goes.
+    large = masks(48, 80)
+    assert graph.memory()["device"] == before
+    # The last owner frees it, after the graph.
+    content = masks_of(large).copy()
+    graph.close()
+    np.testing.assert_array_equal(masks_of(large), content)
+    live = _live()
+    del large
+    gc.collect()
+    if gpu.EMULATOR:
+        assert _live() < live
+
+
+@gpu.needed
+@gpu.emulated
+def test_memory_of_masks_is_used_again_when_nobody_reads_it(logits):
+    """Their owner may have left work on any stream: the device is waited for, once, and only where memory is used
+    again."""
+    graph = gpu.with_logits(*logits)
+    waits = []
+    for _ in range(3):
+        gpu.submit(graph, [item(BLACK)], threshold=0.2)
+        assert graph.wait(-1.0)
+        waits += _counted(("synchronisations",), lambda: graph.results(100, True))
+    assert [count - waits[0] for count in waits] == [0, 1, 1]
+
+
+@gpu.needed
+@MODES
+@pytest.mark.parametrize("size", [(1, 1), (3, 5), (16, 16), (7, 33), (31, 129), (40, 64), (9, 1000)])
+def test_masks_on_the_device_of_any_size(logits, semantic, size):
+    """The masks follow each other without a gap: most begin in the middle of a vector."""
+    graph = gpu.with_logits(*logits, semantic=semantic)
+    gpu.submit(graph, [item(np.zeros((*size, 3), np.uint8))], threshold=0.0)
+    [found] = gpu.take(graph, masks_device=True)
+    np.testing.assert_array_equal(masks_of(found.masks_device), found.mask)
+
+
+@gpu.needed
+@MODES
+def test_masks_on_the_device_of_many_rows(semantic):
+    """More than a launch expands, and labels of two bytes."""
+    count = 300
+    mask_logits = np.full((count, 2, count), -9, np.float32)
+    mask_logits[np.arange(count), :, np.arange(count)] = 9
+    class_logits = np.tile(np.float32([9, 0]), (count, 1))
+    graph = gpu.with_logits(mask_logits, class_logits, semantic=semantic)
+    gpu.submit(graph, [item(np.zeros((11, 3 * count, 3), np.uint8))], threshold=0.1)
+    [found] = gpu.take(graph, top_k=count, masks_device=True)
+    assert len(found) == count
+    np.testing.assert_array_equal(masks_of(found.masks_device), found.mask)
 
 
 @gpu.needed

@@ -301,6 +301,24 @@ def test_more_contestants_than_are_kept_at_hand(queries, use_mask_score):
     assert len(found) > 30
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize(
+    "values",
+    [
+        (-200.0, -90.0, -87.0, -86.0, -80.0),  # what the bounds know as nothing is still larger or smaller
+        (-90.0, -20.0, 0.0, 16.0, 17.0, 90.0),
+        (-np.inf, -75.0, 75.0, np.inf),
+        (2.0, 2.0 + 2**-9, 2.0 + 2**-8),
+    ],
+)
+def test_a_contest_of_extremes(values, dtype):
+    """Who may compete is decided with bounds, by the hardware's approximations; who wins is not."""
+    rng = np.random.default_rng(12)
+    masks = rng.choice(np.array(values, dtype), (12, 21, 19))
+    classes = rng.normal(0, 0.01, (12, 3)).astype(dtype)
+    compare(masks, classes, (50, 43), predict_all_pixels=True, threshold=0.0, use_mask_score=False)
+
+
 @pytest.mark.parametrize("value", [0.0, 9.0])
 def test_ties_go_to_the_first_query(value):
     masks = np.full((50, 9, 9), value, np.float32)
