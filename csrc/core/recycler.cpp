@@ -35,7 +35,7 @@ void* Recycler::take(size_t bytes) {
         block = nullptr;
     }
     if (!block) {
-        if (bytes > SIZE_MAX - sizeof(Block)) throw std::bad_alloc();
+        if (bytes > kMaxBytes) throw std::bad_alloc();
         void* memory = ::operator new(sizeof(Block) + bytes, std::align_val_t(alignof(Block)));
         ask_for_large_pages(memory, sizeof(Block) + bytes);
         block = new (memory) Block{this, bytes};

@@ -20,6 +20,8 @@ class Recycler {
 
   private:
     static constexpr size_t kKeepBytes = size_t{64} << 20;
+    // Far beyond any tensor; sanitizers end the process where more is asked for.
+    static constexpr size_t kMaxBytes = size_t{1} << 39;
 
     // Precedes the memory.
     struct alignas(64) Block {

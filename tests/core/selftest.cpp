@@ -113,6 +113,7 @@ void memory() {
     EXPECT(recycler.take(kBytes) == third);
     fai::Recycler::give_back(foreign);
     fai::Recycler::give_back(third);
+    fai::Recycler::give_back(second);
     // Another size, a huge one, and one that nothing can hold.
     void* smaller = recycler.take(kBytes - 1);
     std::memset(smaller, 3, kBytes - 1);
