@@ -17,7 +17,7 @@ fail() {
 }
 headline() { printf '\n=== %s (%d s so far)\n' "$1" "$SECONDS"; }
 
-out=dist built="" roots=${XDG_CACHE_HOME:-$HOME/.cache}/fai_fast_roots python=python3 architectures=""
+out=dist built="" roots=${XDG_CACHE_HOME:-${HOME:-~}/.cache}/fai_fast_roots python=python3 architectures=""
 while [ $# -gt 0 ]; do
     case $1 in
         --out | --built | --roots | --python | --architectures)
