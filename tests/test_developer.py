@@ -1,0 +1,64 @@
+"""The developer's loop: the gate's stages, and CMake's presets."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+GATE = ROOT / ".ci" / "run"
+STAGES = re.search(r"^all_stages=\((.*)\)$", GATE.read_text(encoding="utf-8"), re.M)[1].split()
+needs_bash = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+
+
+@needs_bash
+def test_the_gate_parses_and_refuses_a_stage_that_there_is_not():
+    subprocess.run(["bash", "-n", GATE], check=True)
+    ran = subprocess.run(["bash", GATE, "style", "tset"], capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr == f"no such stage: tset, expected some of: {' '.join(STAGES)}\n"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_is_there_and_told_of(stage):
+    text = GATE.read_text(encoding="utf-8")
+    assert text.count(f"\n{stage}() {{\n") == 1
+    assert (
+        stage
+        in re.search(r"^# Without a stage all of them, in this order: ([\w ]+)\.", text, re.M)[1].split()
+    )
+    assert f"`{stage}`" in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    # Where none is named, all of them run.
+    every = text[text.index("\nenvironment\ntests\n") :]
+    assert re.search(rf"\b{stage}\b", every)
+
+
+def test_the_files_that_contributors_are_sent_to_are_there():
+    named = re.findall(
+        r"`([\w./-]+/?[\w.-]+\.(?:py|cpp|h|inl|cu|sh))`", (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    )
+    assert {"model.py", "_pipelines.py", "csrc/ops/preprocess.cpp"} <= set(named)
+    places = (ROOT, ROOT / "python" / "fai_fast")
+    assert [name for name in named if not any((place / name).is_file() for place in places)] == []
+
+
+def test_presets_are_whole():
+    presets = json.loads((ROOT / "CMakePresets.json").read_text(encoding="utf-8"))
+    configured = {preset["name"]: preset for preset in presets["configurePresets"]}
+    assert {"release", "debug", "asan", "emulated", "tidy"} == set(configured) - {"base"}
+    assert {preset["configurePreset"] for preset in presets["buildPresets"]} == set(configured) - {"base"}
+    assert configured["base"]["cacheVariables"]["CMAKE_EXPORT_COMPILE_COMMANDS"] == "ON"
+    declared = set(re.findall(r"^set\((FAI_FAST_\w+)", (ROOT / "CMakeLists.txt").read_text(), re.M))
+    used = {name for preset in configured.values() for name in preset["cacheVariables"]}
+    assert {name for name in used if name.startswith("FAI_FAST_")} <= declared
+
+
+@pytest.mark.skipif(shutil.which("cmake") is None, reason="needs CMake")
+def test_cmake_reads_the_presets():
+    listed = subprocess.run(["cmake", "--list-presets"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert re.findall(r'"(\w+)"', listed.stdout) == ["release", "debug", "asan", "emulated", "tidy"]
