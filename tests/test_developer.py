@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -22,6 +23,52 @@ def test_the_gate_parses_and_refuses_a_stage_that_there_is_not():
     ran = subprocess.run(["bash", GATE, "style", "tset"], capture_output=True, text=True)
     assert (ran.returncode, ran.stdout) == (2, "")
     assert ran.stderr == f"no such stage: tset, expected some of: {' '.join(STAGES)}\n"
+
+
+STUB = """#!/bin/sh
+echo "$(basename "$0") $*" >>"$STUB_LOG"
+if [ "$1 $2" = "-m venv" ]; then mkdir -p "$3/bin" && : >"$3/bin/activate"; fi
+case "$*" in *"$STUB_FAILS"*) exit 3 ;; esac
+"""
+
+
+def gate(tmp_path, *stages, fails="nothing"):
+    """Exit status of the gate with commands that only say that they were called, and what they were."""
+    for name in ("python", "pip", "ruff", "clang-format", "xargs", "apt-get"):
+        (tmp_path / name).write_text(STUB, encoding="utf-8")
+        (tmp_path / name).chmod(0o755)
+    log = tmp_path / "log"
+    log.write_text("")
+    environment = {
+        **os.environ,
+        "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
+        "STUB_LOG": str(log),
+        "STUB_FAILS": fails,
+        "FAI_FAST_CI_WORK": str(tmp_path / "kept"),
+    }
+    ran = subprocess.run(["bash", GATE, *stages], env=environment, capture_output=True, text=True, timeout=60)
+    return ran.returncode, log.read_text().splitlines()
+
+
+@needs_bash
+def test_stages_run_alone_and_in_the_order_asked_for(tmp_path):
+    code, calls = gate(tmp_path, "bench", "style")
+    assert code == 0
+    assert [call for call in calls if call.startswith("ruff")] == [
+        "ruff check --no-cache",
+        "ruff format --check --no-cache",
+    ]
+    [benchmarks] = [place for place, call in enumerate(calls) if call.endswith("bench --bench-quick")]
+    assert benchmarks < calls.index("ruff check --no-cache")
+    assert not any("-m slow" in call or "tests" in call or "apt-get" in call for call in calls)
+    assert (tmp_path / "kept" / "venv").is_dir()
+
+
+@needs_bash
+def test_a_stage_that_fails_ends_the_gate(tmp_path):
+    code, calls = gate(tmp_path, "style", "bench", fails="format --check")
+    assert code == 3
+    assert calls[-1] == "ruff format --check --no-cache"
 
 
 @pytest.mark.parametrize("stage", STAGES)
