@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 
 import fai_fast
@@ -50,6 +51,16 @@ def put_on(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Host]:
         return HOSTS[name]
 
     return put
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips what needs a GPU where there is none. With FAI_FAST_REQUIRE_GPU=1 it runs, and fails of what is missing."""
+    if item.get_closest_marker("gpu") and os.environ.get("FAI_FAST_REQUIRE_GPU") != "1":
+        import gpu
+
+        if gpu.MISSING:
+            pytest.skip(gpu.MISSING)
 
 
 def pytest_report_header() -> str:

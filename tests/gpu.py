@@ -44,10 +44,7 @@ def _emulator():
 
 MISSING = _missing()
 EMULATOR = _emulator()
-# With FAI_FAST_REQUIRE_GPU=1 tests are not skipped but run, and fail of what is missing.
-needed = pytest.mark.skipif(
-    bool(MISSING) and os.environ.get("FAI_FAST_REQUIRE_GPU") != "1", reason=MISSING or "there is a GPU"
-)
+needed = pytest.mark.gpu  # conftest.py skips these where one is missing
 emulated = pytest.mark.skipif(EMULATOR is None, reason="only the emulator has faults and counters")
 
 
