@@ -21,6 +21,7 @@ from fai_fast.engines import select
 from fai_fast.engines.base import Engine
 from fai_fast.engines.gpu import GpuEngine
 from fai_fast.errors import EngineError, ExportError
+from fai_fast.redaction import redacted
 from fai_fast.registry import ModelSpec, load_spec
 from fai_fast.weights import Weights
 
@@ -175,7 +176,7 @@ def _given_graph(
 ) -> Graph:
     """A file of :func:`fai_fast.export`, which brings everything with it."""
     if not path.is_file():
-        raise FileNotFoundError(f"name_or_path: no such file: {path}")
+        raise FileNotFoundError(f"name_or_path: no such file: {redacted(str(path))}")
     exported = exporter.read_metadata(path)
     _check_fixed(path, exported.size, exported.batch, weights, im_size, batch_size)
     return Graph(

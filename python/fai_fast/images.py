@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from fai_fast._arguments import check_int
 from fai_fast._forks import ForkSafeLock
+from fai_fast.redaction import redacted
 
 __all__ = [
     "MOST_PIXELS",
@@ -135,7 +136,7 @@ def _decoded(argument: str, image: Any, max_pixels: int | None) -> tuple[Any, st
     """The picture in memory, upright, and what messages call it."""
     if isinstance(image, str) and "://" in image:
         raise ValueError(
-            f"{argument}: got the address {image!r:.80}, expected a path; fetch it first and pass its bytes"
+            f"{argument}: got the address {redacted(image)!r:.80}, expected a path; fetch it first and pass its bytes"
         )
     if not is_encoded(image):
         raise TypeError(
@@ -175,9 +176,9 @@ def _check_file(argument: str, name: str) -> None:
     try:
         mode = os.stat(name).st_mode
     except FileNotFoundError:
-        raise FileNotFoundError(f"{argument}: no such file: {name or repr(name)}") from None
+        raise FileNotFoundError(f"{argument}: no such file: {redacted(name) or repr(name)}") from None
     except ValueError as error:  # a null character in it
-        raise ValueError(f"{argument}: got the path {name!r:.80}: {error}") from None
+        raise ValueError(f"{argument}: got the path {redacted(name)!r:.80}: {error}") from None
     # Opening a folder is an error that names it.
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise ValueError(

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from fai_fast import cache
 from fai_fast.checkpoint import Unreadable, file_problem, import_torch, read_file, state_in, without_torch
 from fai_fast.errors import WeightsError
+from fai_fast.redaction import redacted
 from fai_fast.registry import ModelSpec, bundled_path, load_spec, models, spec
 from fai_fast.registry.shapes import is_optional, state_shapes
 from fai_fast.registry.spec import check_url
@@ -230,7 +231,7 @@ def _located_random(spec: ModelSpec) -> Located:
 def _located_file(spec: ModelSpec, path: Path, folder: Path) -> Located:
     if not path.is_file():
         problem = "is a folder, expected a file" if path.is_dir() else "does not exist"
-        raise WeightsError(f"weights: {path} {problem}")
+        raise WeightsError(f"weights: {redacted(str(path))} {problem}")
     try:
         sha256 = cache.remembered_sha256(path, folder)
     except OSError as error:
@@ -254,7 +255,7 @@ def _located_url(spec: ModelSpec, url: str, folder: Path, progress: bool) -> Loc
     from fai_fast import download  # with it comes Python's HTTP, which few starts need
 
     path = download.cached_path(url, folder)
-    source = f"{download.shown(url)} (in {path})"
+    source = f"{redacted(url)} (in {path})"
     record = _fetched(url, path, progress)
     sha256 = cache.remembered_sha256(path, folder) if record is None else record.sha256
 
@@ -320,12 +321,10 @@ def _kept(path: Path) -> tuple[cache.Record | None, str | None]:
 
 def _keep_record(path: Path, url: str) -> None:
     """A file that was put there by hand and fits is from now on checked like a downloaded one."""
-    from fai_fast import download
-
-    info = {"url": download.shown(url), "by_hand": True, "mtime_ns": path.stat().st_mtime_ns}
+    info = {"url": redacted(url), "by_hand": True, "mtime_ns": path.stat().st_mtime_ns}
     try:
         with cache.lock(path, "records"):
-            cache.Record.of(path, {"url": download.shown(url)}, info).write(cache.record_path(path))
+            cache.Record.of(path, {"url": redacted(url)}, info).write(cache.record_path(path))
     except OSError as error:
         _log.info("no record of %s is kept: %s", path, error.strerror)
 

@@ -21,6 +21,7 @@ from fai_fast._core import __version__
 from fai_fast._files import replacing
 from fai_fast.errors import ExportError
 from fai_fast.exporter import checksum
+from fai_fast.redaction import redacted
 from fai_fast.registry import ModelSpec, load_spec
 from fai_fast.weights import Weights, load_weights
 

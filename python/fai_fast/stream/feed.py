@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 from fai_fast._forks import ProcessGuard
 from fai_fast._pipelines import InferFuture
+from fai_fast.redaction import scrubbed
 from fai_fast.stream.queue import _FrameQueue, _InFlightFrame
 from fai_fast.stream.reconnect import _Reconnector
 from fai_fast.stream.source import _CorruptFrame, _FrameError, _Opener, _SourceFrame, _SourceItem, _stalled
@@ -131,7 +132,7 @@ class _Feed:
             if delay is None:
                 self._end(error)
                 return None
-        why = "it ended" if error is None else error
+        why = "it ended" if error is None else scrubbed(str(error))
         _log.info("stream: lost %s (%s); opening it again in %.1f s", self.opener.name, why, delay)
         return delay
 
