@@ -28,11 +28,12 @@ CUDA_HEADER = re.compile(r"cuda|cub/|thrust/|nv/|cooperative_groups")
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.MULTILINE)
 
 # What each part of the Python package, a file or a folder, may import, anywhere in its files.
-BASE = {"_core", "_forks", "_options", "_arguments", "errors", "redaction"}
+BASE = {"_core", "_forks", "_options", "_arguments", "errors", "foreign", "redaction"}
 MAY_IMPORT = {
     "_forks": {"errors"},
     "_options": set(),
-    "_arguments": set(),
+    "_arguments": {"foreign"},
+    "foreign": set(),
     "errors": set(),
     "_files": BASE,
     "redaction": set(),

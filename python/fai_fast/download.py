@@ -28,6 +28,7 @@ from urllib.parse import unquote, urljoin, urlsplit
 from fai_fast import cache
 from fai_fast._core import __version__
 from fai_fast.errors import WeightsError
+from fai_fast.foreign import from_signal_handler
 from fai_fast.redaction import redacted, scrubbed, scrubbed_error
 
 __all__ = ["DEFAULT", "Transfer", "cached_path", "download"]
@@ -131,6 +132,7 @@ def download(
         cache.record_path(part).unlink(missing_ok=True)
         return record
     except OSError as error:
+        _let_pass(error)
         raise WeightsError(_failed(url, path, cache.explain(error, path.parent))) from error
 
 
@@ -158,8 +160,10 @@ def _attempt(url: str, part: Path, progress: bool, transfer: Transfer) -> dict[s
                 _failed(url, _whole(part), f"the server answered {error.code} {error.reason}")
             ) from None
     except (_Refused, ValueError) as error:
+        _let_pass(error)
         raise WeightsError(_failed(url, _whole(part), str(scrubbed_error(error, url)))) from None
     except (OSError, http.client.HTTPException) as error:
+        _let_pass(error)
         raise _unreachable(url, part, error) from scrubbed_error(error, url)
     with response:
         start, total = _extent(url, part, response, start, validator)
@@ -228,6 +232,7 @@ def _copy(
             try:
                 chunk = response.read1(_CHUNK)  # what is there, not what is there only after a while
             except (OSError, http.client.HTTPException) as error:
+                _let_pass(error)
                 raise _Passing(f"the connection broke: {_said(error)}") from error
             if not chunk:
                 break
@@ -307,6 +312,12 @@ def _unreachable(url: str, part: Path, error: Exception) -> Exception:
     return _Passing(f"no answer: {_said(reason)}")
 
 
+def _let_pass(error: BaseException) -> None:
+    """Raises what a signal handler raised: a time limit is a TimeoutError too, and urllib wraps it."""
+    if (found := from_signal_handler(error)) is not None:
+        raise found
+
+
 def _said(error: object) -> str:
     if isinstance(error, TimeoutError):
         return "nothing came in time"
@@ -332,8 +343,8 @@ def _resumable(part: Path) -> tuple[int, str, dict[str, Any]]:
             headers["Last-Modified"] = str(items["last_modified"] or "")
             if validators := _validators(headers):
                 return size, validators[0], items
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            _let_pass(error)
         _log.info("%s cannot be resumed: the server did not say which version of the file it is", part)
     return 0, "", {}
 

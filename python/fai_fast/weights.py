@@ -20,6 +20,7 @@ import numpy.typing as npt
 from fai_fast import cache
 from fai_fast.checkpoint import Unreadable, file_problem, import_torch, read_file, state_in, without_torch
 from fai_fast.errors import WeightsError
+from fai_fast.foreign import explained
 from fai_fast.redaction import redacted
 from fai_fast.registry import ModelSpec, bundled_path, load_spec, models, spec
 from fai_fast.registry.shapes import is_optional, state_shapes
@@ -235,6 +236,8 @@ def _located_file(spec: ModelSpec, path: Path, folder: Path) -> Located:
     try:
         sha256 = cache.remembered_sha256(path, folder)
     except OSError as error:
+        if not explained(error):
+            raise
         raise WeightsError(f"weights: {path} cannot be read: {error.strerror}") from None
     return Located(spec, str(path), sha256, path, lambda: _checked_file(spec, path, str(path), sha256))
 
@@ -296,6 +299,8 @@ def _fetched(url: str, path: Path, progress: bool) -> cache.Record | None:
                 _log.warning("%s is corrupt (%s): downloading it again", path, problem)
             return download.download(url, path, progress=progress, problem=file_problem)
     except OSError as error:
+        if not explained(error):
+            raise
         raise WeightsError(cache.explain(error, path.parent)) from error
 
 
@@ -310,6 +315,8 @@ def _kept(path: Path) -> tuple[cache.Record | None, str | None]:
     except FileNotFoundError:
         return None, None
     except (OSError, ValueError) as error:
+        if not explained(error, "json"):
+            raise
         return None, f"its record is unreadable: {error}"
     if status.st_size != record.size:
         return None, f"{status.st_size} bytes, expected {record.size}"

@@ -17,6 +17,7 @@ from typing import NoReturn
 from fai_fast._core import __version__
 from fai_fast.cli import bench, cache, demo, doctor, evaluate, export, models, predict, stream
 from fai_fast.cli.messages import UsageError, complain, given, said_by_the_library, sentence, without_secrets
+from fai_fast.foreign import from_signal_handler
 
 __all__ = ["main"]
 
@@ -47,7 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: what follows the program's name; None for the process's own.
 
     Returns:
-        The exit code. Never raises.
+        The exit code.
+
+    Raises:
+        What a signal handler of the program's raises, and nothing else.
     """
     if argv is None:
         argv = sys.argv[1:]
@@ -75,6 +79,8 @@ def _main(argv: Sequence[str]) -> int:
         complain("interrupted")
         return INTERRUPTED
     except Exception as error:  # a user reads one sentence, whatever it was
+        if from_signal_handler(error) is not None:
+            raise
         if show_traceback:
             sys.stderr.write(without_secrets(traceback.format_exc()))
         complain(sentence(error))

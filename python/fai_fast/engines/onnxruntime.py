@@ -14,6 +14,7 @@ from fai_fast.engines import cpu
 from fai_fast.engines.base import (
     INPUT,
     OUTPUTS,
+    PACKAGES,
     Array,
     OpenContext,
     OpenEngine,
@@ -25,6 +26,7 @@ from fai_fast.engines.base import (
     reason,
 )
 from fai_fast.errors import EngineError
+from fai_fast.foreign import explained
 
 __all__ = ["NAME", "PRECISIONS", "depends", "load", "native_precisions", "package", "version"]
 
@@ -61,6 +63,8 @@ def load(path: str | os.PathLike[str], *, precision: str = "fp32", num_threads: 
             str(file), options, providers=["CPUExecutionProvider"], enable_fallback=False
         )
     except Exception as error:  # ONNX Runtime raises a dozen kinds that share no base
+        if not explained(error, *PACKAGES):
+            raise
         raise EngineError(f"{NAME}: {file} cannot be loaded: {reason(error)}") from error
     return Engine(session, session_ports(NAME, session, file), threads, file)
 

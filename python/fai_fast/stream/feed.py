@@ -13,7 +13,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, closing, nullcontext, suppress
+from contextlib import AbstractContextManager, closing, nullcontext
 from enum import Enum
 from fractions import Fraction
 from itertools import pairwise
@@ -314,8 +314,7 @@ class _Feed:
         with self._changed:
             frames = self._queue.forget_in_flight()
         for frame in frames:
-            with suppress(Exception):
-                frame.result()
+            frame.failure()
 
 
 # Threads that decode while the interpreter goes down would crash it.
