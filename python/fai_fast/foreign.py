@@ -1,7 +1,7 @@
 """Which exceptions fai_fast may put into its own words, and which are nobody's but the program's that runs it.
 
-A Python signal handler runs between any two bytecodes, in fai_fast's code and in that of the libraries below, and what
-it raises (a time limit, Celery's SoftTimeLimitExceeded) must arrive as it is. So must what another thread injects, and a
+A Python signal handler runs between any two bytecodes, in fai_fast's code and in that of the libraries below. What it
+raises (a time limit, Celery's SoftTimeLimitExceeded) must arrive as it is. So must what another thread injects, and a
 MemoryError. It is told by its type, and where that is one that libraries raise too, by the handler in its traceback.
 """
 
