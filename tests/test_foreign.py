@@ -15,12 +15,13 @@ import fai_fast
 import numpy as np
 import pytest
 import torch
-from fai_fast import cli, download, foreign
+from fai_fast import _foreign as foreign
+from fai_fast import cli, download
+from fai_fast._pipelines import ContextPool
 from fai_fast.engines.base import OpenContext, Port
 from fai_fast.engines.gpu import translated
 from fai_fast.errors import EngineError
 from fai_fast.images import read_image
-from fai_fast.pipelines import ContextPool
 from fai_fast.stream import Stream
 from fai_fast.weights import load_weights, read_file
 from PIL import Image

@@ -16,9 +16,9 @@ import av
 import fai_fast
 import pytest
 from fai_fast import cli, download
+from fai_fast._redaction import redacted, scrubbed, scrubbed_error
 from fai_fast.errors import WeightsError
 from fai_fast.images import read_image
-from fai_fast.redaction import redacted, scrubbed, scrubbed_error
 from fai_fast.registry import load_spec
 from fai_fast.stream import Stream
 from fai_fast.weights import load_weights

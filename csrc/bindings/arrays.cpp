@@ -120,7 +120,7 @@ std::string quote(py::error_already_set& error, py::handle object) {
     if (!error.matches(PyExc_Exception)) throw error;
     // Before Python 3.12 an exception and its traceback are still apart here.
     if (error.trace()) PyException_SetTraceback(error.value().ptr(), error.trace().ptr());
-    const py::object explained = attribute(py::module_::import("fai_fast.foreign"), "explained");
+    const py::object explained = attribute(py::module_::import("fai_fast._foreign"), "explained");
     const py::object module = attribute(py::type::handle_of(object), "__module__");
     if (!py::cast<bool>(call(explained, py::make_tuple(error.value(), py::str(module), "numpy"))))
         throw error;

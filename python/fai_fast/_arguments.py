@@ -9,7 +9,7 @@ from typing import Any, SupportsIndex, TypeVar, cast
 
 import numpy as np
 
-from fai_fast.foreign import explained
+from fai_fast._foreign import explained
 
 MAX_SIDE = 32767
 _MAX_ITEMS = 2**20

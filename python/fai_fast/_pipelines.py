@@ -17,12 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from fai_fast import _core
+from fai_fast._foreign import explained
 from fai_fast._forks import ProcessGuard
 from fai_fast.detections import Detections, Latency
 from fai_fast.engines.base import Context, Engine
 from fai_fast.engines.gpu import GpuContext, GpuEngine
 from fai_fast.errors import FaiFastError
-from fai_fast.foreign import explained
 from fai_fast.letterbox import Letterbox
 from fai_fast.ops import frame_arguments, postprocess_batch, preprocess_frame
 from fai_fast.registry import ModelSpec

@@ -16,12 +16,12 @@ from typing import Any
 from fai_fast import cache, exporter, weights
 from fai_fast._arguments import check_choice, check_int, check_threads
 from fai_fast._options import PRECISIONS
+from fai_fast._redaction import redacted
 from fai_fast.engines import precision as precisions
 from fai_fast.engines import select
 from fai_fast.engines.base import Engine
 from fai_fast.engines.gpu import GpuEngine
 from fai_fast.errors import EngineError, ExportError
-from fai_fast.redaction import redacted
 from fai_fast.registry import ModelSpec, load_spec
 from fai_fast.weights import Weights
 

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fai_fast._foreign import explained
 from fai_fast.errors import WeightsError
-from fai_fast.foreign import explained
 
 __all__ = [
     "CONTAINERS",

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from fai_fast._foreign import from_signal_handler
 from fai_fast.errors import CudaError
-from fai_fast.foreign import from_signal_handler
 
 __all__ = ["report", "text"]
 

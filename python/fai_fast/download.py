@@ -27,9 +27,9 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 from fai_fast import cache
 from fai_fast._core import __version__
+from fai_fast._foreign import from_signal_handler
+from fai_fast._redaction import redacted, scrubbed, scrubbed_error
 from fai_fast.errors import WeightsError
-from fai_fast.foreign import from_signal_handler
-from fai_fast.redaction import redacted, scrubbed, scrubbed_error
 
 __all__ = ["DEFAULT", "Transfer", "cached_path", "download"]
 

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fai_fast._arguments import check_int
+from fai_fast._foreign import explained
 from fai_fast._forks import ForkSafeLock
-from fai_fast.foreign import explained
-from fai_fast.redaction import redacted
+from fai_fast._redaction import redacted
 
 __all__ = [
     "MOST_PIXELS",

@@ -20,6 +20,7 @@ from fai_fast._arguments import (
     check_size,
     check_threads,
 )
+from fai_fast._foreign import explained
 from fai_fast._options import (
     ACTIVATIONS,
     COLORS,
@@ -33,7 +34,6 @@ from fai_fast._options import (
     YuvRange,
 )
 from fai_fast.detections import Detections
-from fai_fast.foreign import explained
 from fai_fast.letterbox import Letterbox
 
 _MAX_PIXELS = 1 << 28  # kMaxPixels of core/types.h

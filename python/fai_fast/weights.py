@@ -18,10 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fai_fast import cache
+from fai_fast._foreign import explained
+from fai_fast._redaction import redacted
 from fai_fast.checkpoint import Unreadable, file_problem, import_torch, read_file, state_in, without_torch
 from fai_fast.errors import WeightsError
-from fai_fast.foreign import explained
-from fai_fast.redaction import redacted
 from fai_fast.registry import ModelSpec, bundled_path, load_spec, models, spec
 from fai_fast.registry.shapes import is_optional, state_shapes
 from fai_fast.registry.spec import check_url

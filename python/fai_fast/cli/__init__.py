@@ -15,9 +15,9 @@ from contextlib import suppress
 from typing import NoReturn
 
 from fai_fast._core import __version__
+from fai_fast._foreign import from_signal_handler
 from fai_fast.cli import bench, cache, demo, doctor, evaluate, export, models, predict, stream
 from fai_fast.cli.messages import UsageError, complain, given, said_by_the_library, sentence, without_secrets
-from fai_fast.foreign import from_signal_handler
 
 __all__ = ["main"]
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from fai_fast._files import replacing
+from fai_fast._redaction import scrubbed
 from fai_fast.errors import FaiFastError
-from fai_fast.redaction import scrubbed
 
 __all__ = [
     "UsageError",

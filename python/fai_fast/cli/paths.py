@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from fai_fast._redaction import redacted
 from fai_fast.images import SUFFIXES
-from fai_fast.redaction import redacted
 
 __all__ = ["find_pictures", "identity", "output_names"]
 

@@ -18,10 +18,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from fai_fast._foreign import explained
 from fai_fast._forks import ForkSafeLock
 from fai_fast._forks import check_process as check_process
 from fai_fast.errors import EngineError
-from fai_fast.foreign import explained
 
 __all__ = ["INPUT", "OUTPUTS", "Array", "Context", "Engine", "Port"]
 

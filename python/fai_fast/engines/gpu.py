@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from fai_fast import _core
+from fai_fast._foreign import explained
 from fai_fast.engines.base import (
     INPUT,
     OUTPUTS,
@@ -29,7 +30,6 @@ from fai_fast.engines.base import (
     reason,
 )
 from fai_fast.errors import CudaError, EngineError
-from fai_fast.foreign import explained
 
 __all__ = [
     "Device",

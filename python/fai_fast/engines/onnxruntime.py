@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fai_fast._arguments import check_choice, check_threads
+from fai_fast._foreign import explained
 from fai_fast.engines import cpu
 from fai_fast.engines.base import (
     INPUT,
@@ -26,7 +27,6 @@ from fai_fast.engines.base import (
     reason,
 )
 from fai_fast.errors import EngineError
-from fai_fast.foreign import explained
 
 __all__ = ["NAME", "PRECISIONS", "depends", "load", "native_precisions", "package", "version"]
 

@@ -14,11 +14,11 @@ import numpy as np
 
 from fai_fast import _core
 from fai_fast._arguments import check_choice, check_int
+from fai_fast._foreign import explained
 from fai_fast.engines import gpu, onnxruntime
 from fai_fast.engines.base import INPUT, OUTPUTS, PACKAGES, Port, check_file, reason
 from fai_fast.engines.gpu import OpenGpuContext, OpenGpuEngine
 from fai_fast.errors import EngineError
-from fai_fast.foreign import explained
 
 __all__ = [
     "GRAPH_PRECISION",

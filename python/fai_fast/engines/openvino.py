@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from fai_fast._arguments import check_choice, check_threads
+from fai_fast._foreign import explained
 from fai_fast.engines import cpu
 from fai_fast.engines.base import (
     INPUT,
@@ -32,7 +33,6 @@ from fai_fast.engines.base import (
     reason,
 )
 from fai_fast.errors import EngineError
-from fai_fast.foreign import explained
 
 __all__ = [
     "NAME",

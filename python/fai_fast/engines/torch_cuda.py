@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 from fai_fast import _core
 from fai_fast._arguments import check_choice, check_int, check_size
+from fai_fast._foreign import explained
 from fai_fast.engines import gpu
 from fai_fast.engines.base import INPUT, OUTPUTS, PACKAGES, Port, missing, reason
 from fai_fast.engines.gpu import OpenGpuContext, OpenGpuEngine, translated
 from fai_fast.errors import CudaError, EngineError
-from fai_fast.foreign import explained
 
 if TYPE_CHECKING:
     import torch

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from fai_fast.foreign import explained
+from fai_fast._foreign import explained
 from fai_fast.reference import QueryMaskModel
 from fai_fast.reference.bisenet import AttentionRefinement
 from fai_fast.reference.blocks import ConvBN, ConvNorm, NormedConv, sine_position

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fai_fast.redaction import redacted
+from fai_fast._redaction import redacted
 from fai_fast.registry.spec import BackboneConfig, ModelConfig, ModelSpec, PublishedLatency
 
 __all__ = [

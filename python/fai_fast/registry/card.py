@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from fai_fast.redaction import redacted
+from fai_fast._redaction import redacted
 from fai_fast.registry.shapes import count_parameters
 from fai_fast.registry.spec import BackboneConfig, ModelSpec
 

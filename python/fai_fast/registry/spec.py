@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from fai_fast._arguments import check_bool, check_choice, check_int, check_items, check_names, check_number
-from fai_fast.redaction import redacted
+from fai_fast._redaction import redacted
 
 __all__ = ["BackboneConfig", "ModelConfig", "ModelSpec", "PublishedLatency"]
 

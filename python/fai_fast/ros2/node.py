@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from fai_fast._redaction import redacted, scrubbed
 from fai_fast.errors import FaiFastError
 from fai_fast.model import Model, load
-from fai_fast.redaction import redacted, scrubbed
 from fai_fast.render import draw
 from fai_fast.ros2 import messages
 from fai_fast.ros2.messages import Frame

@@ -8,8 +8,8 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
+from fai_fast._redaction import scrubbed_error
 from fai_fast.images import too_large
-from fai_fast.redaction import scrubbed_error
 from fai_fast.stream.pixels import _ColorOverrides, decoded_pixels
 from fai_fast.stream.source import _CorruptFrame, _FrameError, _Opened, _SourceFrame, _SourceItem, _stalled
 

@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 from fai_fast._forks import ProcessGuard
 from fai_fast._pipelines import InferFuture
-from fai_fast.redaction import scrubbed
+from fai_fast._redaction import scrubbed
 from fai_fast.stream.queue import _FrameQueue, _InFlightFrame
 from fai_fast.stream.reconnect import _Reconnector
 from fai_fast.stream.source import _CorruptFrame, _FrameError, _Opener, _SourceFrame, _SourceItem, _stalled

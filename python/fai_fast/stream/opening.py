@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from fai_fast._redaction import redacted
 from fai_fast.images import SUFFIXES, pixel_limit, read_image
-from fai_fast.redaction import redacted
 from fai_fast.stream.containers import _pyav, _Video
 from fai_fast.stream.pixels import _ColorOverrides, decoded_pixels
 from fai_fast.stream.source import _FrameError, _Opened, _Opener, _SourceFrame, _SourceItem

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 
+from fai_fast._foreign import from_signal_handler
 from fai_fast._pipelines import InferFuture
 from fai_fast.detections import Detections
-from fai_fast.foreign import from_signal_handler
 from fai_fast.stream.source import _FrameError, _SourceFrame
 
 
