@@ -25,14 +25,6 @@ void check_ndim(const char* argument, int64_t ndim, const char* expected) {
     }
 }
 
-// The text of an exception of the object's own, to be quoted in ours. Anything that is no plain Exception
-// (KeyboardInterrupt, SystemExit) goes on unchanged.
-std::string quote(py::error_already_set& error) {
-    if (!error.matches(PyExc_Exception)) throw error;
-    std::string text = error.what();
-    return text.substr(0, text.find('\n'));
-}
-
 View numpy_view(const py::array& array, const char* argument, const char* expected) {
     const py::dtype dtype = array.dtype();
     const char kind = dtype.kind();
@@ -101,8 +93,16 @@ py::object checked(PyObject* result) {
     return py::reinterpret_steal<py::object>(result);
 }
 
+// As Python's hasattr(): PyObject_HasAttrString() would swallow what a signal handler raises meanwhile.
 bool has_attribute(py::handle object, const char* name) {
-    return survive_exit([&] { return PyObject_HasAttrString(object.ptr(), name); }) == 1;
+    PyObject* found = survive_exit([&] { return PyObject_GetAttrString(object.ptr(), name); });
+    if (found) {
+        Py_DECREF(found);
+        return true;
+    }
+    if (!PyErr_ExceptionMatches(PyExc_AttributeError)) throw py::error_already_set();
+    PyErr_Clear();
+    return false;
 }
 
 py::object attribute(py::handle object, const char* name) {
@@ -112,6 +112,20 @@ py::object attribute(py::handle object, const char* name) {
 py::object call(const py::object& function, const py::tuple& arguments, const py::dict& keywords = {}) {
     return checked(
         survive_exit([&] { return PyObject_Call(function.ptr(), arguments.ptr(), keywords.ptr()); }));
+}
+
+// The text of an exception of the object's own, to be quoted in ours. What is not the object's
+// (KeyboardInterrupt, MemoryError, what a signal handler raised meanwhile) goes on unchanged.
+std::string quote(py::error_already_set& error, py::handle object) {
+    if (!error.matches(PyExc_Exception)) throw error;
+    // Before Python 3.12 an exception and its traceback are still apart here.
+    if (error.trace()) PyException_SetTraceback(error.value().ptr(), error.trace().ptr());
+    const py::object explained = attribute(py::module_::import("fai_fast._foreign"), "explained");
+    const py::object module = attribute(py::type::handle_of(object), "__module__");
+    if (!py::cast<bool>(call(explained, py::make_tuple(error.value(), py::str(module), "numpy"))))
+        throw error;
+    const std::string text = error.what();
+    return text.substr(0, text.find('\n'));
 }
 
 // `stream`: of the consumer, which the producer lets wait for its own; none for the CPU's memory.
@@ -299,7 +313,7 @@ Borrowed borrow(py::handle object, const char* argument, const char* expected) {
             if (device == dlpack::kCpu || device == dlpack::kCudaHost) capsule = call_dlpack(object);
         } catch (py::error_already_set& error) {
             throw TypeError(message(argument, ": got a ", type_name(object), " whose DLPack export fails (",
-                                    quote(error), "), expected ", expected));
+                                    quote(error, object), "), expected ", expected));
         } catch (const py::cast_error&) {
             throw TypeError(message(argument, ": got a ", type_name(object),
                                     " whose __dlpack_device__() is no device, expected ", expected));
@@ -323,7 +337,7 @@ Borrowed borrow(py::handle object, const char* argument, const char* expected) {
             array = call(attribute(py::module_::import("numpy"), "asarray"), py::make_tuple(object));
         } catch (py::error_already_set& error) {
             throw TypeError(message(argument, ": got a ", type_name(object), " that NumPy cannot view (",
-                                    quote(error), "), expected ", expected));
+                                    quote(error, object), "), expected ", expected));
         }
     }
     const auto numpy = py::reinterpret_borrow<py::array>(array);
@@ -352,7 +366,7 @@ Borrowed borrow_anywhere(py::handle object, const char* argument, const char* ex
             capsule = call_dlpack(object, py::int_(stream));
         } catch (py::error_already_set& error) {
             throw TypeError(message(argument, ": got a ", type_name(object), " whose DLPack export fails (",
-                                    quote(error), "), expected ", expected));
+                                    quote(error, object), "), expected ", expected));
         } catch (const py::cast_error&) {
             throw TypeError(message(argument, ": got a ", type_name(object),
                                     " whose __dlpack_device__() is no device, expected ", expected));
@@ -374,8 +388,8 @@ Borrowed borrow_anywhere(py::handle object, const char* argument, const char* ex
                                 " whose __cuda_array_interface__ is malformed, expected ", expected));
     } catch (py::error_already_set& error) {
         throw TypeError(message(argument, ": got a ", type_name(object),
-                                " whose __cuda_array_interface__ fails (", quote(error), "), expected ",
-                                expected));
+                                " whose __cuda_array_interface__ fails (", quote(error, object),
+                                "), expected ", expected));
     }
     borrowed.on_device = true;
     borrowed.owner_ = py::reinterpret_borrow<py::object>(object);

@@ -9,6 +9,8 @@ from typing import Any, SupportsIndex, TypeVar, cast
 
 import numpy as np
 
+from fai_fast._foreign import explained
+
 MAX_SIDE = 32767
 _MAX_ITEMS = 2**20
 _Choice = TypeVar("_Choice", bound=str)
@@ -29,7 +31,9 @@ def check_number(name: str, value: object) -> float:
         number = float(value)
     except OverflowError:
         number = float("inf")
-    except Exception:  # whatever a foreign __float__ raises, the argument is at fault
+    except Exception as error:  # whatever a foreign __float__ raises, the argument is at fault
+        if not explained(error):
+            raise
         raise TypeError(f"{name}: got {_show(value)}, expected a number") from None
     if not np.isfinite(number):
         raise ValueError(f"{name}: got {_show(value)}, expected a finite number")
@@ -41,8 +45,9 @@ def check_int(name: str, value: object) -> int:
     if not isinstance(value, (bool, np.bool_)):
         try:
             return operator.index(cast(SupportsIndex, value))
-        except Exception:  # whatever a foreign __index__ raises, the argument is at fault
-            pass
+        except Exception as error:  # whatever a foreign __index__ raises, the argument is at fault
+            if not explained(error):
+                raise
     raise TypeError(f"{name}: got {_show(value)}, expected an integer")
 
 
@@ -106,8 +111,9 @@ def check_items(name: str, value: object, expected: str) -> list[Any]:
         try:
             if len(value) <= _MAX_ITEMS:
                 return list(value)
-        except Exception:  # whatever a foreign sequence raises, the argument is at fault
-            pass
+        except Exception as error:  # whatever a foreign sequence raises, the argument is at fault
+            if not explained(error):
+                raise
         else:
             raise ValueError(f"{name}: got {len(value)} items, expected {expected}")
     raise TypeError(f"{name}: got {_show(value)}, expected {expected}")
@@ -118,7 +124,9 @@ def _show(value: object) -> str:
     if isinstance(value, (bool, int, float, str, type(None))):
         try:
             text = repr(value)
-        except Exception:  # an int of thousands of digits
+        except ValueError as error:  # an int of thousands of digits
+            if not explained(error):
+                raise
             text = ""
         if 0 < len(text) <= 60:
             return text

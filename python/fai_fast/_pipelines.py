@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fai_fast import _core
+from fai_fast._foreign import explained
 from fai_fast._forks import ProcessGuard
 from fai_fast.detections import Detections, Latency
 from fai_fast.engines.base import Context, Engine
@@ -32,6 +33,8 @@ __all__ = ["CpuPipeline", "GpuPipeline", "InferFuture", "Pending", "Pipeline", "
 MAX_CONTEXTS = 4
 # Frames that overlap when they are submitted: one is uploaded, one runs, one comes back.
 DEPTH = 3
+# Seconds between two looks for contexts that an exception of a signal handler lost.
+_LOST = 1.0
 
 _log = logging.getLogger("fai_fast")
 
@@ -228,15 +231,25 @@ def fill(spec: ModelSpec, context: Context, index: int, frame: Any, layout: Mapp
     return letterbox
 
 
+class _Room:
+    """Room for a context that is being made."""
+
+
 class ContextPool:
-    """Contexts made when first needed, each lent to one thread at a time."""
+    """Contexts made when first needed, each lent to one thread at a time.
+
+    A signal handler may raise between any two steps of a thread that has just taken one. Nobody then gives it back, so
+    that contexts are counted by whether they are still held, and one that is not makes room for another.
+    """
 
     def __init__(self, make: Callable[[], Context], limit: int) -> None:
         self._make = make
         self._limit = limit
-        self._made = 0
+        self._held: weakref.WeakSet[Any] = weakref.WeakSet()
         self._free: list[Context] = []
-        self._changed = threading.Condition()
+        # Taken itself, not through the condition: that is Python code, where a handler may raise with the lock held.
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._closed = False
 
     @contextmanager
@@ -245,7 +258,7 @@ class ContextPool:
         try:
             yield context
         finally:
-            with self._changed:
+            with self._lock:
                 self._free.append(context)
                 self._changed.notify()
 
@@ -254,25 +267,28 @@ class ContextPool:
             raise FaiFastError("the model is closed; load it again")
 
     def _take(self) -> Context:
-        with self._changed:
+        with self._lock:
             while True:
                 self.check_open()
                 if self._free:
                     return self._free.pop()
-                if self._made < self._limit:
-                    self._made += 1
+                if len(self._held) < self._limit:
+                    room = _Room()
+                    self._held.add(room)
                     break
-                self._changed.wait()
+                # Nobody tells of one that was lost.
+                self._changed.wait(_LOST)
         try:
-            return self._make()
-        except BaseException:
-            with self._changed:
-                self._made -= 1
+            context = self._make()
+            self._held.add(context)
+            return context
+        finally:
+            del room
+            with self._lock:
                 self._changed.notify()
-            raise
 
     def close(self) -> None:
-        with self._changed:
+        with self._lock:
             self._closed = True
             self._changed.notify_all()
 
@@ -476,6 +492,8 @@ class _GpuPending(Pending):
                     return False
                 self._results = self._collect(self._slot.graph)
             except Exception as error:
+                if not explained(error):
+                    raise  # the frame is still on its way, and can be asked for again
                 self._error = error
             self._slot.release()
             self._slot = None

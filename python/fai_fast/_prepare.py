@@ -16,6 +16,7 @@ from typing import Any
 from fai_fast import cache, exporter, weights
 from fai_fast._arguments import check_choice, check_int, check_threads
 from fai_fast._options import PRECISIONS
+from fai_fast._redaction import redacted
 from fai_fast.engines import precision as precisions
 from fai_fast.engines import select
 from fai_fast.engines.base import Engine
@@ -175,7 +176,7 @@ def _given_graph(
 ) -> Graph:
     """A file of :func:`fai_fast.export`, which brings everything with it."""
     if not path.is_file():
-        raise FileNotFoundError(f"name_or_path: no such file: {path}")
+        raise FileNotFoundError(f"name_or_path: no such file: {redacted(str(path))}")
     exported = exporter.read_metadata(path)
     _check_fixed(path, exported.size, exported.batch, weights, im_size, batch_size)
     return Graph(

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fai_fast._foreign import explained
 from fai_fast.errors import WeightsError
 
 __all__ = [
@@ -46,6 +47,8 @@ CONTAINERS = (
 _EXPECTED = (
     f"expected a state dict, or one under {', '.join(map(repr, CONTAINERS[:-1]))} or {CONTAINERS[-1]!r}"
 )
+# Whose exceptions torch.load() and zipfile let through.
+_READERS = ("torch", "pickle", "_pickle", "zipfile", "zlib", "struct", "tarfile", "numpy")
 _MAX_NESTING = 3
 _LARGEST_PICKLE = 1 << 26
 
@@ -105,8 +108,12 @@ def file_problem(path: Path) -> str:
                 damaged = archive.testzip()
             return f"is damaged: the checksum of {damaged} in it is wrong" if damaged else ""
     except OSError as error:
+        if not explained(error):
+            raise
         return f"cannot be read: {error.strerror}"
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError) as error:
+        if not explained(error, *_READERS):
+            raise
         return f"is damaged or incomplete: {error}"
     return f"is {_kind(head)}, expected a .pth or .safetensors checkpoint"
 
@@ -126,6 +133,8 @@ def _read_torch(path: Path) -> dict[str, Any]:
             warnings.simplefilter("ignore")  # it warns of pickle protocols, which says nothing to the user
             found = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever a damaged archive leads it into
+        if not explained(error, *_READERS):
+            raise
         raise Unreadable(f"weights: {path} {_why_not(path, str(error) or type(error).__name__)}") from None
     return dict(state_in(found, f"weights: {path}"))
 
@@ -184,7 +193,9 @@ def _way_out(path: Path) -> str:
     opened = "torch.load(path, weights_only=False)"
     try:
         inside = _tensors_in(opened, _outline(path), _MAX_NESTING)
-    except Exception:  # an advice is no reason to fail in another way; nobody knows what is in there
+    except Exception as error:  # an advice is no reason to fail in another way; nobody knows what is in there
+        if not explained(error, *_READERS):
+            raise
         inside = None
     if inside is None:
         return (
@@ -276,6 +287,8 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     except SafetensorError as error:
         raise Unreadable(f"weights: {path} is damaged or incomplete: {first_line(error)}") from None
     except OSError as error:
+        if not explained(error):
+            raise
         raise Unreadable(f"weights: {path} cannot be read: {error.strerror}") from None
     state: dict[str, Any] = {}
     for key, tensor in tensors:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from fai_fast._foreign import from_signal_handler
 from fai_fast.errors import CudaError
 
 __all__ = ["report", "text"]
@@ -88,6 +89,8 @@ def _guarded(section: Callable[[], Any]) -> Any:
     try:
         return section()
     except Exception as error:  # the report must come whatever is broken here
+        if from_signal_handler(error) is not None:
+            raise
         return {"error": f"{type(error).__name__}: {error}"}
 
 

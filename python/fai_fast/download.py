@@ -23,13 +23,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
+from urllib.parse import unquote, urljoin, urlsplit
 
 from fai_fast import cache
 from fai_fast._core import __version__
+from fai_fast._foreign import from_signal_handler
+from fai_fast._redaction import redacted, scrubbed, scrubbed_error
 from fai_fast.errors import WeightsError
 
-__all__ = ["DEFAULT", "Transfer", "cached_path", "download", "shown"]
+__all__ = ["DEFAULT", "Transfer", "cached_path", "download"]
 
 _log = logging.getLogger("fai_fast")
 _CHUNK = 1 << 18
@@ -77,11 +79,6 @@ def cached_path(url: str, folder: Path) -> Path:
     return folder / "weights" / (f"{owner}-{digest}" if owner else digest) / (name or "weights")
 
 
-def shown(url: str) -> str:
-    """`url` as errors and logs may show it: signed addresses carry their secret in the query."""
-    return urlunsplit(urlsplit(url)._replace(query="", fragment=""))
-
-
 def download(
     url: str,
     path: Path,
@@ -113,7 +110,7 @@ def download(
                 info = _attempt(url, part, progress, transfer)
                 break
             except _Changed:
-                _log.warning("%s changed since its download began: starting again", shown(url))
+                _log.warning("%s changed since its download began: starting again", redacted(url))
                 _discard(part)
                 failures += 1
                 reason: Exception | str = "it changes while it is being downloaded"
@@ -123,17 +120,19 @@ def download(
             if failures > transfer.retries:
                 raise WeightsError(_failed(url, path, f"{reason} ({failures} attempts)"))
             pause = min(transfer.backoff * 2 ** (failures - 1), transfer.longest_backoff)
-            _log.warning("%s: %s; trying again in %.3g s", shown(url), reason, pause)
+            said = scrubbed(str(reason), url)
+            _log.warning("%s: %s; trying again in %.3g s", redacted(url), said, pause)
             time.sleep(pause)
         if wrong := problem(part):
             _discard(part)
             raise WeightsError(_failed(url, path, f"what the server sent {wrong}"))
-        record = cache.Record.of(part, {"url": shown(url)}, {**info, "mtime_ns": part.stat().st_mtime_ns})
+        record = cache.Record.of(part, {"url": redacted(url)}, {**info, "mtime_ns": part.stat().st_mtime_ns})
         record.write(cache.record_path(path))
         os.replace(part, path)
         cache.record_path(part).unlink(missing_ok=True)
         return record
     except OSError as error:
+        _let_pass(error)
         raise WeightsError(_failed(url, path, cache.explain(error, path.parent))) from error
 
 
@@ -152,6 +151,7 @@ def _attempt(url: str, part: Path, progress: bool, transfer: Transfer) -> dict[s
         response = _opener().open(request, timeout=transfer.timeout)
     except urllib.error.HTTPError as error:
         with error:
+            scrubbed_error(error, url)
             if error.code == 416 and start:
                 raise _Changed from None
             if error.code in _PASSING:
@@ -160,14 +160,16 @@ def _attempt(url: str, part: Path, progress: bool, transfer: Transfer) -> dict[s
                 _failed(url, _whole(part), f"the server answered {error.code} {error.reason}")
             ) from None
     except (_Refused, ValueError) as error:
-        raise WeightsError(_failed(url, _whole(part), str(error))) from None
+        _let_pass(error)
+        raise WeightsError(_failed(url, _whole(part), str(scrubbed_error(error, url)))) from None
     except (OSError, http.client.HTTPException) as error:
-        raise _unreachable(url, part, error) from error
+        _let_pass(error)
+        raise _unreachable(url, part, error) from scrubbed_error(error, url)
     with response:
         start, total = _extent(url, part, response, start, validator)
         info = {
-            "url": shown(url),
-            "from": shown(response.geturl()),
+            "url": redacted(url),
+            "from": redacted(response.geturl()),
             "etag": response.headers.get("ETag"),
             "last_modified": response.headers.get("Last-Modified"),
             "total": total,
@@ -196,7 +198,7 @@ def _extent(
     size = int(length) if re.fullmatch(r"[0-9]{1,18}", length) else None
     if response.status == 200:  # also what a server answers that knows no ranges, or whose file changed
         if start:
-            _log.warning("%s: the server sends it from its beginning again", shown(url))
+            _log.warning("%s: the server sends it from its beginning again", redacted(url))
         return 0, size
     if response.status != 206 or not start:
         raise WeightsError(_failed(url, _whole(part), f"the server answered {response.status}, expected 200"))
@@ -216,7 +218,7 @@ def _copy(
 ) -> None:
     from tqdm import tqdm  # type: ignore[import-untyped]
 
-    _log.info("downloading %s to %s", shown(url), part)
+    _log.info("downloading %s to %s", redacted(url), part)
     bar = tqdm(
         desc=_whole(part).parent.name,
         total=total,
@@ -230,6 +232,7 @@ def _copy(
             try:
                 chunk = response.read1(_CHUNK)  # what is there, not what is there only after a while
             except (OSError, http.client.HTTPException) as error:
+                _let_pass(error)
                 raise _Passing(f"the connection broke: {_said(error)}") from error
             if not chunk:
                 break
@@ -255,7 +258,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         before, after = urlsplit(req.full_url).scheme, urlsplit(target).scheme
         if after not in ("http", "https") or (before == "https" and after == "http"):
             raise _Refused(
-                f"it redirects to {shown(target)}; only http and https are followed, and never https to http"
+                f"it redirects to {redacted(target)}; only http and https are followed, and never https to http"
             )
         count = getattr(req, "redirects", 0) + 1
         if count > _MAX_REDIRECTS:
@@ -309,6 +312,12 @@ def _unreachable(url: str, part: Path, error: Exception) -> Exception:
     return _Passing(f"no answer: {_said(reason)}")
 
 
+def _let_pass(error: BaseException) -> None:
+    """Raises what a signal handler raised: a time limit is a TimeoutError too, and urllib wraps it."""
+    if (found := from_signal_handler(error)) is not None:
+        raise found
+
+
 def _said(error: object) -> str:
     if isinstance(error, TimeoutError):
         return "nothing came in time"
@@ -318,8 +327,8 @@ def _said(error: object) -> str:
 
 def _failed(url: str, path: Path, reason: str) -> str:
     return (
-        f"weights: {shown(url)} could not be downloaded: {reason}. Try again later (what came so far is kept), or get "
-        f"the file another way and put it at {path}, or pass its path as weights="
+        f"weights: {redacted(url)} could not be downloaded: {scrubbed(reason, url)}. Try again later (what came so far "
+        f"is kept), or get the file another way and put it at {path}, or pass its path as weights="
     )
 
 
@@ -334,8 +343,8 @@ def _resumable(part: Path) -> tuple[int, str, dict[str, Any]]:
             headers["Last-Modified"] = str(items["last_modified"] or "")
             if validators := _validators(headers):
                 return size, validators[0], items
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            _let_pass(error)
         _log.info("%s cannot be resumed: the server did not say which version of the file it is", part)
     return 0, "", {}
 

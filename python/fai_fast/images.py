@@ -13,7 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fai_fast._arguments import check_int
+from fai_fast._foreign import explained
 from fai_fast._forks import ForkSafeLock
+from fai_fast._redaction import redacted
 
 __all__ = [
     "MOST_PIXELS",
@@ -39,6 +41,8 @@ _raised = ForkSafeLock()
 _RAISED = MOST_PIXELS + 1
 _before: int | None = None
 _MODES = ("RGB", "L")
+# Whose exceptions Pillow's decoders let through.
+_DECODERS = ("PIL", "struct", "zlib", "binascii", "xml", "defusedxml")
 # One number a pixel, whatever a palette makes of it.
 _LABEL_MODES = ("L", "P", "I", "I;16")
 
@@ -135,7 +139,7 @@ def _decoded(argument: str, image: Any, max_pixels: int | None) -> tuple[Any, st
     """The picture in memory, upright, and what messages call it."""
     if isinstance(image, str) and "://" in image:
         raise ValueError(
-            f"{argument}: got the address {image!r:.80}, expected a path; fetch it first and pass its bytes"
+            f"{argument}: got the address {redacted(image)!r:.80}, expected a path; fetch it first and pass its bytes"
         )
     if not is_encoded(image):
         raise TypeError(
@@ -165,7 +169,7 @@ def _decoded(argument: str, image: Any, max_pixels: int | None) -> tuple[Any, st
     except MemoryError:
         raise
     except Exception as error:  # whatever one of Pillow's many decoders raises, the file is at fault
-        if isinstance(error, OSError) and error.errno is not None:
+        if (isinstance(error, OSError) and error.errno is not None) or not explained(error, *_DECODERS):
             raise
         raise ValueError(f"{argument}: {name} is damaged: {str(error) or type(error).__name__}") from error
     raise ValueError(f"{argument}: {name} {problem}")
@@ -175,9 +179,11 @@ def _check_file(argument: str, name: str) -> None:
     try:
         mode = os.stat(name).st_mode
     except FileNotFoundError:
-        raise FileNotFoundError(f"{argument}: no such file: {name or repr(name)}") from None
+        raise FileNotFoundError(f"{argument}: no such file: {redacted(name) or repr(name)}") from None
     except ValueError as error:  # a null character in it
-        raise ValueError(f"{argument}: got the path {name!r:.80}: {error}") from None
+        if not explained(error):
+            raise
+        raise ValueError(f"{argument}: got the path {redacted(name)!r:.80}: {error}") from None
     # Opening a folder is an error that names it.
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise ValueError(

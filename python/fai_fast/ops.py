@@ -20,6 +20,7 @@ from fai_fast._arguments import (
     check_size,
     check_threads,
 )
+from fai_fast._foreign import explained
 from fai_fast._options import (
     ACTIVATIONS,
     COLORS,
@@ -402,7 +403,9 @@ def _float_dtype(dtype: npt.DTypeLike | None, out: Any) -> str:
     if name not in ("float32", "float16"):
         try:
             name = np.dtype(dtype).name
-        except Exception:  # NumPy raises several kinds
+        except Exception as error:  # NumPy raises several kinds
+            if not explained(error, "numpy"):
+                raise
             raise TypeError(f"dtype: got {dtype!r:.60}, expected 'float32' or 'float16'") from None
     if name not in ("float32", "float16"):
         raise ValueError(f"dtype: got {name!r}, expected 'float32' or 'float16'")
@@ -420,4 +423,6 @@ def _from_pil(image: Any, color: str) -> tuple[npt.NDArray[np.uint8], str]:
             image = image.convert("RGB")
         return np.asarray(image), _PIL_COLORS[image.mode]
     except (OSError, SyntaxError, ValueError) as error:
+        if not explained(error, "PIL"):
+            raise
         raise ValueError(f"image: got a Pillow image of mode {image.mode!r}: {error}") from error

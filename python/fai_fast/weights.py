@@ -18,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fai_fast import cache
+from fai_fast._foreign import explained
+from fai_fast._redaction import redacted
 from fai_fast.checkpoint import Unreadable, file_problem, import_torch, read_file, state_in, without_torch
 from fai_fast.errors import WeightsError
 from fai_fast.registry import ModelSpec, bundled_path, load_spec, models, spec
@@ -230,10 +232,12 @@ def _located_random(spec: ModelSpec) -> Located:
 def _located_file(spec: ModelSpec, path: Path, folder: Path) -> Located:
     if not path.is_file():
         problem = "is a folder, expected a file" if path.is_dir() else "does not exist"
-        raise WeightsError(f"weights: {path} {problem}")
+        raise WeightsError(f"weights: {redacted(str(path))} {problem}")
     try:
         sha256 = cache.remembered_sha256(path, folder)
     except OSError as error:
+        if not explained(error):
+            raise
         raise WeightsError(f"weights: {path} cannot be read: {error.strerror}") from None
     return Located(spec, str(path), sha256, path, lambda: _checked_file(spec, path, str(path), sha256))
 
@@ -254,7 +258,7 @@ def _located_url(spec: ModelSpec, url: str, folder: Path, progress: bool) -> Loc
     from fai_fast import download  # with it comes Python's HTTP, which few starts need
 
     path = download.cached_path(url, folder)
-    source = f"{download.shown(url)} (in {path})"
+    source = f"{redacted(url)} (in {path})"
     record = _fetched(url, path, progress)
     sha256 = cache.remembered_sha256(path, folder) if record is None else record.sha256
 
@@ -295,6 +299,8 @@ def _fetched(url: str, path: Path, progress: bool) -> cache.Record | None:
                 _log.warning("%s is corrupt (%s): downloading it again", path, problem)
             return download.download(url, path, progress=progress, problem=file_problem)
     except OSError as error:
+        if not explained(error):
+            raise
         raise WeightsError(cache.explain(error, path.parent)) from error
 
 
@@ -309,6 +315,8 @@ def _kept(path: Path) -> tuple[cache.Record | None, str | None]:
     except FileNotFoundError:
         return None, None
     except (OSError, ValueError) as error:
+        if not explained(error, "json"):
+            raise
         return None, f"its record is unreadable: {error}"
     if status.st_size != record.size:
         return None, f"{status.st_size} bytes, expected {record.size}"
@@ -320,12 +328,10 @@ def _kept(path: Path) -> tuple[cache.Record | None, str | None]:
 
 def _keep_record(path: Path, url: str) -> None:
     """A file that was put there by hand and fits is from now on checked like a downloaded one."""
-    from fai_fast import download
-
-    info = {"url": download.shown(url), "by_hand": True, "mtime_ns": path.stat().st_mtime_ns}
+    info = {"url": redacted(url), "by_hand": True, "mtime_ns": path.stat().st_mtime_ns}
     try:
         with cache.lock(path, "records"):
-            cache.Record.of(path, {"url": download.shown(url)}, info).write(cache.record_path(path))
+            cache.Record.of(path, {"url": redacted(url)}, info).write(cache.record_path(path))
     except OSError as error:
         _log.info("no record of %s is kept: %s", path, error.strerror)
 

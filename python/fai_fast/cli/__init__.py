@@ -15,8 +15,9 @@ from contextlib import suppress
 from typing import NoReturn
 
 from fai_fast._core import __version__
+from fai_fast._foreign import from_signal_handler
 from fai_fast.cli import bench, cache, demo, doctor, evaluate, export, models, predict, stream
-from fai_fast.cli.messages import UsageError, complain, said_by_the_library, sentence
+from fai_fast.cli.messages import UsageError, complain, given, said_by_the_library, sentence, without_secrets
 
 __all__ = ["main"]
 
@@ -47,13 +48,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: what follows the program's name; None for the process's own.
 
     Returns:
-        The exit code. Never raises.
+        The exit code.
+
+    Raises:
+        What a signal handler of the program's raises, and nothing else.
     """
     if argv is None:
         argv = sys.argv[1:]
         if hasattr(sys.stdout, "reconfigure"):
             # File and class names that the terminal's encoding lacks must not end the run.
             sys.stdout.reconfigure(errors="backslashreplace")
+    before = given.set(tuple(argv))
+    try:
+        return _main(argv)
+    finally:
+        given.reset(before)
+
+
+def _main(argv: Sequence[str]) -> int:
     show_traceback = "--traceback" in argv or os.environ.get("FAI_FAST_TRACEBACK", "0") not in ("", "0")
     try:
         code = _run(argv)
@@ -67,8 +79,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         complain("interrupted")
         return INTERRUPTED
     except Exception as error:  # a user reads one sentence, whatever it was
+        if from_signal_handler(error) is not None:
+            raise
         if show_traceback:
-            traceback.print_exc()
+            sys.stderr.write(without_secrets(traceback.format_exc()))
         complain(sentence(error))
         return USAGE if isinstance(error, UsageError) else FAILED
 

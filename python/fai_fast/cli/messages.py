@@ -8,24 +8,30 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TextIO
 
 from fai_fast._files import replacing
+from fai_fast._redaction import scrubbed
 from fai_fast.errors import FaiFastError
 
 __all__ = [
     "UsageError",
     "complain",
     "counted",
+    "given",
     "said_by_the_library",
     "sentence",
     "table",
+    "without_secrets",
     "write_json",
     "write_line",
 ]
 
 STDOUT = "-"
+# The command line of the command that runs.
+given: ContextVar[tuple[str, ...]] = ContextVar("given", default=())
 
 
 class UsageError(Exception):
@@ -44,10 +50,16 @@ def sentence(error: BaseException) -> str:
     return " ".join(text.split())
 
 
+def without_secrets(text: str) -> str:
+    """A text without secrets of addresses, those on the command line first, whatever a library made of them."""
+    parts = [part for item in given.get() for part in (item, item.partition("=")[2])]
+    return scrubbed(text, *(part for part in parts if "@" in part or "://" in part))
+
+
 def complain(text: str) -> None:
-    """An error, on stderr."""
+    """An error, on stderr, without secrets of addresses in it, whoever wrote it."""
     with suppress(OSError, ValueError):  # nobody reads it: the exit code has to do
-        write_line(f"fai-fast: error: {text}", sys.stderr)
+        write_line(f"fai-fast: error: {without_secrets(text)}", sys.stderr)
 
 
 def write_line(line: str, file: TextIO | None = None) -> None:
@@ -88,7 +100,8 @@ class _Lines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         kind = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
         with suppress(OSError, ValueError):
-            write_line(f"fai-fast: {kind}{' '.join(record.getMessage().split())}", sys.stderr)
+            text = without_secrets(" ".join(record.getMessage().split()))
+            write_line(f"fai-fast: {kind}{text}", sys.stderr)
 
 
 def counted(number: int, what: str) -> str:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from fai_fast._redaction import redacted
 from fai_fast.images import SUFFIXES
 
 __all__ = ["find_pictures", "identity", "output_names"]
@@ -42,9 +43,9 @@ def find_pictures(inputs: Sequence[str], *, recursive: bool, leave_out: Path) ->
         elif glob.has_magic(text):
             matches = [Path(match) for match in sorted(glob.glob(text, recursive=True))]
             paths = [match for match in matches if _is_picture(match) and not _inside(match, leave_out)]
-            problem = f"{text}: no pictures match this pattern"
+            problem = f"{redacted(text)}: no pictures match this pattern"
         else:
-            paths, problem = [], f"{text}: no such file or folder"
+            paths, problem = [], f"{redacted(text)}: no such file or folder"
         if not paths:
             problems.append(problem)
         for item in paths:

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from fai_fast._foreign import explained
 from fai_fast._forks import ForkSafeLock
 from fai_fast._forks import check_process as check_process
 from fai_fast.errors import EngineError
@@ -31,6 +32,8 @@ INPUT = "images"
 OUTPUTS = ("mask_logits", "class_logits")
 import_lock = ForkSafeLock()
 """Held while an engine's package is imported, because that needs a change to the process for as long."""
+PACKAGES = ("openvino", "onnxruntime", "torch", "tensorrt", "tensorrt_rtx", "numpy")
+"""Whose own exceptions engines turn into EngineError, besides Python's."""
 _ALIGNMENT = 64  # bytes: a cache line, and the widest vector registers
 _DIMENSIONS = {"images": 4, "mask_logits": 4, "class_logits": 3}
 
@@ -155,6 +158,8 @@ class OpenContext(ABC):
             try:
                 self._run()
             except Exception as error:  # the engines raise many kinds that share no base
+                if not explained(error, *PACKAGES):
+                    raise
                 raise EngineError(f"{self._engine}: running failed: {reason(error)}") from error
 
     def close(self) -> None:
@@ -211,6 +216,8 @@ class OpenEngine(ABC):
             try:
                 context = self._bind(arrays)
             except Exception as error:
+                if not explained(error, *PACKAGES):
+                    raise
                 raise EngineError(f"{self.name}: binding the arrays failed: {reason(error)}") from error
             self._contexts.add(context)
             return context
@@ -315,6 +322,8 @@ def check_file(engine: str, path: object) -> Path:
         with path.open("rb"):
             pass
     except OSError as error:
+        if not explained(error):
+            raise
         raise EngineError(f"{engine}: {path} cannot be read: {error.strerror or error}") from error
     return path
 

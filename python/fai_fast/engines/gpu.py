@@ -16,9 +16,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from fai_fast import _core
+from fai_fast._foreign import explained
 from fai_fast.engines.base import (
     INPUT,
     OUTPUTS,
+    PACKAGES,
     Array,
     Engine,
     OpenContext,
@@ -198,7 +200,22 @@ class OpenGpuContext(ABC):
             raise EngineError(f"{self._engine}: the context is closed, make another with engine.bind()")
 
     def _capture(self, frame_graph: _core.FrameGraph) -> str | None:
-        return frame_graph.capture(self.enqueue)
+        foreign: list[BaseException] = []
+
+        def enqueue(stream: int) -> None:
+            try:
+                self.enqueue(stream)
+            except EngineError:  # why the engine cannot be captured
+                raise
+            except BaseException as error:
+                foreign.append(error)
+                raise
+
+        reason = frame_graph.capture(enqueue)
+        # The frame graph would run without a capture because of it.
+        if foreign:
+            raise foreign.pop()
+        return reason
 
     @abstractmethod
     def _enqueue(self, stream: int) -> None: ...
@@ -315,6 +332,8 @@ def translated(engine: str, what: str) -> Iterator[None]:
     except EngineError:
         raise
     except Exception as error:  # the packages raise many kinds that share no base
+        if not explained(error, *PACKAGES):
+            raise
         raise EngineError(f"{engine}: {what}: {reason(error)}") from error
 
 

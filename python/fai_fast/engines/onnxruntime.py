@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from fai_fast._arguments import check_choice, check_threads
+from fai_fast._foreign import explained
 from fai_fast.engines import cpu
 from fai_fast.engines.base import (
     INPUT,
     OUTPUTS,
+    PACKAGES,
     Array,
     OpenContext,
     OpenEngine,
@@ -61,6 +63,8 @@ def load(path: str | os.PathLike[str], *, precision: str = "fp32", num_threads: 
             str(file), options, providers=["CPUExecutionProvider"], enable_fallback=False
         )
     except Exception as error:  # ONNX Runtime raises a dozen kinds that share no base
+        if not explained(error, *PACKAGES):
+            raise
         raise EngineError(f"{NAME}: {file} cannot be loaded: {reason(error)}") from error
     return Engine(session, session_ports(NAME, session, file), threads, file)
 

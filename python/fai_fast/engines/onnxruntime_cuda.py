@@ -14,8 +14,9 @@ import numpy as np
 
 from fai_fast import _core
 from fai_fast._arguments import check_choice, check_int
+from fai_fast._foreign import explained
 from fai_fast.engines import gpu, onnxruntime
-from fai_fast.engines.base import INPUT, OUTPUTS, Port, check_file, reason
+from fai_fast.engines.base import INPUT, OUTPUTS, PACKAGES, Port, check_file, reason
 from fai_fast.engines.gpu import OpenGpuContext, OpenGpuEngine
 from fai_fast.errors import EngineError
 
@@ -167,6 +168,8 @@ def _session(path: Path, precision: str, device: int, stream: int | None) -> Any
             str(path), options, providers=[(_PROVIDER, provider)], enable_fallback=False
         )
     except Exception as error:  # ONNX Runtime raises a dozen kinds that share no base
+        if not explained(error, *PACKAGES):
+            raise
         raise EngineError(f"{NAME}: {path} cannot be loaded: {reason(error)}; {_LIBRARIES}") from error
     if _PROVIDER not in session.get_providers():
         raise EngineError(f"{NAME}: the CUDA provider did not start; {_LIBRARIES}")

@@ -16,10 +16,12 @@ from typing import Any
 import numpy as np
 
 from fai_fast._arguments import check_choice, check_threads
+from fai_fast._foreign import explained
 from fai_fast.engines import cpu
 from fai_fast.engines.base import (
     INPUT,
     OUTPUTS,
+    PACKAGES,
     Array,
     OpenContext,
     OpenEngine,
@@ -73,6 +75,8 @@ def load(path: str | os.PathLike[str], *, precision: str = "fp32", num_threads: 
     try:
         compiled = _core().compile_model(model, _DEVICE, config)
     except Exception as error:  # OpenVINO raises several kinds that share no base
+        if not explained(error, *PACKAGES):
+            raise
         raise EngineError(f"{NAME}: {file} cannot be compiled: {reason(error)}") from error
     return Engine(compiled, ports, file)
 
@@ -125,6 +129,8 @@ def load_blob(
     except EngineError:
         raise
     except Exception as error:
+        if not explained(error, *PACKAGES):
+            raise
         raise EngineError(f"{NAME}: {file} cannot be loaded, compile it again: {reason(error)}") from error
     return Engine(compiled, ports, file, blob)
 
@@ -292,6 +298,8 @@ def _read(path: Path) -> Any:
     try:
         return frontend.convert(frontend.load(str(path)))
     except Exception as error:
+        if not explained(error, *PACKAGES):
+            raise
         raise EngineError(f"{NAME}: {path} cannot be read as ONNX: {reason(error)}") from error
 
 

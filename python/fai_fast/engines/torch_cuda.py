@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from fai_fast import _core
 from fai_fast._arguments import check_choice, check_int, check_size
+from fai_fast._foreign import explained
 from fai_fast.engines import gpu
-from fai_fast.engines.base import INPUT, OUTPUTS, Port, missing, reason
+from fai_fast.engines.base import INPUT, OUTPUTS, PACKAGES, Port, missing, reason
 from fai_fast.engines.gpu import OpenGpuContext, OpenGpuEngine, translated
 from fai_fast.errors import CudaError, EngineError
 
@@ -191,6 +192,8 @@ class Context(OpenGpuContext):
             # The graph's memory belongs to `graph`, what it reads and writes to the run.
             frame_graph.adopt(graph.raw_cuda_graph(), (graph, self._run))
         except Exception as error:  # whatever PyTorch and its libraries cannot do while a stream is captured
+            if not explained(error, *PACKAGES):
+                raise
             why = reason(error)
             _log.warning("%s: the frame cannot be captured, and runs without: %s", NAME, why)
             return frame_graph.run_uncaptured(self.enqueue, why)
@@ -247,7 +250,7 @@ def _tensor(address: int, port: Port, device: int) -> torch.Tensor:
 def _captured(torch: Any, frame_graph: _core.FrameGraph, run: Run, device: int, precision: str) -> Any:
     """A torch.cuda.CUDAGraph of a whole frame."""
     graph = torch.cuda.CUDAGraph(keep_graph=True)
-    began: Exception | None = None
+    began: BaseException | None = None
     # Libraries load, allocate and choose their kernels at first use. Not on the stream that is captured: PyTorch gives
     # cuBLAS a workspace for each stream, and that of a captured one must come from the graph's own memory, since other
     # libraries free the rest (torch._C._cuda_clearCublasWorkspaces).
@@ -263,10 +266,10 @@ def _captured(torch: Any, frame_graph: _core.FrameGraph, run: Run, device: int, 
                     frame_graph.enqueue_before()
                     run()
                     frame_graph.enqueue_after()
-                except Exception as error:
+                except BaseException as error:
                     began = error
                     raise
-        except Exception:
+        except BaseException:
             if began is None:
                 raise
             raise began from None  # ending a capture that failed fails too, and says less

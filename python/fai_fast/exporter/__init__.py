@@ -19,6 +19,7 @@ from typing import Any
 from fai_fast._arguments import check_bool, check_choice, check_int, check_size
 from fai_fast._core import __version__
 from fai_fast._files import replacing
+from fai_fast._redaction import redacted
 from fai_fast.errors import ExportError
 from fai_fast.exporter import checksum
 from fai_fast.registry import ModelSpec, load_spec
@@ -290,8 +291,8 @@ def read_metadata(path: str | os.PathLike[str]) -> ExportedInfo:
     import onnx
     from google.protobuf.message import DecodeError
 
-    shown = os.fsdecode(path)
-    content = Path(shown).read_bytes()
+    shown = redacted(os.fsdecode(path))
+    content = Path(os.fsdecode(path)).read_bytes()
     whole = checksum.verdict(content)
     if whole is False:
         raise ValueError(f"path: {shown} {_DAMAGED}")

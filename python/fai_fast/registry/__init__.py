@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from fai_fast._redaction import redacted
 from fai_fast.registry.spec import BackboneConfig, ModelConfig, ModelSpec, PublishedLatency
 
 __all__ = [
@@ -67,7 +68,7 @@ def spec(name: str) -> ModelSpec:
     if not isinstance(name, str):
         raise TypeError(f"name: got {type(name).__name__}, expected one of {', '.join(models())}")
     if name not in _names():
-        raise ValueError(f"name: got {name!r}, {_similar(name)}")
+        raise ValueError(f"name: got {redacted(name)!r}, {_similar(name)}")
     return _read_entry(name)
 
 
@@ -99,7 +100,7 @@ def load_spec(model: str | os.PathLike[str] | Mapping[str, Any] | ModelSpec) -> 
     path = Path(os.fsdecode(model))
     if "\0" in str(path) or not path.exists():
         raise ValueError(
-            f"model: got {os.fsdecode(model)!r}, no such file or folder; as a name, {_similar(str(model))}"
+            f"model: got {redacted(os.fsdecode(model))!r}, no such file or folder; as a name, {_similar(str(model))}"
         )
     return model_info.read(path)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from fai_fast._redaction import redacted
 from fai_fast.registry.shapes import count_parameters
 from fai_fast.registry.spec import BackboneConfig, ModelSpec
 
@@ -64,7 +65,7 @@ def model_card(spec: ModelSpec) -> str:
         )
     lines += _latency(spec)
     lines += _classes(spec)
-    origin = spec.weights_path or spec.weights_url
+    origin = spec.weights_path or (spec.weights_url and redacted(spec.weights_url))
     if spec.bundled_weights:
         origin = f"{spec.bundled_weights}, in the package"
     lines += _section("Weights", [("from", origin)])

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from fai_fast._arguments import check_bool, check_choice, check_int, check_items, check_names, check_number
+from fai_fast._redaction import redacted
 
 __all__ = ["BackboneConfig", "ModelConfig", "ModelSpec", "PublishedLatency"]
 
@@ -290,7 +291,7 @@ class ModelSpec:
     config: ModelConfig
     im_size: int
     dataset: str | None = None
-    weights_url: str | None = None
+    weights_url: str | None = field(default=None, repr=False)
     metrics: Mapping[str, float] = field(default_factory=dict)
     metrics_im_size: int | None = None
     per_class: Mapping[str, float] = field(default_factory=dict)
@@ -409,9 +410,15 @@ class ModelSpec:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """The record as plain JSON types; fields that say nothing (None, or empty) are left out."""
+        """The record as plain JSON types; fields that say nothing (None, or empty) are left out.
+
+        It is written into files that travel, so the address of the weights goes without what may be a secret in it, its
+        query and fragment.
+        """
         plain = _plain(self)
         assert isinstance(plain, dict)
+        if self.weights_url is not None:
+            plain["weights_url"] = redacted(self.weights_url)
         plain.pop("weights_path", None)
         if self.family == "bisenetformer":
             for item in dataclasses.fields(ModelConfig):
@@ -472,7 +479,9 @@ def check_url(name: str, value: object) -> str:
     except ValueError:
         valid = False
     if not valid or any(character.isspace() for character in text) or not text.isprintable():
-        raise ValueError(f"{name}: got {text!r}, expected an address that starts with http:// or https://")
+        raise ValueError(
+            f"{name}: got {redacted(text)!r}, expected an address that starts with http:// or https://"
+        )
     return text
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from fai_fast._redaction import redacted, scrubbed
 from fai_fast.errors import FaiFastError
 from fai_fast.model import Model, load
 from fai_fast.render import draw
@@ -92,7 +93,7 @@ def _run(argv: list[str]) -> int:
             model = _load(node)
             Segmenter(node, model)
         except (ParameterException, FaiFastError, ImportError, OSError, TypeError, ValueError) as error:
-            node.get_logger().fatal(str(error))
+            node.get_logger().fatal(scrubbed(str(error)))
             return 1
         rclpy.spin(node)
     except ExternalShutdownException:
@@ -130,7 +131,7 @@ def _load(node: Any) -> Model:
     im_size = list(value["im_size"])
     if len(im_size) not in (1, 2):
         raise ValueError(f"im_size: got {im_size}, expected [side] or [height, width]")
-    node.get_logger().info(f"loading {value['model']}")
+    node.get_logger().info(f"loading {redacted(value['model'])}")
     return load(
         value["model"],
         weights=value["weights"] or None,
@@ -231,7 +232,7 @@ class Segmenter:
         now = time.monotonic()
         if now - self._last_error.get(topic, -QUIET) >= QUIET:
             self._last_error[topic] = now
-            self._log.error(f"{topic}: {error}")
+            self._log.error(f"{topic}: {scrubbed(str(error))}")
 
     def _label_map(self, frame: Frame, detections: Any, header: Any) -> Any:
         return self._image(

@@ -211,15 +211,15 @@ class Stream:
             flight = feed.next_frame()
             if flight is None:
                 raise StopIteration
-            try:
-                detections = flight.result()
-            except Exception as error:
+            error = flight.failure()
+            if error is not None:
                 feed.retire(flight)
                 number = flight.id
                 # The model may keep its error, which knows this call; neither must keep the stream.
                 flight.forget()
                 del self, feed, flight
                 _raise_of_frame(error, number)
+            detections = flight.result()
             # Not before: a loop that is interrupted while it waits gets this frame when it goes on.
             feed.retire(flight, done=True)
         came = flight.came

@@ -8,6 +8,7 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
+from fai_fast._redaction import scrubbed_error
 from fai_fast.images import too_large
 from fai_fast.stream.pixels import _ColorOverrides, decoded_pixels
 from fai_fast.stream.source import _CorruptFrame, _FrameError, _Opened, _SourceFrame, _SourceItem, _stalled
@@ -17,9 +18,9 @@ _BLOCKS = 1 << 23
 _log = logging.getLogger("fai_fast")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class _Video:
-    """What FFmpeg opens."""
+    """What FFmpeg opens; address and options may hold secrets, so it has no repr() that tells them."""
 
     av: Any
     target: str
@@ -103,7 +104,8 @@ class _Video:
         )
 
     def _translated(self, error: Any, what: str) -> Exception:
-        """FFmpeg's error as Python's, without the address's password, which its text holds."""
+        """FFmpeg's error as Python's, both without the address's secrets."""
+        scrubbed_error(error, self.target)
         reason = error.strerror or type(error).__name__
         if isinstance(error, self.av.error.ExitError):
             return _stalled(self.name, self.timeout or self.live_timeout)

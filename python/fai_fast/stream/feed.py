@@ -13,7 +13,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, closing, nullcontext, suppress
+from contextlib import AbstractContextManager, closing, nullcontext
 from enum import Enum
 from fractions import Fraction
 from itertools import pairwise
@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 from fai_fast._forks import ProcessGuard
 from fai_fast._pipelines import InferFuture
+from fai_fast._redaction import scrubbed
 from fai_fast.stream.queue import _FrameQueue, _InFlightFrame
 from fai_fast.stream.reconnect import _Reconnector
 from fai_fast.stream.source import _CorruptFrame, _FrameError, _Opener, _SourceFrame, _SourceItem, _stalled
@@ -131,7 +132,7 @@ class _Feed:
             if delay is None:
                 self._end(error)
                 return None
-        why = "it ended" if error is None else error
+        why = "it ended" if error is None else scrubbed(str(error))
         _log.info("stream: lost %s (%s); opening it again in %.1f s", self.opener.name, why, delay)
         return delay
 
@@ -313,8 +314,7 @@ class _Feed:
         with self._changed:
             frames = self._queue.forget_in_flight()
         for frame in frames:
-            with suppress(Exception):
-                frame.result()
+            frame.failure()
 
 
 # Threads that decode while the interpreter goes down would crash it.

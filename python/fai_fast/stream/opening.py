@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from fai_fast._redaction import redacted
 from fai_fast.images import SUFFIXES, pixel_limit, read_image
 from fai_fast.stream.containers import _pyav, _Video
 from fai_fast.stream.pixels import _ColorOverrides, decoded_pixels
@@ -61,7 +62,7 @@ def _opener(
 
     def video(live: bool | None, format: str | None = format, **more: str) -> _Opener:
         av = _pyav()  # where it is missing, that is told now
-        name = re.sub(r"(?<=://)[^/@]*@", "", text)
+        name = redacted(text)
         file = _Video(
             av,
             text,
@@ -100,7 +101,7 @@ def _opener(
         return _pictures(text, paths, overrides, max_pixels)
     if path.is_absolute() and path.parts[1:2] == ("dev",):  # it may be plugged in later
         return video(True, "v4l2")
-    raise FileNotFoundError(f"source: no such file, folder or camera: {text}")
+    raise FileNotFoundError(f"source: no such file, folder or camera: {redacted(text)}")
 
 
 def _is_picture(path: Path) -> bool:
@@ -109,7 +110,7 @@ def _is_picture(path: Path) -> bool:
 
 def _pictures(name: str, paths: list[Path], overrides: _ColorOverrides, max_pixels: int | None) -> _Opener:
     if not paths:
-        raise FileNotFoundError(f"source: no pictures in {name}")
+        raise FileNotFoundError(f"source: no pictures in {redacted(name)}")
 
     def frames(opened: _Opened) -> Generator[_SourceItem, None, None]:
         opened(False, None)
@@ -122,7 +123,7 @@ def _pictures(name: str, paths: list[Path], overrides: _ColorOverrides, max_pixe
             else:
                 yield _SourceFrame(picture, overrides.layout("rgb"), None, began)
 
-    return _Opener(name, frames, False, False)
+    return _Opener(redacted(name), frames, False, False)
 
 
 def _iterate(

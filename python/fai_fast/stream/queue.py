@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
+from fai_fast._foreign import from_signal_handler
 from fai_fast._pipelines import InferFuture
 from fai_fast.detections import Detections
 from fai_fast.stream.source import _FrameError, _SourceFrame
@@ -35,11 +36,23 @@ class _InFlightFrame:
         """Whether there is a result; an error is none. Does not block."""
         if self._future is None or not self._future.done():
             return False
+        return self.failure() is None
+
+    def failure(self) -> Exception | None:
+        """The frame's error, None where there is a result. Blocks until the model has one.
+
+        Raises what is not of the frame, such as what a signal handler raises meanwhile; ask again then.
+        """
+        if self._error is not None:
+            return self._error
+        assert self._future is not None
         try:
             self._future.result()
-        except Exception:
-            return False
-        return True
+        except Exception as error:
+            if from_signal_handler(error) is not None or not self._future.done():
+                raise
+            return error
+        return None
 
 
 class _FrameQueue:

@@ -36,7 +36,7 @@ class _Opener(NamedTuple):
     """A source that is not open yet.
 
     Attributes:
-        name: what messages call it, without a password.
+        name: what messages call it, without secrets.
         frames: opens it, says whether it is live and its rate, and gives frames until it ends or fails.
         live: whether it goes on whether or not somebody looks; None where that is known once it is open.
         again: whether it can be opened again.
