@@ -44,7 +44,8 @@ MAY_IMPORT = {
     "registry": BASE,
     "cache": BASE,
     "download": BASE | {"cache"},
-    "reference": BASE | {"registry"},
+    # Its pretrained() starts from weights; those that are random are drawn by it, and imported when asked for.
+    "reference": BASE | {"registry", "weights"},
     "checkpoint": BASE,
     "weights": BASE | {"cache", "checkpoint", "download", "registry", "reference"},
     "losses": BASE | {"registry", "reference"},
