@@ -283,7 +283,9 @@ def test_tickets_give_what_infer_gives(model):
 
 
 @gpu.needed
-def test_frames_go_through_the_engine_in_order(model):
+def test_frames_go_through_the_engine_in_order_where_asked(model):
+    """They need not, but the benchmarks compare."""
+    model._pipeline._in_order = True
     seen = []
     network = model.fake.network
     if gpu.EMULATOR is None:
@@ -339,7 +341,8 @@ def test_the_frame_that_was_submitted_first_is_waited_for(model):
 def test_a_ticket_waits_no_longer_than_asked(model):
     gate = threading.Event()
     hold = (lambda: None) if gpu.EMULATOR else (lambda: gate.wait(60))
-    slot = model._pipeline._slots[0]
+    # The one that the next frame takes.
+    slot = model._pipeline._slots[-1]
 
     def engine(stream):
         _core.launch_host_function(stream, hold)
