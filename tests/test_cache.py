@@ -170,6 +170,26 @@ def test_an_unreadable_record_means_building_again(kept, text):
     assert reason_of(kept).startswith("record is unreadable: ")
 
 
+FOREIGN = {
+    "empty": b"",
+    "text": b"not what you think\n",
+    "json": b'{"depends": {}, "size": 0, "sha256": "", "info": {}, "created": "", "mtime_ns": 0}',
+    "deep": b"[" * 100_000,
+    "wide numbers": b'{"size": ' + b"9" * 10_000 + b"}",
+    "binary": bytes(range(256)) * 64,
+}
+
+
+@pytest.mark.parametrize("content", FOREIGN.values(), ids=FOREIGN)
+@pytest.mark.parametrize("whose", ["record", "file"])
+def test_foreign_files_in_the_places_of_ours_are_replaced(kept, content, whose):
+    """Records, and files beside records that do not describe them."""
+    (cache.record_path(kept) if whose == "record" else kept).write_bytes(content)
+    assert cache.artefact(kept, DEPENDS, Build("new")).built
+    assert not cache.artefact(kept, DEPENDS, Build("newer")).built
+    assert kept.read_text() == "new"
+
+
 def test_a_record_with_wrong_types_is_unreadable(kept):
     record = json.loads(cache.record_path(kept).read_text())
     for key, value in [
