@@ -145,7 +145,7 @@ def test_a_first_configuration_that_does_not_run(capsys, models):
         (("--model", MODEL, "--coco", "instances.json"), "--coco: needs --images"),
         (("--model", MODEL, "--ade", "ade", "--images", "images"), "--images: belongs to --coco"),
         (("--model", MODEL, "--ade", "ade", "--coco", "instances.json"), "--coco"),
-        (("--model", "none", *COCO[2:]), "name: got 'none'"),
+        (("--model", "none", *COCO[2:]), "model: got 'none'"),
         ((*COCO, "--limit", "0"), "expected a positive integer"),
         ((*COCO, "--threshold", "2"), "expected 0 to 1"),
         ((*COCO, "--max-pixels", "0"), "--max-pixels: got '0', expected a positive integer"),
@@ -234,3 +234,24 @@ def test_the_demo_model_keeps_its_ap_in_every_precision(capsys, folder, scenes):
     assert code == 0, out + err
     first = json.loads((folder / "out.json").read_text())["runs"][0]["report"]
     assert first["metrics"]["segm/AP"] == pytest.approx(first["published"]["segm/AP"], abs=0.3)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (
+            ("--model", "fai-mf-m-ade", *COCO[2:]),
+            "fai-mf-m-ade is a semantic model, expected an instance one",
+        ),
+        (
+            ("--model", "fai-mf-m-coco-ins", *COCO[2:]),
+            "categories of instances.json are no classes of the model",
+        ),
+        (("--model", MODEL, "--ade", "ade"), "gives masks that may overlap, expected a semantic model"),
+    ],
+)
+def test_a_model_of_another_task_is_refused_before_it_is_made(capsys, models, folder, argv, message):
+    evaluated.write_ade(folder / "ade", np.array([[[1, 1], [2, 2]]]))
+    code, out, err = run(capsys, *argv)
+    assert (code, out, models) == (2, "", [])
+    assert message in err

@@ -298,7 +298,7 @@ def test_ctrl_c_leaves_whole_files(folder, kind):
     until(lambda: len(os.listdir()) == 2 or process.poll() is not None)
     process.send_signal(kind)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
+    assert process.returncode == 128 + kind, err
     assert "wrote a.jsonl and a.mp4" in err
     assert sorted(os.listdir()) == ["a.jsonl", "a.mp4"]
     entries = lines(Path("a.jsonl").read_text())

@@ -1,7 +1,7 @@
 """The command line ``fai-fast``: one module a command, which adds its options and runs.
 
 Data goes to stdout, everything else to stderr, as lines that begin with ``fai-fast:``. Exit codes: 0, 1 for work that
-failed, 2 for wrong usage, 130 after Ctrl-C, 141 where whoever reads stdout has gone.
+failed, 2 for wrong usage, 130 after Ctrl-C, 143 after SIGTERM, 141 where whoever reads stdout has gone.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from typing import NoReturn
 from fai_fast._core import __version__
 from fai_fast._foreign import from_signal_handler
 from fai_fast.cli import bench, cache, demo, doctor, evaluate, export, models, predict, stream
+from fai_fast.cli.interrupts import Interrupt
 from fai_fast.cli.messages import UsageError, complain, given, said_by_the_library, sentence, without_secrets
 
 __all__ = ["main"]
 
-OK, FAILED, USAGE, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
+OK, FAILED, USAGE, BROKEN_PIPE = 0, 1, 2, 141
 
 DESCRIPTION = """\
 Query-mask segmentation with the least latency from a picture to its objects.
@@ -37,7 +38,7 @@ examples:
   fai-fast bench fai-mf-m-coco-ins --im-size 640 --weights random
   fai-fast COMMAND --help                             more, with examples
 
-exit codes: 0 done, 1 something failed, 2 wrong usage, 130 interrupted
+exit codes: 0 done, 1 something failed, 2 wrong usage, 130 interrupted, 143 terminated
 """
 
 
@@ -67,8 +68,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str]) -> int:
     show_traceback = "--traceback" in argv or os.environ.get("FAI_FAST_TRACEBACK", "0") not in ("", "0")
+    interrupt = Interrupt()
     try:
-        code = _run(argv)
+        with interrupt:
+            code = _run(argv, interrupt)
         if sys.stdout is not None:
             sys.stdout.flush()
         return code
@@ -77,7 +80,7 @@ def _main(argv: Sequence[str]) -> int:
         return BROKEN_PIPE
     except KeyboardInterrupt:
         complain("interrupted")
-        return INTERRUPTED
+        return interrupt.code
     except Exception as error:  # a user reads one sentence, whatever it was
         if from_signal_handler(error) is not None:
             raise
@@ -87,9 +90,11 @@ def _main(argv: Sequence[str]) -> int:
         return USAGE if isinstance(error, UsageError) else FAILED
 
 
-def _run(argv: Sequence[str]) -> int:
+def _run(argv: Sequence[str], interrupt: Interrupt) -> int:
     try:
-        args = _parser().parse_args(argv, argparse.Namespace(quiet=False, traceback=False))
+        args = _parser().parse_args(
+            argv, argparse.Namespace(quiet=False, traceback=False, interrupt=interrupt)
+        )
     except SystemExit as done:  # argparse has printed help, the version, or what is wrong
         return int(done.code or OK)
     with said_by_the_library(quiet=args.quiet):

@@ -6,9 +6,19 @@ import argparse
 import logging
 from typing import TYPE_CHECKING, Any
 
+from fai_fast.cli.interrupts import Interrupt
 from fai_fast.cli.messages import STDOUT, UsageError, write_json, write_line
-from fai_fast.cli.options import MODEL_HELP, add_max_pixels, add_model_options, count, load, number
-from fai_fast.errors import EngineError
+from fai_fast.cli.options import (
+    MODEL_HELP,
+    add_max_pixels,
+    add_model_options,
+    count,
+    load,
+    number,
+    spec_of,
+    usage,
+)
+from fai_fast.errors import EngineError, FaiFastError
 
 if TYPE_CHECKING:
     from fai_fast.evaluate import Report
@@ -105,34 +115,66 @@ def run(args: argparse.Namespace) -> int:
             raise UsageError("--images: belongs to --coco; --ade names the pictures' folder too")
         data = evaluate.AdeData.read(args.ade, limit=args.limit, skip_missing=args.skip_missing)
 
+    with usage():
+        data.check(spec_of(args.model))  # before minutes of export
+    interrupt: Interrupt = args.interrupt
+
     def measure(model: Model) -> Report:
-        return data.measure(
-            model,
-            threshold=args.threshold,
-            progress=False if args.quiet else None,
-            max_pixels=args.max_pixels,
-        )
+        """The report of all pictures; where a signal comes, of those that were done, so that hours are not lost."""
+        with interrupt.noted():
+            return data.measure(
+                model,
+                threshold=args.threshold,
+                progress=False if args.quiet else None,
+                max_pixels=args.max_pixels,
+                stop=lambda: interrupt.came,
+            )
 
     if not configurations:
         with load(args.model, args) as model:
             report = measure(model)
-        _write(args.json, report.table(), report.to_dict())
-        return 0
+            interrupt.hold()
+        _write(args.json, report.table(), report.to_dict(), interrupt)
+        return interrupt.code if interrupt.came else 0
+
+    asked_for = configurations[0]
+    finished: list[evaluate.Run] = []
+
+    def measure_next(model: Model) -> Report:
+        report = measure(model)
+        # Figures of fewer pictures than the first one's cannot be held against them.
+        if not (interrupt.came and finished):
+            finished.append(evaluate.Run(*asked_for, report))
+        if interrupt.came:
+            raise KeyboardInterrupt
+        return report
 
     def make(engine: str, precision: str) -> Model:
+        nonlocal asked_for
+        asked_for = engine, precision
         _log.info("measuring %s %s", engine, precision)
         asked = argparse.Namespace(**{**vars(args), "engine": engine, "precision": precision})
         try:
             return load(args.model, asked)
-        except UsageError as error:
+        except (UsageError, FaiFastError) as error:
             if (engine, precision) == configurations[0]:
+                raise
+            finished.append(evaluate.Run(engine, precision, problem=" ".join(str(error).split())))
+            if isinstance(error, FaiFastError):
                 raise
             # Such as an engine that has no such precision: no reason to give up the others.
             raise EngineError(str(error)) from error
 
-    comparison = evaluate.compare(make, measure, configurations, tolerance=100 * args.tolerance)
-    _write(args.json, comparison.table(), comparison.to_dict())
-    return 1 if comparison.fallen else 0
+    try:
+        comparison = evaluate.compare(make, measure_next, configurations, tolerance=100 * args.tolerance)
+        interrupt.hold()
+    except KeyboardInterrupt:
+        interrupt.hold()
+        if not (interrupt.came and finished):
+            raise
+        comparison = evaluate.Comparison(tuple(finished), 100 * args.tolerance)
+    _write(args.json, comparison.table(), comparison.to_dict(), interrupt)
+    return interrupt.code if interrupt.came else 1 if comparison.fallen else 0
 
 
 def _configurations(args: argparse.Namespace) -> list[tuple[str, str]]:
@@ -164,7 +206,10 @@ def _names(text: str) -> list[str]:
     return names
 
 
-def _write(target: str | None, table: str, document: dict[str, Any]) -> None:
+def _write(target: str | None, table: str, document: dict[str, Any], interrupt: Interrupt) -> None:
+    if interrupt.came:
+        document = {"interrupted": True, **document}
+        table += "\n\nInterrupted: what was measured until then."
     if target != STDOUT:
         write_line(table)
     if target is not None:

@@ -13,9 +13,10 @@ from fai_fast.cli.messages import UsageError
 from fai_fast.images import MOST_PIXELS
 
 if TYPE_CHECKING:
+    from fai_fast import ModelSpec
     from fai_fast.model import Model
 
-__all__ = ["add_max_pixels", "add_model_options", "count", "load", "number", "size", "usage"]
+__all__ = ["add_max_pixels", "add_model_options", "count", "load", "number", "size", "spec_of", "usage"]
 
 MODEL_HELP = (
     "a name that `fai-fast models` lists, a folder or file with FocoosAI's model_info.json, or an .onnx file that "
@@ -86,6 +87,21 @@ def load(model: str, args: argparse.Namespace) -> Model:
             num_threads=args.threads,
             cache_dir=args.cache_dir,
         )
+
+
+def spec_of(model: str) -> ModelSpec:
+    """What is known of a model before it is loaded. Raises FileNotFoundError, ValueError where there is none such."""
+    from fai_fast.registry import load_spec
+
+    if model.endswith(".onnx"):
+        from fai_fast.exporter import read_metadata
+
+        return read_metadata(model).spec
+    if model.endswith(".engine"):
+        from fai_fast.exporter.tensorrt import read_record
+
+        return read_record(model).spec
+    return load_spec(model)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fai_fast._core import __version__
+from fai_fast.cli.interrupts import Interrupt
 from fai_fast.cli.messages import STDOUT, UsageError, complain, counted, sentence, write_json, write_line
 from fai_fast.cli.options import MODEL_HELP, add_max_pixels, add_model_options, load, number
 from fai_fast.cli.paths import find_pictures, identity, output_names
@@ -36,6 +37,7 @@ the JSON:
    "detections": [{"xyxy": [x1, y1, x2, y2], "confidence": ..., "class_id": ..., "class_name": ..., "query": ...,
                    "tracker_id": null, "area": pixels, "mask": {"size": [H, W], "counts": COCO's compressed RLE}}, ...]}
   or, of one that could not be read: {"file": as given, "error": why}
+  A command that was ended before it was done (Ctrl-C, SIGTERM, an error) writes what it has, and "interrupted": true.
   A mask becomes an array with pycocotools.mask.decode(mask).
 
 examples:
@@ -91,12 +93,32 @@ def run(args: argparse.Namespace) -> int:
     }:
         target.mkdir(parents=True, exist_ok=True)
 
+    interrupt: Interrupt = args.interrupt
+    entries: list[dict[str, Any]] = []
     with load(args.model, args) as model:
-        entries = [
-            _attempt(model, path, drawn.get(path), args.threshold, args.max_pixels, lines=document != STDOUT)
-            for path in _progress(pictures, args.quiet)
-        ]
-        write_json(document, {**_account(model), "images": entries})
+        try:
+            with interrupt.noted():
+                for path in _progress(pictures, args.quiet):
+                    if interrupt.came:
+                        break
+                    entries.append(
+                        _attempt(
+                            model,
+                            path,
+                            drawn.get(path),
+                            args.threshold,
+                            args.max_pixels,
+                            lines=document != STDOUT,
+                        )
+                    )
+        finally:
+            # Whatever has ended it, what was found until then is not lost.
+            with interrupt.noted():
+                if entries:
+                    ended = {} if len(entries) == len(pictures) else {"interrupted": True}
+                    write_json(document, {**_account(model), **ended, "images": entries})
+    if not entries:
+        raise KeyboardInterrupt
     failed = len(problems) + sum("error" in entry for entry in entries)
     found = sum(len(entry.get("detections", ())) for entry in entries)
     written = [*([f"pictures in {folder}"] if drawn else []), *([document] if document != STDOUT else [])]
@@ -107,7 +129,7 @@ def run(args: argparse.Namespace) -> int:
         f", {failed} failed" if failed else "",
         f"; wrote {' and '.join(written)}" if written else "",
     )
-    return 1 if failed else 0
+    return interrupt.code if interrupt.came else 1 if failed else 0
 
 
 def _attempt(

@@ -7,12 +7,9 @@ import json
 import logging
 import math
 import os
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fai_fast._files import replacing
+from fai_fast.cli.interrupts import Interrupt
 from fai_fast.cli.messages import STDOUT, UsageError, complain, counted, sentence, write_line
 from fai_fast.cli.options import MODEL_HELP, add_max_pixels, add_model_options, count, load, number, usage
 from fai_fast.errors import FaiFastError
@@ -49,7 +47,6 @@ examples:
   fai-fast stream long.mkv --stride 10 --json found.jsonl --max-frames 1000
 """
 
-INTERRUPTED = 130
 SUFFIXES = (".mp4", ".mkv", ".mov")
 # Seconds between two statistics: on a terminal, and elsewhere.
 REFRESH, REPORT = 0.25, 5.0
@@ -127,6 +124,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     _check_outputs(args)
+    interrupt: Interrupt = args.interrupt
     source = int(args.source) if args.source.isdecimal() and not os.path.exists(args.source) else args.source
     with ExitStack() as stack:
         model = stack.enter_context(load(args.model, args))
@@ -146,7 +144,6 @@ def run(args: argparse.Namespace) -> int:
         stack.enter_context(stream)
         lines = None if args.json is None else stack.enter_context(_Lines(args.json))
         video = None if args.save is None else stack.enter_context(_Video(Path(args.save), args.stride))
-        interrupt = stack.enter_context(_Interrupt())
         statistics = stack.enter_context(_Statistics(stream, quiet=args.quiet))
         frames = failed = 0
         try:
@@ -170,8 +167,11 @@ def run(args: argparse.Namespace) -> int:
                         video.write(frame, detections, stream.rate)
                 statistics.show(frame, detections)
                 frames += 1
+            interrupt.hold()
         except KeyboardInterrupt:
-            interrupt.came = True
+            if not interrupt.came:  # some other handler's
+                raise
+            interrupt.hold()
         if not failed and lines is not None:
             lines.open()  # also where there was no frame
         stats = stream.stats()
@@ -187,7 +187,7 @@ def run(args: argparse.Namespace) -> int:
             f", {failed} failed" if failed else "",
             f"; wrote {written}" if written and stats.frames else "",
         )
-    return INTERRUPTED if interrupt.came else 1 if failed else 0
+    return interrupt.code if interrupt.came else 1 if failed else 0
 
 
 def _check_outputs(args: argparse.Namespace) -> None:
@@ -370,46 +370,3 @@ class _Statistics:
 
     def __exit__(self, *_: object) -> None:
         self._bar.close()
-
-
-class _Interrupt:
-    """Ctrl-C and SIGTERM as KeyboardInterrupt, but not while something is written.
-
-    Attributes:
-        came: whether one came.
-    """
-
-    def __init__(self) -> None:
-        self.came = False
-        self._writing = False
-        self._before: dict[signal.Signals, Any] = {}
-
-    @contextmanager
-    def later(self) -> Iterator[None]:
-        self._writing = True
-        try:
-            yield
-        finally:
-            self._writing = False
-        if self.came:
-            raise KeyboardInterrupt
-
-    def __enter__(self) -> _Interrupt:
-        if threading.current_thread() is threading.main_thread():
-            # Whoever ignores a signal, such as a shell for its background jobs, wants it ignored.
-            for kind, usual in (
-                (signal.SIGINT, signal.default_int_handler),
-                (signal.SIGTERM, signal.SIG_DFL),
-            ):
-                if signal.getsignal(kind) == usual:
-                    self._before[kind] = signal.signal(kind, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for kind, handler in self._before.items():
-            signal.signal(kind, handler)
-
-    def _handle(self, *_: object) -> None:
-        self.came = True
-        if not self._writing:
-            raise KeyboardInterrupt

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fai_fast._foreign import explained
+
 Bool = npt.NDArray[np.bool_]
 Int16 = npt.NDArray[np.int16]
 Int32 = npt.NDArray[np.int32]
@@ -30,6 +32,8 @@ def _array(name: str, value: object, expected: str) -> npt.NDArray[Any]:
     try:
         return np.asarray(value)
     except Exception as error:
+        if not explained(error, "numpy", type(value).__module__):
+            raise
         raise TypeError(f"{name}: got {type(value).__name__}, expected {expected}") from error
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from fai_fast.evaluate.report import AdeReport, Figures, Int64
 from fai_fast.evaluate.running import _account, _check_limit, _check_missing, _infer
 from fai_fast.images import check_max_pixels, read_labels
 from fai_fast.model import Model
+from fai_fast.registry import ModelSpec
 
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
@@ -84,6 +85,14 @@ class AdeData:
         _check_missing("ade", absent, "without a counterpart", skip_missing, len(absent) + len(both))
         return cls(tuple((pictures[stem], truths[stem]) for stem in both[:limit]), tuple(absent))
 
+    def check(self, spec: ModelSpec) -> None:
+        """Raises ValueError where the data is not for such a model."""
+        if spec.task != "semantic" or not spec.config.predict_all_pixels:
+            raise ValueError(
+                f"model: {spec.name} gives masks that may overlap, expected a semantic model with "
+                "predict_all_pixels; measure it with coco()"
+            )
+
     def measure(
         self,
         model: Model,
@@ -91,21 +100,23 @@ class AdeData:
         threshold: float = 0.0,
         progress: bool | None = False,
         max_pixels: int | None = None,
+        stop: Callable[[], bool] | None = None,
     ) -> AdeReport:
-        """Runs the model on every picture. Arguments and errors as of :func:`ade`."""
+        """Runs the model on every picture. Arguments and errors as of :func:`ade`.
+
+        ``stop`` is asked before every picture but the first; where it says True, the report is of those before.
+        """
         threshold, max_pixels = check_number("threshold", threshold), check_max_pixels(max_pixels)
-        if model.spec.task != "semantic" or not model.spec.config.predict_all_pixels:
-            raise ValueError(
-                f"model: {model.spec.name} gives masks that may overlap, expected a semantic model with "
-                "predict_all_pixels; measure it with coco()"
-            )
+        self.check(model.spec)
         classes = model.spec.classes
         n = len(classes)
         confusion = np.zeros((n, n + 1), np.int64)
         paths = [picture for picture, _ in self.pairs]
+        done = 0
         for (picture, path), found in zip(
-            self.pairs, _infer(model, paths, threshold, progress, max_pixels), strict=True
+            self.pairs, _infer(model, paths, threshold, progress, max_pixels, stop), strict=stop is None
         ):
+            done += 1
             truth = _read_labels(path, n, max_pixels)
             if truth.shape != found.size:
                 raise ValueError(
@@ -121,7 +132,7 @@ class AdeData:
         metrics, per_class = _semantic_figures(confusion)
         return AdeReport(
             **_account(model, threshold),
-            images=len(self.pairs),
+            images=done,
             missing=self.missing,
             metrics=metrics,
             per_class=dict(zip(classes, per_class, strict=True)),

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import logging
 import reprlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, cast
@@ -19,6 +19,7 @@ from fai_fast.evaluate.report import CocoReport, Figures, _some
 from fai_fast.evaluate.running import _account, _check_limit, _check_missing, _infer
 from fai_fast.images import check_max_pixels
 from fai_fast.model import Model
+from fai_fast.registry import ModelSpec
 
 # COCO's evaluator, and FocoosAI's, look at this many detections of a picture.
 TOP_K = 100
@@ -129,20 +130,21 @@ class CocoData:
         threshold: float = 0.0,
         progress: bool | None = False,
         max_pixels: int | None = None,
+        stop: Callable[[], bool] | None = None,
     ) -> CocoReport:
-        """Runs the model on every picture. Arguments and errors as of :func:`coco`."""
+        """Runs the model on every picture. Arguments and errors as of :func:`coco`.
+
+        ``stop`` is asked before every picture but the first; where it says True, the report is of those before.
+        """
         threshold, max_pixels = check_number("threshold", threshold), check_max_pixels(max_pixels)
-        if model.spec.task != "instance":
-            raise ValueError(
-                f"model: {model.spec.name} is a {model.spec.task} model, expected an instance one; "
-                "measure it with ade()"
-            )
-        category_of = self._category_of(model.spec.classes)
+        category_of = self.check(model.spec)
         rows: list[dict[str, Any]] = []
+        done = 0
         paths = [path for _, path, _ in self.images]
         for (image_id, path, size), found in zip(
-            self.images, _infer(model, paths, threshold, progress, max_pixels), strict=True
+            self.images, _infer(model, paths, threshold, progress, max_pixels, stop), strict=stop is None
         ):
+            done += 1
             if found.size != size:
                 raise ValueError(
                     f"{path}: {found.size[0]}x{found.size[1]} pixels (height x width), expected {size[0]}x{size[1]} "
@@ -168,7 +170,8 @@ class CocoData:
                             "iscrowd": 0,
                         }
                     )
-        precision = self._precision(rows)
+        data = self if done == len(self.images) else self._first(done)
+        precision = data._precision(rows)
         metrics: Figures = {
             "segm/AP": _mean(precision[..., 0]),
             "segm/AP50": _mean(precision[0, ..., 0]),
@@ -178,16 +181,31 @@ class CocoData:
         at = {category: index for index, category in enumerate(sorted(self.categories))}
         return CocoReport(
             **_account(model, threshold),
-            images=len(self.images),
+            images=done,
             missing=self.missing,
             metrics=metrics,
             per_class={
                 name: _mean(precision[:, :, at[category_of[index]], 0]) if index in category_of else None
                 for index, name in enumerate(model.spec.classes)
             },
-            objects=len(self.annotations),
+            objects=len(data.annotations),
             detections=len(rows),
         )
+
+    def check(self, spec: ModelSpec) -> dict[int, int]:
+        """The category of each of a model's classes. Raises ValueError where the data is not for such a model."""
+        if spec.task != "instance":
+            raise ValueError(
+                f"model: {spec.name} is a {spec.task} model, expected an instance one; measure it with ade()"
+            )
+        return self._category_of(spec.classes)
+
+    def _first(self, count: int) -> CocoData:
+        """The first pictures, and what is known of them."""
+        images = self.images[:count]
+        ids = {item[0] for item in images}
+        annotations = [item for item in self.annotations if item["image_id"] in ids]
+        return dataclasses.replace(self, images=images, annotations=annotations)
 
     def _category_of(self, classes: Sequence[str]) -> dict[int, int]:
         """The category of each class by name; ValueError where objects have a category that is no class."""

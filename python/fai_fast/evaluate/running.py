@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,12 @@ IN_FLIGHT = 3
 
 
 def _infer(
-    model: Model, paths: Sequence[Path], threshold: float, progress: bool | None, max_pixels: int | None
+    model: Model,
+    paths: Sequence[Path],
+    threshold: float,
+    progress: bool | None,
+    max_pixels: int | None,
+    stop: Callable[[], bool] | None,
 ) -> Iterator[Detections]:
     """The pictures' results in order, a few of them on their way at a time."""
     from tqdm import tqdm  # type: ignore[import-untyped]
@@ -27,7 +32,9 @@ def _infer(
     waiting: deque[Any] = deque()
     disable = None if progress is None else not progress
     with tqdm(total=len(paths), unit="picture", file=sys.stderr, leave=False, disable=disable) as bar:
-        for path in paths:
+        for index, path in enumerate(paths):
+            if index and stop is not None and stop():
+                break
             frame = read_image(path, max_pixels=max_pixels)
             waiting.append(model.submit(frame, threshold=threshold))
             if len(waiting) == IN_FLIGHT:

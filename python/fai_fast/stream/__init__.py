@@ -14,7 +14,6 @@ import math
 import threading
 import weakref
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from types import TracebackType
@@ -24,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fai_fast._arguments import check_bool, check_choice, check_int, check_number
+from fai_fast._foreign import from_signal_handler
 from fai_fast._options import (
     ON_ERROR,
     POLICIES,
@@ -253,8 +253,11 @@ def _raise_of_frame(error: Exception, number: int) -> NoReturn:
     """Raises an error of the same type that says which frame it is of."""
     told = error
     if isinstance(error, (FaiFastError, TypeError, ValueError)) and len(error.args) == 1:
-        with suppress(Exception):  # a type with a constructor of its own
+        try:
             told = type(error)(f"frame {number}: {error}")
+        except Exception as refused:  # a type with a constructor of its own
+            if from_signal_handler(refused) is not None:
+                raise
     try:
         if told is error:
             raise told
