@@ -1,4 +1,8 @@
 // Instances: which nodes are inside, and the masks drawn from them.
+//
+// Bytes. The mask logits of the queries whose class score passes are read once and written as probabilities
+// (Q' * h * w * (itemsize + 4)), then read again from the L2 cache; masks are drawn into a canvas, a bit a
+// pixel of a box. 20 of 160 x 160 at 1080p: 3 MB, 1 us of an H200's memory; latency is what there is to save.
 #include <cstdint>
 
 #include "csrc/math/masks.h"

@@ -176,7 +176,6 @@ __device__ __forceinline__ void go_down(const ImageParams& image, const T* masks
     };
     // A thread goes down a column, where the winner seldom changes; as many strips of columns as there are
     // threads for.
-    L* const labels = static_cast<L*>(image.segments);
     const auto width = static_cast<uint32_t>(tile.x_end - tile.x_begin);
     const uint32_t across = width < kThreads ? width : kThreads, strips = kThreads / across;
     const uint32_t strip = threadIdx.x / across;
@@ -228,7 +227,7 @@ __device__ __forceinline__ void go_down(const ImageParams& image, const T* masks
                     winner = c;
                 }
             }
-            labels[static_cast<int64_t>(y) * image.size.width + x] =
+            static_cast<L*>(image.segments)[static_cast<int64_t>(y) * image.size.width + x] =
                 winner < 0 ? static_cast<L>(-1) : static_cast<L>(list[winner]);
             if (winner != run.winner) {
                 if (run.winner >= 0) {
