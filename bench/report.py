@@ -100,7 +100,7 @@ def interleave(
 ) -> tuple[dict[str, Times], int, float | None]:
     """Times contenders in turns, round by round in one process, until `budget` seconds have passed.
 
-    The order turns by one each round, so that nobody always follows the same neighbour, and nobody begins before the
+    The order turns by one each round, so that nobody always follows the same neighbor, and nobody begins before the
     threads of the last one sleep.
 
     Returns:

@@ -98,9 +98,9 @@ def regions(queries: int = 100, side: int = 160, classes: int = 150) -> Scene:
     rng = np.random.default_rng(10)  # of a few seeds, one that leaves 20 to 25 rows
     yy, xx = np.mgrid[:side, :side].astype(np.float32)
     warp = 0.08 * side * _smooth_noise(rng, 2, side, 6)
-    centre = rng.uniform(0, side, (2, CONFIDENT, 1, 1)).astype(np.float32)
+    center = rng.uniform(0, side, (2, CONFIDENT, 1, 1)).astype(np.float32)
     weight = rng.uniform(-0.12, 0.12, (CONFIDENT, 1, 1)).astype(np.float32) * side
-    near = weight - np.hypot(yy + warp[0] - centre[0], xx + warp[1] - centre[1])
+    near = weight - np.hypot(yy + warp[0] - center[0], xx + warp[1] - center[1])
     top = np.sort(near, axis=0)[-2:]
     # Distance to the border: against the runner-up where the query wins, against the winner elsewhere.
     field = near - np.where(near == top[1], top[0], top[1])

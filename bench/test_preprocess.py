@@ -50,7 +50,7 @@ def _floor(case: Case, content: tuple[int, int]) -> Floor:
 
 
 def _steps(tensor: np.ndarray, reference: np.ndarray) -> float:
-    """Largest difference in steps of an 8-bit value, before normalising."""
+    """Largest difference in steps of an 8-bit value, before normalizing."""
     difference = np.abs(tensor.astype(np.float32) - reference.astype(np.float32))
     return float((difference * np.float32(STD)[:, None, None]).max())
 
@@ -89,8 +89,8 @@ def test_preprocess(case: Case, threads: int, compare) -> None:
                 return cv.letterbox(image, SIZE, content, offset, MEAN)
             return cv.resize(image, SIZE, case.color)
 
-        rivals["OpenCV + NumPy"] = lambda: cv.normalise(resized(), MEAN, STD, case.dtype)
-        rivals["OpenCV + NumPy, planes first"] = lambda: cv.normalise_planes(resized(), MEAN, STD, case.dtype)
+        rivals["OpenCV + NumPy"] = lambda: cv.normalize(resized(), MEAN, STD, case.dtype)
+        rivals["OpenCV + NumPy, planes first"] = lambda: cv.normalize_planes(resized(), MEAN, STD, case.dtype)
         if case.color == "rgb" and case.resize == "stretch" and case.dtype == "float32":
             rivals["OpenCV blobFromImage"] = lambda: cv.blob(image, SIZE, MEAN, STD)
         rivals["OpenCV resize alone, uint8"] = resized

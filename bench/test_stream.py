@@ -2,7 +2,7 @@
 
 The peer is OpenCV's reader in a loop with the plain pipeline. A contender's pass takes as many of the clip's frames as
 its share of time allows. Weights of BiSeNetFormer are random, with which one query takes every pixel: those of
-bench/weights.py see grain, and a step of rounding in the colours would change their masks. The demo model has its own.
+bench/weights.py see grain, and a step of rounding in the colors would change their masks. The demo model has its own.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ _NOTHING = "head.predictor.forward_prediction_heads.classifier.bias"
 def lively(name: str) -> dict[str, NDArray]:
     """A state dict of `name` with which tens of queries find something, each something else.
 
-    With PyTorch's initialisation alone, ``weights="random"``, what is in a picture fades from layer to layer, and one
-    query wins every pixel. Here batch normalisation knows the statistics of pictures, as a trained network's does.
+    With PyTorch's initialization alone, ``weights="random"``, what is in a picture fades from layer to layer, and one
+    query wins every pixel. Here batch normalization knows the statistics of pictures, as a trained network's does.
     """
     import torch
     from fai_fast import reference

@@ -10,7 +10,7 @@ import hypothesis
 import pytest
 from helpers.hosts import HOSTS, Host, pretend
 
-# Derandomised, so that a red run can be had again. No deadline: sanitizers and busy machines are slow.
+# Derandomized, so that a red run can be had again. No deadline: sanitizers and busy machines are slow.
 hypothesis.settings.register_profile(
     "fai_fast",
     deadline=None,

@@ -1,6 +1,6 @@
 """Stand-ins for `tensorrt` 10 and 11 and `tensorrt_rtx`: no more than what the adapter uses, and strict about it.
 
-They read real ONNX files. A serialised engine is JSON with the ports; "compiled" kernels and timings are bytes that
+They read real ONNX files. A serialized engine is JSON with the ports; "compiled" kernels and timings are bytes that
 grow with what was made. Any attribute that a stand-in does not have is an AttributeError, reading and writing.
 """
 
@@ -290,7 +290,7 @@ def fake(name, version, world, *, strongly_typed=True, rtx=False):
 
         def deserialize_cuda_engine(self, data):
             assert isinstance(data, bytes)
-            world.done.append(("deserialise", world.device))
+            world.done.append(("deserialize", world.device))
             if not data.startswith(MAGIC):
                 self._logger.log(ILogger.ERROR, "magic tag does not match")
                 return None

@@ -35,7 +35,7 @@ def stretch(inputs, outputs):
 
 def stretch_as_torch(inputs, outputs):
     """Where torch's float32 interpolate samples: networks were trained on frames resized so, and its rounding
-    of scale and centres to float32 moves values by more than 1e-3 of an 8-bit step."""
+    of scale and centers to float32 moves values by more than 1e-3 of an 8-bit step."""
     scale = np.float64(np.float32(inputs / outputs))
     return interpolation(np.float32(scale * (np.arange(outputs) + 0.5) - 0.5), inputs)
 
@@ -225,8 +225,8 @@ def postprocess(
             matrices.append(stretch(inputs, outputs))
         else:
             network, content, offset = (letterbox[k][axis] for k in range(3))
-            centre = (np.arange(outputs) + 0.5) * content / outputs + offset
-            matrices.append(interpolation(centre * inputs / network - 0.5, inputs))
+            center = (np.arange(outputs) + 0.5) * content / outputs + offset
+            matrices.append(interpolation(center * inputs / network - 0.5, inputs))
     m = matrices[0] @ sigmoid(np.where(dropped[:, None, None], 0, mask_logits)) @ matrices[1].T
 
     alive = ~dropped[:, None, None]

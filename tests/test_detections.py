@@ -716,10 +716,10 @@ def test_plot(found):
 
 def test_plot_draws_in_rgb():
     image = np.zeros((*SIZE, 3), np.uint8)
-    colour = sv.ColorPalette.DEFAULT.by_idx(1).as_rgb()
+    color = sv.ColorPalette.DEFAULT.by_idx(1).as_rgb()
     found = instances()[[1]]
     mask_only = found.plot(image)[25, 120]
-    np.testing.assert_allclose(mask_only, np.array(colour) * 0.5, atol=1)
+    np.testing.assert_allclose(mask_only, np.array(color) * 0.5, atol=1)
 
 
 def test_plot_of_unknown_classes_and_trackers():

@@ -846,7 +846,7 @@ def test_the_engines_agree(file):
     assert precision.agreement(half, first, precision.frames(half.inputs[0])).holds
 
 
-def test_frames_are_like_normalised_pictures():
+def test_frames_are_like_normalized_pictures():
     port = Port("images", "float16", (2, 3, 70, 100))
     first, second = precision.frames(port)
     assert first.shape == port.shape

@@ -666,7 +666,7 @@ def test_perfect_label_maps(tmp_path):
     assert report.metrics == dict.fromkeys(
         ("sem_seg/mIoU", "sem_seg/fwIoU", "sem_seg/mACC", "sem_seg/pACC"), 100
     )
-    # Class 7 is predicted where nothing is labelled, which counts nowhere.
+    # Class 7 is predicted where nothing is labeled, which counts nowhere.
     assert {name for name, value in report.per_class.items() if value is not None} == {
         ADE.classes[0],
         ADE.classes[1],
@@ -736,7 +736,7 @@ def test_label_maps_of_the_kernels_against_loops(tmp_path):
     assert 0 < expected[:, 5].sum() < expected.sum()
 
 
-def test_no_labelled_pixel_gives_no_figures(tmp_path):
+def test_no_labeled_pixel_gives_no_figures(tmp_path):
     write_ade(tmp_path, np.zeros((1, 4, 4), int))
     report = evaluate.ade(Oracle({1: semantic(np.zeros((4, 4), int))}, ADE), tmp_path)
     assert set(report.metrics.values()) == set(report.per_class.values()) == {None}

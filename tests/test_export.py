@@ -104,7 +104,7 @@ def weights():
 def test_golden_outputs_are_reproduced(name):
     spec, expected = fai_fast.spec(name), golden_outputs(name)
     model = build_graph(spec, golden_state(name), IMAGE_SIZE)
-    images = verification.normalised(golden_image().transpose(2, 0, 1)[None], spec)
+    images = verification.normalized(golden_image().transpose(2, 0, 1)[None], spec)
     masks, classes = run(model, images)
     assert masks[0].shape == tuple(expected["mask_shape"])
     np.testing.assert_allclose(classes[0], expected["logits"], atol=1e-4, rtol=0)
@@ -132,7 +132,7 @@ def test_every_shape_is_the_reference_network(family, changes, size, batch, engi
     weights = lively_weights(small_spec(family, **changes))
     model = build_graph(weights.spec, weights.state, size, batch)
     images = np.stack([verification.picture(seed, size) for seed in range(batch)])
-    images = verification.normalised(images, weights.spec)
+    images = verification.normalized(images, weights.spec)
     masks, classes = run(model, images)
     true_masks, true_classes = verification._Reference(weights)(images)
     stride = 4 if family == "fai_mf" else 8
@@ -148,7 +148,7 @@ def test_a_resnet_is_the_reference_network():
         spec.config, num_queries=5, transformer_predictor_dec_layers=1, pixel_decoder_transformer_layers=0
     )
     weights = load_weights(dataclasses.replace(spec, config=config), "random")
-    images = verification.normalised(verification.picture(0, (64, 96))[None], spec)
+    images = verification.normalized(verification.picture(0, (64, 96))[None], spec)
     found = run(build_graph(weights.spec, weights.state, (64, 96)), images)
     for value, true in zip(found, verification._Reference(weights)(images), strict=True):
         np.testing.assert_allclose(value, true, atol=2e-5 * np.abs(true).max())
@@ -162,7 +162,7 @@ def test_queries_that_could_look_nowhere_look_everywhere(bias, weights):
     state[name] = np.full_like(state[name], bias)
     state["pixel_decoder.conv_out.bn.bias"] = np.full_like(state["pixel_decoder.conv_out.bn.bias"], 1.0)
     weights = load_weights(weights.spec, state)
-    images = verification.normalised(verification.picture(0, (64, 64))[None], weights.spec)
+    images = verification.normalized(verification.picture(0, (64, 64))[None], weights.spec)
     masks, classes = run(build_graph(weights.spec, weights.state, (64, 64)), images)
     true_masks, true_classes = verification._Reference(weights)(images)
     assert ((true_masks > 0) == (bias > 0)).all()
@@ -184,7 +184,7 @@ def test_what_is_not_in_the_graph(weights):
     assert (
         sum("classes" in node.name for node in model.graph.node) == 2
     )  # one product, one sum: of the last layer
-    # Neither normalisation of the image, nor anything else, stands before the first convolution.
+    # Neither normalization of the image, nor anything else, stands before the first convolution.
     first = next(node for node in model.graph.node if "images" in node.input)
     assert first.op_type == "Conv"
     # The first layer's queries and mask embedding are constants.
@@ -465,7 +465,7 @@ def test_a_half_precision_graph_with_other_masks_is_refused(weights, tmp_path, m
 def test_following_the_graphs_decisions_changes_nothing_without_ties(weights):
     reference = verification._Reference(weights)
     model = build_graph(weights.spec, weights.state, (64, 96))
-    images = verification.normalised(verification.picture(3, (64, 96))[None], weights.spec)
+    images = verification.normalized(verification.picture(3, (64, 96))[None], weights.spec)
     found = verification._compare("reference", "", [run(model, images)], [reference(images)])
     followed = verification._with_decisions(model, reference, [images], found)
     assert followed.ties == 0
@@ -484,7 +484,7 @@ def moved_decisions(weights, size, move):
 @pytest.mark.parametrize("exact", [False, True])
 def test_what_follows_from_ties_is_told_from_what_does_not(exact, weights, monkeypatch):
     size = (128, 160)
-    images = verification.normalised(verification.picture(3, size)[None], weights.spec)
+    images = verification.normalized(verification.picture(3, size)[None], weights.spec)
     plain = verification._Reference(weights)
     scale = float(np.sqrt((plain(images)[0] ** 2).mean()))
     model = moved_decisions(weights, size, 0.3 * scale)

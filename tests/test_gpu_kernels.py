@@ -96,7 +96,7 @@ def frames(draw):
     yuv_matrix=st.sampled_from(["bt601", "bt709"]),
     yuv_range=st.sampled_from(["limited", "full"]),
     dtype=st.sampled_from(["float32", "float16"]),
-    normalise=st.sampled_from(
+    normalize=st.sampled_from(
         [
             (MEAN, STD),
             ((0.0,) * 3, (1.0,) * 3),
@@ -105,9 +105,9 @@ def frames(draw):
         ]
     ),
 )
-def test_any_frame(frame, size, resize, yuv_matrix, yuv_range, dtype, normalise):
+def test_any_frame(frame, size, resize, yuv_matrix, yuv_range, dtype, normalize):
     color, image = frame
-    mean, std = normalise
+    mean, std = normalize
     options = {"dtype": dtype, "mean": mean, "std": std, "color": color, "resize": resize}
     options |= {"yuv_matrix": yuv_matrix, "yuv_range": yuv_range}
     same_tensor(preprocessed(image, size, **options), on_cpu(image, size, **options))

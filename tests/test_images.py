@@ -208,10 +208,10 @@ def test_whatever_a_decoder_raises_is_an_error_of_the_picture(picture, monkeypat
 
 def test_labels_are_the_numbers_in_the_file():
     numbers = np.array([[0, 1], [2, 200]], np.uint8)
-    gray, colours = Image.fromarray(numbers), Image.fromarray(numbers)
-    colours.putpalette(bytes(range(255, -1, -1)) * 3)
+    gray, colors = Image.fromarray(numbers), Image.fromarray(numbers)
+    colors.putpalette(bytes(range(255, -1, -1)) * 3)
     wide = Image.fromarray(numbers.astype(np.uint16) * 300)
-    for image, expected in ((gray, numbers), (colours, numbers), (wide, numbers.astype(int) * 300)):
+    for image, expected in ((gray, numbers), (colors, numbers), (wide, numbers.astype(int) * 300)):
         file = io.BytesIO()
         image.save(file, "PNG")
         assert np.array_equal(read_labels(file.getvalue()), expected)

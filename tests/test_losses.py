@@ -168,13 +168,13 @@ def test_training_on_one_scene_makes_the_losses_fall(config):
     image = torch.full((1, 3, 64, 64), 60.0) + masks[0] * 150.0
     image[:, 1] += masks[1] * 120.0
     target = [{"labels": torch.tensor([0, 2]), "masks": masks}]
-    optimiser = torch.optim.AdamW(model.parameters(), 1e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
     totals = []
     for _ in range(30):
         total = criterion.total(criterion(model(image.expand(2, -1, -1, -1)), target * 2))
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         total.backward()
-        optimiser.step()
+        optimizer.step()
         totals.append(total.item())
     assert np.mean(totals[-5:]) < 0.7 * np.mean(totals[:3])
 

@@ -22,7 +22,7 @@ from PIL import Image
 
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
-STEP = 1e-3  # of an 8-bit step, before normalising
+STEP = 1e-3  # of an 8-bit step, before normalizing
 
 PACKED = ("rgb", "bgr", "rgba", "bgra", "gray", "yuyv", "uyvy")
 PLANAR = ("nv12", "i420")
@@ -89,11 +89,11 @@ def frames(draw):
     matrix=st.sampled_from(["bt601", "bt709"]),
     yuv_range=st.sampled_from(["limited", "full"]),
     dtype=st.sampled_from(["float32", "float16"]),
-    normalise=st.sampled_from([(MEAN, STD), (0.0, 1.0), (127.5, 127.5), ((1, 2, 3), 255), (0, (0.5, 2, -3))]),
+    normalize=st.sampled_from([(MEAN, STD), (0.0, 1.0), (127.5, 127.5), ((1, 2, 3), 255), (0, (0.5, 2, -3))]),
 )
-def test_equals_reference(frame, size, matrix, yuv_range, dtype, normalise):
+def test_equals_reference(frame, size, matrix, yuv_range, dtype, normalize):
     color, image = frame
-    mean, std = normalise
+    mean, std = normalize
     check(image, size, mean=mean, std=std, color=color, dtype=dtype, yuv_matrix=matrix, yuv_range=yuv_range)
 
 
@@ -173,7 +173,7 @@ def test_a_flat_frame_stays_flat():
         ("yuyv", "bt601", "limited", (0, 0, 0), (0, 135, 0)),  # outside the range: clamped
     ],
 )
-def test_known_colours(color, matrix, yuv_range, sample, rgb):
+def test_known_colors(color, matrix, yuv_range, sample, rgb):
     y, u, v = sample
     image = np.empty((2, 4, 2), np.uint8)
     image[..., 0] = y
@@ -641,7 +641,7 @@ def test_pil_of_other_modes_is_right_or_refused(mode):
         assert_close(result, reference.preprocess(rgb, (11, 17), MEAN, STD), MEAN, STD)
 
 
-def test_pil_decides_the_colour():
+def test_pil_decides_the_color():
     with pytest.raises((TypeError, ValueError), match="color"):
         fai_fast.preprocess(Image.new("RGB", (4, 4)), (2, 2), mean=0, std=1, color="bgr")
 

@@ -90,7 +90,7 @@ def test_small_objects_lie_above_large_ones():
         assert (drawn[20:30, 30:40] == render.color(0)).all()
 
 
-def test_labels_are_written_in_the_colour_of_the_class_inside_the_frame():
+def test_labels_are_written_in_the_color_of_the_class_inside_the_frame():
     image = np.zeros((60, 200, 3), np.uint8)
     drawn = render.draw(image, found((190, 0, 200, 5), size=(60, 200)), masks=False, boxes=False)
     ys, xs = np.nonzero((drawn == render.color(0)).all(-1))
@@ -164,7 +164,7 @@ def halves(left=0, right=1):
     return labels
 
 
-def test_semantic_results_are_coloured_by_class():
+def test_semantic_results_are_colored_by_class():
     image, labels = picture(), halves()
     labels[:10] = 255
     drawn = render.draw(image, semantic(labels, [5, 130]), labels=False, opacity=0.3)
@@ -181,7 +181,7 @@ def test_two_queries_of_one_class_have_no_border():
     assert np.abs(drawn - blend(image, render.color(5), 0.5)).max() <= 1
 
 
-def test_a_selection_of_a_semantic_result_colours_its_rows_only():
+def test_a_selection_of_a_semantic_result_colors_its_rows_only():
     image = picture()
     drawn = render.draw(image, semantic(halves(), [5, 6])[:1], labels=False)
     assert (drawn[:, 46:] == image[:, 46:]).all()
@@ -216,21 +216,21 @@ def test_a_legend_that_is_too_long_says_how_many_are_left_out(monkeypatch):
     assert 10 < len(names) < 40
 
 
-# -------------------------------------------------------------------------------------------------- colour
+# -------------------------------------------------------------------------------------------------- color
 
 
-def test_colours_are_stable():
+def test_colors_are_stable():
     expected = {-1: (150, 150, 150), 0: (255, 100, 95), 1: (24, 144, 101), 79: (149, 118, 26)}
     assert {class_id: render.color(class_id) for class_id in expected} == expected
 
 
-def test_colours_of_few_classes_differ():
+def test_colors_of_few_classes_differ():
     colors = np.array([render.color(i) for i in range(12)], float)
     pairs = itertools.combinations(colors, 2)
     assert min(np.abs(a - b).sum() for a, b in pairs) > 60
 
 
-def test_text_can_be_read_on_every_colour():
+def test_text_can_be_read_on_every_color():
     def luminance(color):
         c = np.array(color) / 255
         return np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722]

@@ -86,7 +86,7 @@ def test_the_encodings_are_those_tested_here():
 
 @pytest.mark.parametrize("padding", [0, 5])
 @pytest.mark.parametrize("encoding", ALL)
-def test_a_frame_is_a_view_with_the_messages_colours(encoding, padding):
+def test_a_frame_is_a_view_with_the_messages_colors(encoding, padding):
     message, truth = random_message(encoding, padding=padding)
     frame = messages.frame(message)
     memory = np.frombuffer(message.data, np.uint8)
@@ -351,9 +351,9 @@ def test_detection_arrays_have_the_boxes_in_order(fake_ros):
     boxes = []
     for item in message.detections:
         assert item.header is message.header
-        centre = np.array([item.bbox.center.position.x, item.bbox.center.position.y])
+        center = np.array([item.bbox.center.position.x, item.bbox.center.position.y])
         half = np.array([item.bbox.size_x, item.bbox.size_y]) / 2
-        boxes.append([*(centre - half), *(centre + half)])
+        boxes.append([*(center - half), *(center + half)])
     found = instances()
     np.testing.assert_allclose(boxes, found.xyxy)
     results = [(result.hypothesis.class_id, result.hypothesis.score) for [result] in

@@ -222,7 +222,7 @@ def test_everything_happens_on_the_device(machine, graph, tmp_path):
     engine = loaded(machine, graph, tmp_path, device=1)
     engine.bind(*ADDRESSES, 7)
     assert machine.world.builds[0]["device"] == 1
-    assert ("deserialise", 1) in machine.world.done
+    assert ("deserialize", 1) in machine.world.done
     assert ("context", 1) in machine.world.done
     assert machine.world.device == 0
     assert engine.device == 1
@@ -397,10 +397,10 @@ def test_only_what_a_record_describes_is_loaded(machine, graph, tmp_path):
     text, plan = record.read_text(), file.read_bytes()
 
     def refused(message):
-        deserialised = machine.world.done.count(("deserialise", 0))
+        deserialized = machine.world.done.count(("deserialize", 0))
         with pytest.raises(EngineError, match=message):
             machine.engine.load_blob(file)
-        assert machine.world.done.count(("deserialise", 0)) == deserialised
+        assert machine.world.done.count(("deserialize", 0)) == deserialized
 
     file.write_bytes(plan[:-1] + b"!")
     refused(r"m\.engine is damaged, or not what m\.engine\.json describes")
@@ -475,7 +475,7 @@ def test_two_contexts_of_one_engine(machine, graph, tmp_path):
     second.enqueue(8)
     runs = [step for step in machine.world.done if step[0] == "enqueue"]
     assert [(stream, places["images"]) for _, stream, places in runs] == [(7, 0x1000), (8, 0x4000)]
-    assert machine.world.done.count(("deserialise", 0)) == 1
+    assert machine.world.done.count(("deserialize", 0)) == 1
     first.close()
     second.enqueue(8)
 

@@ -337,7 +337,7 @@ def test_any_other_mismatch_is_an_error_that_names_the_keys(model, change, messa
         check_state(model, given, "x.pth")
 
 
-def test_weights_of_another_model_are_recognised():
+def test_weights_of_another_model_are_recognized():
     other = {
         key: np.zeros(shape, np.float32) for key, shape in state_shapes(spec("bisenetformer-m-ade")).items()
     }
@@ -600,7 +600,7 @@ def test_without_pytorch_the_extra_to_install_is_named(tmp_path, model, state, m
 # What weights= may be
 
 
-def test_random_weights_are_the_default_initialisation_and_always_the_same(model):
+def test_random_weights_are_the_default_initialization_and_always_the_same(model):
     before = torch.random.get_rng_state()
     first, second = load_weights(model, "random"), load_weights(model, "random")
     assert torch.equal(before, torch.random.get_rng_state())

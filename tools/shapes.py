@@ -20,8 +20,8 @@ CLASSES = ("disc", "square", "triangle", "star", "ring", "cross")
 SMALLEST, LARGEST = 0.18, 0.45  # of the scene's shorter side, from edge to edge
 MOST_OBJECTS = 10
 LEAST_VISIBLE = 0.5  # of a shape's own area
-LEAST_CONTRAST = 160.0  # summed over the three channels, between a shape's mean colour and what it covers
-SHAPE_PATTERN, BACKGROUND_PATTERN = 0.35, 0.5  # how far a texture goes towards its second colour
+LEAST_CONTRAST = 160.0  # summed over the three channels, between a shape's mean color and what it covers
+SHAPE_PATTERN, BACKGROUND_PATTERN = 0.35, 0.5  # how far a texture goes towards its second color
 SUBPIXEL_BITS = 6
 
 FloatArray = npt.NDArray[np.float32]
@@ -104,12 +104,12 @@ def place(
     stretch, angle = np.exp(rng.uniform(-0.15, 0.15)), rng.uniform(0, 2 * np.pi)
     cos, sin = np.cos(angle), np.sin(angle)
     height, width = owner.shape
-    centre = np.array(
+    center = np.array(
         [rng.uniform(0.7 * radius, width - 0.7 * radius), rng.uniform(0.7 * radius, height - 0.7 * radius)]
     )
     # One row per source axis: stretched, turned, scaled.
     turn = radius * np.array([[stretch * cos, stretch * sin], [-sin / stretch, cos / stretch]])
-    outlines = [outline @ turn + centre for outline in OUTLINES[CLASSES[label]]]
+    outlines = [outline @ turn + center for outline in OUTLINES[CLASSES[label]]]
     left, top = np.maximum(np.floor(outlines[0].min(0)).astype(int) - 1, 0)
     right, bottom = np.minimum(np.ceil(outlines[0].max(0)).astype(int) + 2, [width, height])
     fixed = [np.round((o - [left, top]) * (1 << SUBPIXEL_BITS)).astype(np.int32) for o in outlines]
@@ -135,9 +135,9 @@ def place(
     alpha = cover[:, :, None] * np.float32(1 / 255)
     patch += alpha * (paint - patch)
     if rng.random() < 0.3:
-        colour, thick = rng.uniform(0, 255, 3).tolist(), max(1, round(side / 200))
+        color, thick = rng.uniform(0, 255, 3).tolist(), max(1, round(side / 200))
         edged = np.ascontiguousarray(patch)
-        cv2.polylines(edged, fixed, True, colour, thick, cv2.LINE_AA, SUBPIXEL_BITS)
+        cv2.polylines(edged, fixed, True, color, thick, cv2.LINE_AA, SUBPIXEL_BITS)
         patch[mine] = edged[mine]
     beneath[mine] = len(areas)
     areas.append(area)
@@ -145,7 +145,7 @@ def place(
 
 
 def texture(rng: np.random.Generator, height: int, width: int, side: int, strength: float) -> FloatArray:
-    """Two colours (height, width, 3), mixed as stripes, checks, dots, a gradient, blotches, or not at all."""
+    """Two colors (height, width, 3), mixed as stripes, checks, dots, a gradient, blotches, or not at all."""
     first, second = rng.uniform(0, 255, (2, 3)).astype(np.float32)
     kind = int(rng.integers(6))
     if kind == 0:
@@ -175,21 +175,21 @@ def draw_clutter(rng: np.random.Generator, image: FloatArray, side: int) -> None
     """Lines, open curves and specks, thinner or smaller than any shape."""
     height, width = image.shape[:2]
     for _ in range(int(rng.integers(0, 8))):
-        colour, thick = rng.uniform(0, 255, 3).tolist(), int(rng.integers(1, 2 + side // 80))
+        color, thick = rng.uniform(0, 255, 3).tolist(), int(rng.integers(1, 2 + side // 80))
         kind, start = int(rng.integers(3)), rng.uniform(0, 1, 2) * [width, height]
         if kind == 0:
             ends = [start, rng.uniform(0, 1, 2) * [width, height]]
         else:
             ends = list(start + np.cumsum(rng.uniform(-side / 8, side / 8, (6, 2)), 0))
         if kind < 2:
-            cv2.polylines(image, [np.round(ends).astype(np.int32)], False, colour, thick, cv2.LINE_AA)
+            cv2.polylines(image, [np.round(ends).astype(np.int32)], False, color, thick, cv2.LINE_AA)
         else:
             for point in ends:
                 cv2.circle(
                     image,
                     tuple(np.round(point).astype(int).tolist()),
                     1 + side // 100,
-                    colour,
+                    color,
                     -1,
                     cv2.LINE_AA,
                 )
@@ -210,9 +210,9 @@ def main() -> None:
     seed, path = int(sys.argv[1]), sys.argv[2]
     image, labels, masks = scene(seed)
     index = np.where(masks.any(0), masks.argmax(0) + 1, 0)
-    colours = np.random.default_rng(0).integers(64, 256, (len(labels) + 1, 3), np.uint8)
-    colours[0] = 0
-    cv2.imwrite(path, np.hstack([image, colours[index]])[:, :, ::-1])
+    colors = np.random.default_rng(0).integers(64, 256, (len(labels) + 1, 3), np.uint8)
+    colors[0] = 0
+    cv2.imwrite(path, np.hstack([image, colors[index]])[:, :, ::-1])
     print(path, *[CLASSES[label] for label in labels])
 
 

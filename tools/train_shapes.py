@@ -123,7 +123,7 @@ def turned(rng: np.random.Generator, *maps: Image) -> list[Image]:
     return [np.rot90(x[:, ::-1] if mirror else x, turns) for x in maps]
 
 
-def recoloured(rng: np.random.Generator, image: Image) -> Image:
+def recolored(rng: np.random.Generator, image: Image) -> Image:
     image = image[:, :, rng.permutation(3)]
     return 255 - image if rng.random() < 0.3 else image
 
@@ -134,7 +134,7 @@ def as_tensor(images: Image) -> Tensor:
 
 
 class Crops:
-    """Cut-outs of single shapes: a pool that grows, each turned, mirrored and recoloured when used."""
+    """Cut-outs of single shapes: a pool that grows, each turned, mirrored and recolored when used."""
 
     def __init__(self, seed: int, most: int = 20_000) -> None:
         self.rng = np.random.default_rng(seed)
@@ -172,12 +172,12 @@ class Crops:
         images = np.empty((count, CROP_SIZE, CROP_SIZE, 3), np.uint8)
         for row, index in enumerate(chosen):
             (crop,) = turned(self.rng, self.pool[index][0])
-            images[row] = recoloured(self.rng, crop)
+            images[row] = recolored(self.rng, crop)
         return as_tensor(images), torch.tensor([self.pool[index][1] for index in chosen])
 
 
 class Scenes:
-    """Whole scenes: a pool that grows, each turned, mirrored and recoloured when used."""
+    """Whole scenes: a pool that grows, each turned, mirrored and recolored when used."""
 
     def __init__(self, seed: int, fresh: int, most: int = 12_000) -> None:
         self.rng = np.random.default_rng(seed)
@@ -208,7 +208,7 @@ class Scenes:
         for row, index in enumerate(newest_first(self.rng, len(self.pool), added, count)):
             image, found, owner = self.pool[index]
             image, owner = turned(self.rng, image, owner)
-            image = np.ascontiguousarray(recoloured(self.rng, image))
+            image = np.ascontiguousarray(recolored(self.rng, image))
             images[row] = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
             cells = owner.reshape(grid, scale, grid, scale)
             for number, label in enumerate(found):
@@ -233,7 +233,7 @@ def start(model: reference.QueryMaskModel) -> None:
         predictor.query_embed.weight.copy_(fine[4::8, 4::8].flatten(0, 1))
         predictor.query_feat.weight.mul_(0.5)
         width = dim // 8
-        # The fastest waves of y and of x: they alone tell neighbours on the grid apart.
+        # The fastest waves of y and of x: they alone tell neighbors on the grid apart.
         waves = [*range(width // 2), *range(dim // 2, dim // 2 + width // 2)]
         for layer in predictor.transformer_cross_attention_layers:
             layer.norm.weight.fill_(0.3)

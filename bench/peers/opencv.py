@@ -9,20 +9,20 @@ _TO_RGB = {"bgr": cv2.COLOR_BGR2RGB, "nv12": cv2.COLOR_YUV2RGB_NV12}
 
 
 def resize(frame, size, color="rgb"):
-    """The resized RGB picture (h, w, 3) in uint8: no normalising, no planes."""
+    """The resized RGB picture (h, w, 3) in uint8: no normalizing, no planes."""
     if color == "nv12":
         frame = cv2.cvtColor(frame, _TO_RGB[color])
     small = cv2.resize(frame, size[::-1], interpolation=cv2.INTER_LINEAR)
     return cv2.cvtColor(small, _TO_RGB[color]) if color == "bgr" else small
 
 
-def normalise(small, mean, std, dtype=np.float32):
+def normalize(small, mean, std, dtype=np.float32):
     """As most code is written: pixel by pixel, then the planes."""
     x = (small.astype(np.float32) - np.float32(mean)) / np.float32(std)
     return np.ascontiguousarray(x.transpose(2, 0, 1)[None], dtype)
 
 
-def normalise_planes(small, mean, std, dtype=np.float32):
+def normalize_planes(small, mean, std, dtype=np.float32):
     """The faster order for NumPy: the planes first, so that its inner loops are long."""
     planes = np.ascontiguousarray(small.transpose(2, 0, 1)).astype(np.float32)
     planes = (planes - np.float32(mean)[:, None, None]) / np.float32(std)[:, None, None]

@@ -24,7 +24,7 @@ class Rows:
 
 
 def preprocess(frame, size, mean, std):
-    """Resizes in uint8 (torch's fast path, which rounds to whole steps), then normalises."""
+    """Resizes in uint8 (torch's fast path, which rounds to whole steps), then normalizes."""
     x = torch.from_numpy(frame).permute(2, 0, 1)[None]
     x = F.interpolate(x, size, mode="bilinear", align_corners=False).float()
     return ((x - _column(mean)) / _column(std)).contiguous().numpy()

@@ -111,14 +111,14 @@ def read_image(image: Any, *, max_pixels: int | None = None) -> npt.NDArray[np.u
         try:
             picture = picture.convert("RGB")
         except ValueError as error:
-            raise ValueError(f"image: {name} has mode {picture.mode!r}, expected colours: {error}") from error
+            raise ValueError(f"image: {name} has mode {picture.mode!r}, expected colors: {error}") from error
     pixels = np.asarray(picture)
     # Gray stays one plane in memory, seen three times.
     return pixels if pixels.ndim == 3 else np.broadcast_to(pixels[..., None], (*pixels.shape, 3))
 
 
 def read_labels(labels: Any, *, max_pixels: int | None = None) -> npt.NDArray[Any]:
-    """Decodes a label image: the numbers that it holds, not the colours that a palette gives them.
+    """Decodes a label image: the numbers that it holds, not the colors that a palette gives them.
 
     Args:
         labels, max_pixels: as ``image`` and ``max_pixels`` of :func:`read_image`.
@@ -127,7 +127,7 @@ def read_labels(labels: Any, *, max_pixels: int | None = None) -> npt.NDArray[An
         Integers (H, W), of the width that the file has.
 
     Raises:
-        What :func:`read_image` raises, and ValueError for pictures in colour.
+        What :func:`read_image` raises, and ValueError for pictures in color.
     """
     picture, name = _decoded("labels", labels, max_pixels)
     if picture.mode not in _LABEL_MODES:

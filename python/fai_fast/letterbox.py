@@ -13,7 +13,7 @@ from fai_fast._arguments import check_int, check_size
 
 @dataclass(frozen=True)
 class Letterbox:
-    """The geometry of a frame resized with its aspect kept and centred in a larger input.
+    """The geometry of a frame resized with its aspect kept and centered in a larger input.
 
     Attributes:
         frame: (height, width) of the frame, pixels.
@@ -49,7 +49,7 @@ class Letterbox:
         """The geometry that :func:`fai_fast.preprocess` uses with ``resize="letterbox"``.
 
         The frame is scaled by the smaller of the two ratios of input to frame, its sides rounded to whole pixels
-        (at least 1), and centred; an odd pixel of padding goes to the bottom or the right.
+        (at least 1), and centered; an odd pixel of padding goes to the bottom or the right.
 
         Args:
             frame: (height, width) of the frame, pixels.

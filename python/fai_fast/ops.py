@@ -84,10 +84,10 @@ def preprocess(
     yuv_matrix: YuvMatrix = "bt601",
     yuv_range: YuvRange = "limited",
 ) -> Tensor | tuple[Tensor, Letterbox]:
-    """Resizes a frame and normalises it into a network's input, in one pass.
+    """Resizes a frame and normalizes it into a network's input, in one pass.
 
     The frame becomes RGB at its own resolution (the chroma samples of YUV formats serve all their pixels, values
-    are clamped to 0..255), is resized bilinearly with half-pixel centres, clamped edges and no antialias (torch's
+    are clamped to 0..255), is resized bilinearly with half-pixel centers, clamped edges and no antialias (torch's
     ``interpolate(align_corners=False)``), then ``(x - mean) / std``.
 
     Args:
@@ -95,12 +95,12 @@ def preprocess(
             anything with the buffer protocol or ``__array_interface__``. (H, W, 3) for ``color`` "rgb" and "bgr",
             (H, W, 4) for "rgba" and "bgra" (alpha is ignored), (H, W) or (H, W, 1) for "gray", (H * 3 / 2, W) or a
             tuple of planes (Y, UV) for "nv12" and (Y, U, V) for "i420", (H, W, 2) for "yuyv" and "uyvy". Or a
-            Pillow image, whose mode decides its colour.
+            Pillow image, whose mode decides its color.
         size: (h, w) of the network's input, pixels.
         mean, std: a number, or one for each of R, G and B, on the 0..255 scale.
         color: what ``image`` holds, see there. The result is always R, G, B.
-        resize: "stretch" to ``size``; or "letterbox": the largest centred box with the frame's aspect, the rest
-            filled with the mean (0 after normalising).
+        resize: "stretch" to ``size``; or "letterbox": the largest centered box with the frame's aspect, the rest
+            filled with the mean (0 after normalizing).
         dtype: float32 or float16, of the result.
         out: a writable C-contiguous array (1, 3, h, w) of ``dtype`` to write to and return; nothing is allocated.
             ``dtype=None`` takes its dtype.

@@ -97,7 +97,7 @@ def load_weights(
     Args:
         spec: the model, or its name.
         weights: a path (.pth, .pt and .bin are read with torch's ``weights_only``; .safetensors); an http(s) address; a
-            state dict; "random" for PyTorch's default initialisation, always the same; or None for those that belong to
+            state dict; "random" for PyTorch's default initialization, always the same; or None for those that belong to
             the model: in the package, beside its model_info.json, or behind its ``weights_url``. Files and state dicts
             are taken as trainers write them: under a key such as "state_dict", "model" or "ema", and with the prefixes
             of DDP, torch.compile, Lightning and AveragedModel, see :func:`check_state`.
@@ -445,7 +445,7 @@ def _float32(key: str, value: Any, source: str) -> npt.NDArray[np.float32]:
     array = np.asarray(value)
     if array.dtype.kind != "f" and not (is_optional(key) and array.dtype.kind in "iu"):
         raise WeightsError(
-            f"{source}: {key} is {array.dtype}, expected floating point (quantised ones are not supported)"
+            f"{source}: {key} is {array.dtype}, expected floating point (quantized ones are not supported)"
         )
     with np.errstate(over="ignore"):
         array = np.ascontiguousarray(array, np.float32).reshape(array.shape)

@@ -1,4 +1,4 @@
-"""``fai-fast eval``: accuracy on labelled pictures, beside the published figures."""
+"""``fai-fast eval``: accuracy on labeled pictures, beside the published figures."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from fai_fast.model import Model
 
 NAME = "eval"
-HELP = "measure accuracy on labelled pictures: COCO's mask AP, ADE20K's mIoU"
+HELP = "measure accuracy on labeled pictures: COCO's mask AP, ADE20K's mIoU"
 DESCRIPTION = """\
-Runs a model on labelled pictures and prints its accuracy in percent, for each metric and class, beside the published
+Runs a model on labeled pictures and prints its accuracy in percent, for each metric and class, beside the published
 figures. Instance models: --images and --coco, mask AP by faster-coco-eval (pip install 'fai-fast[eval]'); categories
 are matched with the model's classes by name. Semantic models: --ade, mIoU and pixel accuracy.
 
@@ -56,14 +56,14 @@ _log = logging.getLogger("fai_fast")
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="MODEL", help=MODEL_HELP)
-    group = parser.add_argument_group("labelled pictures")
+    group = parser.add_argument_group("labeled pictures")
     truth = group.add_mutually_exclusive_group(required=True)
     truth.add_argument("--coco", metavar="FILE", help="COCO's instances JSON; needs --images")
     truth.add_argument(
         "--ade",
         metavar="DIR",
         help="a folder with images/validation and annotations/validation, or images and annotations; label images "
-        "hold 0 for unlabelled, then the classes from 1 on",
+        "hold 0 for unlabeled, then the classes from 1 on",
     )
     group.add_argument("--images", metavar="DIR", help="the folder of the pictures that --coco names")
     group.add_argument("--limit", type=count, metavar="N", help="the first N pictures")

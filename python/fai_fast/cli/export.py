@@ -21,7 +21,7 @@ DESCRIPTION = """\
 Writes the deployed graph: equal to the reference network, but cheaper to compute, with a fixed input size and the
 weights in it. It is compared with the reference network before it counts as written, and the largest differences are
 printed. The file brings its name and classes with it, so that `fai-fast predict OUT.onnx picture.jpg` works. Its input
-`images` is normalised RGB (B, 3, h, w), its outputs are `mask_logits` and `class_logits`.
+`images` is normalized RGB (B, 3, h, w), its outputs are `mask_logits` and `class_logits`.
 
 With --format tensorrt that graph is built for the GPUs of --target, which need not be here (TensorRT-RTX must be
 installed). It runs there with the same version of TensorRT; keep OUT.engine.json, its record, beside it.

@@ -58,8 +58,8 @@ def draw(
     """A copy of a picture with what was found in it.
 
     Each object gets its mask with a contour, its box, and its class and score; small objects lie above large ones.
-    Semantic results (those with a ``label_map``) are coloured by class, with a legend in place of boxes and labels. A
-    class has the same colour in every picture. Masks are drawn one at a time, never as an (N, H, W) stack.
+    Semantic results (those with a ``label_map``) are colored by class, with a legend in place of boxes and labels. A
+    class has the same color in every picture. Masks are drawn one at a time, never as an (N, H, W) stack.
 
     Args:
         image: the frame, uint8 RGB (H, W, 3); not modified.
@@ -67,7 +67,7 @@ def draw(
         masks: whether to draw masks, where there are any.
         boxes: whether to draw boxes.
         labels: whether to draw labels, or the legend.
-        opacity: of the masks' colour, 0 to 1. Contours are opaque.
+        opacity: of the masks' color, 0 to 1. Contours are opaque.
 
     Returns:
         uint8 RGB (H, W, 3).
@@ -151,14 +151,14 @@ def save(path: str | os.PathLike[str], picture: Picture) -> None:
 
 @functools.cache
 def color(class_id: int) -> Color:
-    """The RGB colour of a class, always the same: hues a golden angle apart, so that any few classes differ.
+    """The RGB color of a class, always the same: hues a golden angle apart, so that any few classes differ.
 
     Raises TypeError unless ``class_id`` is an integer. Gray for -1 and below.
     """
     class_id = check_int("class_id", class_id)
     if class_id < 0:
         return _UNKNOWN
-    # Neighbours in hue, 8, 13 and 21 classes apart, differ in lightness.
+    # Neighbors in hue, 8, 13 and 21 classes apart, differ in lightness.
     lightness = (0.70, 0.58, 0.82)[class_id % 3]
     hue = math.radians((25 + 137.508 * class_id) % 360)
     for chroma in np.arange(0.19, 0, -0.01):  # as vivid as sRGB allows
@@ -228,8 +228,8 @@ def _inner(mask: npt.NDArray[np.bool_], width: int) -> npt.NDArray[np.bool_]:
         eroded = np.zeros_like(mask)
         middle = eroded[1:-1, 1:-1]
         np.logical_and(mask[:-2, 1:-1], mask[2:, 1:-1], out=middle)
-        for neighbour in (mask[1:-1, :-2], mask[1:-1, 2:], mask[1:-1, 1:-1]):
-            np.logical_and(middle, neighbour, out=middle)
+        for neighbor in (mask[1:-1, :-2], mask[1:-1, 2:], mask[1:-1, 1:-1]):
+            np.logical_and(middle, neighbor, out=middle)
         mask = eroded
     return mask
 
@@ -363,7 +363,7 @@ def _write_legend(canvas: Image, pen: ImageDraw, detections: Detections, style: 
 
 
 def _class_shares(detections: Detections) -> list[tuple[str, float, Color]]:
-    """Name, share of the picture's pixels, and colour of each class that has pixels, the largest first."""
+    """Name, share of the picture's pixels, and color of each class that has pixels, the largest first."""
     pixels: dict[int, int] = {}
     names: dict[int, str] = {}
     columns = (

@@ -186,7 +186,7 @@ def plot(detections: Detections, image: Any) -> npt.NDArray[np.uint8]:
         raise ValueError(f"image: got shape {image.shape}, expected {(*detections.size, 3)}")
     supervision = _require("supervision", "plot", "plot")
     found = detections.to_supervision()
-    # supervision has no colour for class -1.
+    # supervision has no color for class -1.
     unknown = bool((detections.class_id < 0).any())
     lookup = supervision.ColorLookup.INDEX if unknown else supervision.ColorLookup.CLASS
     labels = [
@@ -195,7 +195,7 @@ def plot(detections: Detections, image: Any) -> npt.NDArray[np.uint8]:
     ]
     if detections.tracker_id is not None:
         labels = [f"#{i} {label}" for i, label in zip(detections.tracker_id.tolist(), labels, strict=True)]
-    # supervision draws in OpenCV's order of colours, in place.
+    # supervision draws in OpenCV's order of colors, in place.
     scene = image[:, :, ::-1].copy()
     if found.mask is not None:
         scene = supervision.MaskAnnotator(color_lookup=lookup).annotate(scene, found)

@@ -58,7 +58,7 @@ class Context(Protocol):
     """One place to run an engine.
 
     Attributes:
-        images: the normalised input (B, 3, h, w); write a frame here.
+        images: the normalized input (B, 3, h, w); write a frame here.
         mask_logits, class_logits: the outputs (B, Q, h/s, w/s) and (B, Q, K); read them after :meth:`run`.
     """
 

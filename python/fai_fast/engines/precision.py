@@ -70,7 +70,7 @@ def candidates(engine: str) -> tuple[str, ...]:
 
 
 def frames(port: Port, count: int = 2) -> Iterable[npt.NDArray[np.floating]]:
-    """Seeded inputs for `port`, normalised like pictures: flat regions with edges, gradients and noise."""
+    """Seeded inputs for `port`, normalized like pictures: flat regions with edges, gradients and noise."""
     images, channels, height, width = port.shape
     for seed in range(count):
         rng = np.random.default_rng(seed)
@@ -86,7 +86,7 @@ def agreement(engine: Engine, reference: Engine, inputs: Iterable[npt.NDArray[np
 
     Args:
         engine, reference: engines of the same graph.
-        inputs: normalised images of the engines' shape, such as :func:`frames` gives.
+        inputs: normalized images of the engines' shape, such as :func:`frames` gives.
 
     Raises:
         ValueError: there is no input, or the engines' outputs have other shapes.

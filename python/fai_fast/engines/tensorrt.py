@@ -142,7 +142,7 @@ class Flavour:
         device: int | None = None,
         folder: Path | None = None,
     ) -> bytes:
-        """A serialised engine of an ONNX file, in the types that the file says.
+        """A serialized engine of an ONNX file, in the types that the file says.
 
         Args:
             path: a deployed graph.

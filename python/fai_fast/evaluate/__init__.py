@@ -1,4 +1,4 @@
-"""Accuracy on labelled pictures: COCO's mask AP of instance models, ADE20K's mIoU of semantic ones.
+"""Accuracy on labeled pictures: COCO's mask AP of instance models, ADE20K's mIoU of semantic ones.
 
 What is measured is what :meth:`fai_fast.Model.infer` returns, in the pictures' own sizes. FocoosAI's published figures
 come from its training code (``MaskFormerProcessor.eval_postprocess`` of FocoosAI/focoos), which selects differently: AP

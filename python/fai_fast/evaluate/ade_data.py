@@ -36,8 +36,8 @@ def ade(
     Args:
         model: a semantic model; its class i is label i + 1.
         folder: ADE20K's, with ``images/validation/*.jpg`` and ``annotations/validation/*.png``, or the same without
-            ``validation``. A label image holds one number a pixel: 0 unlabelled, 1..C the classes.
-        threshold: pixels of classes that score no more are left unlabelled; by default none is.
+            ``validation``. A label image holds one number a pixel: 0 unlabeled, 1..C the classes.
+        threshold: pixels of classes that score no more are left unlabeled; by default none is.
         limit: the first so many pictures, by name; None for all.
         skip_missing: leave out what has a picture or a label image only, and say so in the report.
         progress: a bar on stderr; None for one if that is a terminal.
@@ -125,8 +125,8 @@ class AdeData:
                 )
             predicted = found.label_map
             assert predicted is not None
-            labelled = truth > 0
-            true, got = truth[labelled].astype(np.int64) - 1, predicted[labelled].astype(np.int64)
+            labeled = truth > 0
+            true, got = truth[labeled].astype(np.int64) - 1, predicted[labeled].astype(np.int64)
             got[got < 0] = n
             confusion += np.bincount(true * (n + 1) + got, minlength=n * (n + 1)).reshape(n, n + 1)
         metrics, per_class = _semantic_figures(confusion)
@@ -148,14 +148,14 @@ def _semantic_figures(confusion: Int64) -> tuple[Figures, list[float | None]]:
     union = truth + predicted - right
     with np.errstate(invalid="ignore"):
         iou, accuracy = 100 * right / union, 100 * right / truth
-    labelled = truth > 0
+    labeled = truth > 0
     total = truth.sum()
     metrics: Figures = dict.fromkeys(("sem_seg/mIoU", "sem_seg/fwIoU", "sem_seg/mACC", "sem_seg/pACC"))
     if total:
         metrics = {
             "sem_seg/mIoU": float(iou[union > 0].mean()),
-            "sem_seg/fwIoU": float((iou[labelled] * truth[labelled]).sum() / total),
-            "sem_seg/mACC": float(accuracy[labelled].mean()),
+            "sem_seg/fwIoU": float((iou[labeled] * truth[labeled]).sum() / total),
+            "sem_seg/mACC": float(accuracy[labeled].mean()),
             "sem_seg/pACC": float(100 * right.sum() / total),
         }
     return metrics, [None if math.isnan(value) else value for value in iou.tolist()]
@@ -179,6 +179,6 @@ def _read_labels(path: Path, classes: int, max_pixels: int | None) -> npt.NDArra
     if labels.min() < 0 or labels.max() > classes:
         wrong = labels.max() if labels.max() > classes else labels.min()
         raise ValueError(
-            f"labels: {path} holds label {wrong}, expected 0 (unlabelled) to {classes}, the model's classes"
+            f"labels: {path} holds label {wrong}, expected 0 (unlabeled) to {classes}, the model's classes"
         )
     return labels

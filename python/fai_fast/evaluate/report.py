@@ -93,13 +93,13 @@ class CocoReport(Report):
 
 @dataclass(frozen=True)
 class AdeReport(Report):
-    """``sem_seg/mIoU``, ``fwIoU``, ``mACC`` and ``pACC`` (pixel accuracy) over all labelled pixels.
+    """``sem_seg/mIoU``, ``fwIoU``, ``mACC`` and ``pACC`` (pixel accuracy) over all labeled pixels.
 
     As in mmsegmentation, a class that is in neither truth nor prediction is left out of mIoU, and pixels without a
-    label count nowhere. A pixel that the model leaves unlabelled is a wrong one.
+    label count nowhere. A pixel that the model leaves unlabeled is a wrong one.
 
     Attributes:
-        pixels: labelled ones.
+        pixels: labeled ones.
         confusion: int64 (C, C + 1), pixels of each true class (rows) that got each class, or none (last column). No
             part of :meth:`to_dict`.
     """
@@ -114,7 +114,7 @@ class AdeReport(Report):
         return cast(dict[str, Any], json.loads(json.dumps(fields, allow_nan=False)))
 
     def _what(self) -> str:
-        return f"{self.images} images, {self.pixels} labelled pixels"
+        return f"{self.images} images, {self.pixels} labeled pixels"
 
 
 def _figures(title: str, here: Figures, published: Mapping[str, float]) -> list[str]:

@@ -132,7 +132,7 @@ def export(
     and the same version of TensorRT on such a GPU. The record that is written beside it, ``path`` with ".json" added,
     must stay with it: ``fai_fast.load`` takes no engine without.
 
-    Its input is ``images`` (B, 3, height, width), normalised RGB as :func:`fai_fast.preprocess` gives it; its outputs
+    Its input is ``images`` (B, 3, height, width), normalized RGB as :func:`fai_fast.preprocess` gives it; its outputs
     are ``mask_logits`` (B, Q, height / s, width / s), s = 4 for fai_mf and 8 for bisenetformer, and ``class_logits``
     (B, Q, C+1), for :func:`fai_fast.postprocess`. Shapes are static. The file holds everything that loading it needs,
     and a checksum of itself: ``fai_fast.load`` refuses a file that was damaged or changed since. Onto a symlink the

@@ -1,4 +1,4 @@
-"""The backbones: normalised images (B, 3, H, W) -> res2..res5 at 1/4, 1/8, 1/16, 1/32 of the size."""
+"""The backbones: normalized images (B, 3, H, W) -> res2..res5 at 1/4, 1/8, 1/16, 1/32 of the size."""
 
 from __future__ import annotations
 

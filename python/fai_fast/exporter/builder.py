@@ -154,7 +154,7 @@ class Builder:
         )
 
     def resize(self, x: Value, name: str, size: tuple[int, int], mode: str) -> Value:
-        """Resizes to `size` by a whole factor. mode: "nearest", or "linear" (half-pixel centres, no antialias)."""
+        """Resizes to `size` by a whole factor. mode: "nearest", or "linear" (half-pixel centers, no antialias)."""
         batch, channels, height, width = x.shape
         scales = self.constant(
             np.array([1, 1, size[0] / height, size[1] / width]), f"{name}.scales", np.float32

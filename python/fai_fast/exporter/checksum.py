@@ -1,6 +1,6 @@
 """The checksum that an exported file carries of itself: it travels to machines where nothing else would notice damage.
 
-It covers every byte of the file but its own 64 digits, which count as zeros; so it depends on no serialisation.
+It covers every byte of the file but its own 64 digits, which count as zeros; so it depends on no serialization.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fai_fast.exporter.builder import Builder, Value
-from fai_fast.exporter.fold import Affine, Attention, Float64, Params, normalise, sine_position
+from fai_fast.exporter.fold import Affine, Attention, Float64, Params, normalize, sine_position
 from fai_fast.exporter.transformer import add_to, attend, feed_forward, linear, self_attention, to_heads
 from fai_fast.registry import ModelConfig
 
@@ -52,7 +52,7 @@ def decoder(
         start = p.at("query_feat")["weight"]
         queries = b.constant(start[None], "queries", np.float32)
         normal: Value | None = None
-        embedding = b.constant(_embedding_of(heads, normalise(start))[None], "embedding")
+        embedding = b.constant(_embedding_of(heads, normalize(start))[None], "embedding")
         for index in range(layers):
             level = levels[index % len(levels)]
             with b.scope(f"layer{index}"):
@@ -155,7 +155,7 @@ def _cross_attention(
     layer = Attention(cross.at("multihead_attn"), HEADS, norm, level.projection, embed, position)
     with b.scope("cross"):
         if normal is None:
-            query = b.constant(_by_head(layer.query(normalise(p.at("query_feat")["weight"]))), "q")
+            query = b.constant(_by_head(layer.query(normalize(p.at("query_feat")["weight"]))), "q")
         else:
             query = to_heads(b, linear(b, normal, layer.query, "q"), HEADS, "q")
         # A product with each head's own weights gives keys and values by head, without moving them afterwards.

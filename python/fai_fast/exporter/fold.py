@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from fai_fast.exporter.builder import LAYER_NORM_EPS
 
-__all__ = ["Affine", "Attention", "Float64", "Params", "normalise", "sine_position"]
+__all__ = ["Affine", "Attention", "Float64", "Params", "normalize", "sine_position"]
 
 Float64 = npt.NDArray[np.float64]
 
@@ -64,10 +64,10 @@ class Affine:
         return result
 
 
-def normalise(x: Float64) -> Float64:
-    """Layer normalisation of a constant over its last axis, without scale and shift."""
-    centred = x - x.mean(-1, keepdims=True)
-    normal: Float64 = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + LAYER_NORM_EPS)
+def normalize(x: Float64) -> Float64:
+    """Layer normalization of a constant over its last axis, without scale and shift."""
+    centered = x - x.mean(-1, keepdims=True)
+    normal: Float64 = centered / np.sqrt((centered**2).mean(-1, keepdims=True) + LAYER_NORM_EPS)
     return normal
 
 

@@ -41,7 +41,7 @@ def build_graph(
         precision: "fp32" or "fp16", of weights, input, outputs and all products.
 
     Returns:
-        A model with the input ``images`` (B, 3, height, width), normalised, and the outputs ``mask_logits``
+        A model with the input ``images`` (B, 3, height, width), normalized, and the outputs ``mask_logits``
         (B, Q, height / s, width / s) with s 4 for fai_mf and 8 for bisenetformer, and ``class_logits`` (B, Q, C+1).
 
     Raises:

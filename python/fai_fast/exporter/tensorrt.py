@@ -77,7 +77,7 @@ def build_engine(onnx_path: str | os.PathLike[str], target: str | Sequence[str] 
         target: "sm75", "sm86", ..., or several; "current" for the GPU that is in this machine.
 
     Returns:
-        The serialised engine.
+        The serialized engine.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong type or value.

@@ -109,7 +109,7 @@ def verify(
     pictures = [
         np.stack([picture(seed * batch + item, size) for item in range(batch)]) for seed in range(FRAMES)
     ]
-    images = [normalised(images, weights.spec) for images in pictures]
+    images = [normalized(images, weights.spec) for images in pictures]
     engine, runs = _run(model, images, ())
     reference = _Reference(weights)
     expected = [reference(image) for image in images]
@@ -123,7 +123,7 @@ def verify(
 
 
 def picture(seed: int, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
-    """A made-up picture (3, h, w), RGB: coloured shapes, large and small, on a gradient, with noise."""
+    """A made-up picture (3, h, w), RGB: colored shapes, large and small, on a gradient, with noise."""
     height, width = size
     r = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width].astype(np.float32)
@@ -139,7 +139,7 @@ def picture(seed: int, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
     return result
 
 
-def normalised(images: Array, spec: ModelSpec) -> Float32:
+def normalized(images: Array, spec: ModelSpec) -> Float32:
     """(B, 3, h, w) as the network takes them."""
     mean = np.array(spec.config.pixel_mean, np.float32)[:, None, None]
     std = np.array(spec.config.pixel_std, np.float32)[:, None, None]
@@ -158,7 +158,7 @@ def make_reference_file(
         size: of the picture; None for the size that the model was trained at.
     """
     size = size or (weights.spec.im_size, weights.spec.im_size)
-    masks, classes = _Reference(weights)(normalised(picture(seed, size)[None], weights.spec))
+    masks, classes = _Reference(weights)(normalized(picture(seed, size)[None], weights.spec))
     np.savez_compressed(
         path,
         sha256=np.array(weights.sha256),
@@ -185,7 +185,7 @@ def _verify_stored(
                 path.name,
             )
             return None
-        image = normalised(picture(int(stored["seed"]), size)[None], spec)
+        image = normalized(picture(int(stored["seed"]), size)[None], spec)
         expected = stored["masks"], stored["classes"]
     engine, ((masks, classes),) = _run(model, [image], ())
     masks = masks[:, :, ::REFERENCE_STEP, ::REFERENCE_STEP]
@@ -260,7 +260,7 @@ def _with_decisions(
 
 
 class _Reference:
-    """The network of fai_fast.reference with these weights, for normalised images; exact: in float64."""
+    """The network of fai_fast.reference with these weights, for normalized images; exact: in float64."""
 
     def __init__(self, weights: Weights, exact: bool = False) -> None:
         import torch

@@ -16,7 +16,7 @@ __all__ = ["Output", "Prediction", "Pretrained", "QueryMaskModel", "build", "pre
 
 
 def build(name_or_spec: str | ModelSpec) -> QueryMaskModel:
-    """A network with PyTorch's default initialisation, in training mode.
+    """A network with PyTorch's default initialization, in training mode.
 
     Args:
         name_or_spec: a name in the registry, a folder or file with FocoosAI's model_info.json, or a ModelSpec.

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 
 class ConvNorm(nn.Module):
-    """A convolution without bias, batch normalisation, and ReLU unless told otherwise: ``conv``, ``norm``."""
+    """A convolution without bias, batch normalization, and ReLU unless told otherwise: ``conv``, ``norm``."""
 
     def __init__(self, in_dim: int, out_dim: int, kernel: int, stride: int = 1, relu: bool = True) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class ConvNorm(nn.Module):
 
 
 class ConvBN(nn.Module):
-    """:class:`ConvNorm` with ReLU, whose checkpoints call the normalisation ``bn``."""
+    """:class:`ConvNorm` with ReLU, whose checkpoints call the normalization ``bn``."""
 
     def __init__(self, in_dim: int, out_dim: int, kernel: int, stride: int = 1) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class ConvBN(nn.Module):
 
 
 class NormedConv(nn.Conv2d):
-    """A convolution that holds its batch normalisation: ``weight``, ``norm``."""
+    """A convolution that holds its batch normalization: ``weight``, ``norm``."""
 
     def __init__(self, in_dim: int, out_dim: int, kernel: int, relu: bool) -> None:
         super().__init__(in_dim, out_dim, kernel, padding=kernel // 2, bias=False)

@@ -1,6 +1,6 @@
 """A network as a GPU runs it through PyTorch: the same function of the same weights, in far fewer kernels.
 
-What does not depend on the image becomes a constant: batch normalisation (folded into the convolutions), positions,
+What does not depend on the image becomes a constant: batch normalization (folded into the convolutions), positions,
 the first layer's queries. Resizing is linear, so that mask features are resized once a level instead of masks once a
 layer. Nothing in :meth:`Deployed.forward` waits for the device or depends on values, so that it can be captured.
 """
@@ -33,7 +33,7 @@ BLOCKED = -1000.0
 
 
 class Deployed(nn.Module):
-    """Normalised images (B, 3, H, W) -> mask logits (B, Q, h, w) and class logits (B, Q, C+1).
+    """Normalized images (B, 3, H, W) -> mask logits (B, Q, h, w) and class logits (B, Q, C+1).
 
     Args:
         network: in evaluation mode, float32 or float64; it is taken apart and cannot be used afterwards.
@@ -67,7 +67,7 @@ class Deployed(nn.Module):
 
 
 class FoldedConv(nn.Module):
-    """A convolution that holds its batch normalisation, and where asked a sum and ReLU: ``relu(conv(x) + add)``."""
+    """A convolution that holds its batch normalization, and where asked a sum and ReLU: ``relu(conv(x) + add)``."""
 
     def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d, relu: bool) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ class FoldedBottleneck(nn.Module):
 
 
 def _fold(module: nn.Module) -> None:
-    """Folds every batch normalisation below `module` into its convolution."""
+    """Folds every batch normalization below `module` into its convolution."""
     for name, child in list(module.named_children()):
         setattr(module, name, _folded(child))
 

@@ -97,6 +97,6 @@ class QueryMaskModel(nn.Module):
         predictions = self.predict((images - self.pixel_mean) / self.pixel_std)
         return Output(*predictions[-1], aux=tuple(predictions[:-1]) if self.training else ())
 
-    def predict(self, normalised: Tensor) -> list[Prediction]:
-        """The predictions of every layer, first that of the untouched queries, for normalised images."""
-        return self.head.predictor(*self.pixel_decoder(normalised))
+    def predict(self, normalized: Tensor) -> list[Prediction]:
+        """The predictions of every layer, first that of the untouched queries, for normalized images."""
+        return self.head.predictor(*self.pixel_decoder(normalized))

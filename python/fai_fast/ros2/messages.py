@@ -109,7 +109,7 @@ def compressed_frame(message: Any) -> Frame:
         ValueError: a depth image, no picture, or a damaged one.
     """
     if "compresseddepth" in message.format.lower():
-        raise ValueError(f"format: got {message.format!r:.60}, expected jpeg or png in colour or gray")
+        raise ValueError(f"format: got {message.format!r:.60}, expected jpeg or png in color or gray")
     try:
         pixels = read_image(io.BytesIO(message.data))
     except ValueError as error:
@@ -126,7 +126,7 @@ def rgb(frame: Frame, *, yuv_matrix: YuvMatrix = "bt601", yuv_range: YuvRange = 
     if color in ("bgr", "bgra"):
         return np.asarray(pixels[:, :, 2::-1])
     size = (pixels[0] if color == "nv12" else pixels).shape[:2]
-    # The colours that the network sees: its preprocessing, without resizing and normalising.
+    # The colors that the network sees: its preprocessing, without resizing and normalizing.
     planes = preprocess(
         pixels, size, mean=0.0, std=1.0, color=color, yuv_matrix=yuv_matrix, yuv_range=yuv_range
     )
