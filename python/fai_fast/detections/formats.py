@@ -5,9 +5,7 @@ Each function is the method of the same name of :class:`fai_fast.Detections`, wh
 
 from __future__ import annotations
 
-import base64
 import importlib
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +60,12 @@ def to_dict(detections: Detections) -> dict[str, Any]:
     }
 
 
+def to_json(detections: Detections, indent: int | None) -> str:
+    import json  # not with the package, whose import it would make longer
+
+    return json.dumps(to_dict(detections), indent=indent, allow_nan=False)
+
+
 def to_coco(detections: Detections, image_id: int | str) -> list[dict[str, Any]]:
     columns = zip(
         detections.class_id.tolist(),
@@ -92,6 +96,9 @@ def _json_rle(detections: Detections) -> Sequence[dict[str, Any] | None]:
 
 
 def to_focoos(detections: Detections) -> dict[str, Any]:
+    import base64
+    import io
+
     boxes = _pixel_boxes(detections)
     texts: list[str | None] = [None] * len(detections)
     if (packed := detections.packed) is not None:

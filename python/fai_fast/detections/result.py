@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -471,7 +470,7 @@ class Detections(_Immutable):
 
     def to_json(self, *, indent: int | None = None) -> str:
         """:meth:`to_dict` as JSON."""
-        return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
+        return formats.to_json(self, indent)
 
     def to_coco(self, image_id: int | str) -> list[dict[str, Any]]:
         """COCO's annotations of the rows, in JSON's types.
