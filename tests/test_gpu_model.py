@@ -1004,12 +1004,12 @@ def test_an_engine_without_its_graph_is_passed_over(machine, monkeypatch, caplog
 
 
 @gpu.needed
-def test_what_the_last_engine_raises_is_raised(machine):
+def test_where_the_last_engine_fails_too_all_are_told_of(machine):
     modules = [
         Module(name, "weights", broken=why) for name, why in (("fast", "no memory"), ("last", "no driver"))
     ]
     load = machine(*modules, falls_back=False)
-    with pytest.raises(EngineError, match=r"^last: no driver$"):
+    with pytest.raises(EngineError, match=r"^no engine can be used: fast: no memory; last: no driver$"):
         load()
 
 
