@@ -181,7 +181,8 @@ class Truth:
         area = self.inside.sum(axis=(1, 2))
         alive = [q for q in range(len(area)) if not self.dropped[q] and area[q] >= 2]
         scores = {q: self.score(q, self.inside[q]) for q in alive}
-        kept = [q for q in alive if scores[q] > self.threshold]
+        # In the type that scores are reported in.
+        kept = [q for q in alive if np.float32(scores[q]) > np.float32(self.threshold)]
         kept.sort(key=lambda q: (-scores[q], q))
         return np.array(kept, int), np.array([scores[q] for q in kept])
 

@@ -432,7 +432,7 @@ def test_hostile_json_is_a_clear_error(tmp_path, text):
 def test_a_model_info_of_absurd_length_is_not_read(tmp_path):
     with (tmp_path / "model_info.json").open("wb") as file:
         file.truncate(1 << 33)
-    with pytest.raises(ValueError, match="8589934592 bytes are no model_info"):
+    with pytest.raises(ValueError, match="8589934592 bytes are not a model_info"):
         load_spec(tmp_path)
 
 

@@ -101,6 +101,28 @@ def test_every_frame_has_its_own_thresholds(logits):
 
 
 @gpu.needed
+@MODES
+def test_a_reported_score_is_above_the_threshold_as_on_the_cpu(semantic):
+    masks, classes = scenes.blobs(3, queries=30, grid=(12, 14), objects=20)
+    classes[0, :] = -np.inf
+    classes[1, 1] = -np.inf  # of no probability, which drops no query
+    classes[2, 2] = np.inf
+    graph = gpu.with_logits(masks, classes, semantic=semantic)
+    everything = gpu.detect(graph, BLACK, threshold=-1.0)
+    assert 1 in everything.query or semantic
+    assert not {0, 2} & set(everything.query.tolist())
+    for score in everything.confidence[:12]:
+        found = gpu.detect(graph, BLACK, threshold=float(score))
+        assert found.query.tolist() == everything.query[everything.confidence > score].tolist()
+        on_cpu = fai_fast.postprocess(
+            masks, classes, found.size, threshold=float(score), predict_all_pixels=semantic
+        )
+        if gpu.EMULATOR is not None:  # whose exponential is the CPU's to the bit
+            assert found.query.tolist() == on_cpu.query.tolist()
+            assert found.confidence.tobytes() == on_cpu.confidence.tobytes()
+
+
+@gpu.needed
 def test_the_way_to_resize_may_change_between_frames_of_one_size(logits):
     graph = gpu.with_logits(*logits, size=(32, 32))
     letterbox = fai_fast.Letterbox.fit((24, 40), (32, 32))

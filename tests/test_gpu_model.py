@@ -1007,7 +1007,7 @@ def test_an_engine_without_its_graph_is_passed_over(machine, monkeypatch, caplog
 
 
 @gpu.needed
-def test_what_every_engine_raises_is_told_where_none_is_left(machine):
+def test_where_the_last_engine_fails_too_all_are_told_of(machine):
     modules = [
         Module(name, "weights", broken=why) for name, why in (("fast", "no memory"), ("last", "no driver"))
     ]

@@ -293,6 +293,34 @@ def test_score_equal_to_the_threshold_is_not_kept():
     assert len(run(masks, logits, (4, 4), threshold=np.nextafter(np.float32(0.5), np.float32(0)))) == 2
 
 
+@MODES
+@pytest.mark.parametrize("use_mask_score", [False, True])
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_a_reported_score_is_always_above_the_threshold(mode, use_mask_score, activation):
+    mask_logits, class_logits = scenes.blobs(3, queries=40, grid=(20, 20), objects=30, classes=5)
+    options = {**mode, "use_mask_score": use_mask_score, "class_activation": activation}
+    everything = fai_fast.postprocess(mask_logits, class_logits, (40, 40), threshold=-1.0, **options)
+    assert len(everything) > 10
+    for score in everything.confidence:
+        found = fai_fast.postprocess(mask_logits, class_logits, (40, 40), threshold=float(score), **options)
+        # Rounded to float32 a score may be larger or smaller than what it was computed as.
+        assert found.query.tolist() == everything.query[everything.confidence > score].tolist()
+        just_below = float(np.nextafter(score, np.float32(-2)))
+        found = fai_fast.postprocess(mask_logits, class_logits, (40, 40), threshold=just_below, **options)
+        assert found.query.tolist() == everything.query[everything.confidence >= score].tolist()
+
+
+@pytest.mark.parametrize("threshold", [0.1, 0.3, 0.6, 0.7, 0.9])
+def test_a_threshold_that_float32_does_not_have_is_what_float32_makes_of_it(threshold):
+    # The three float32 logits whose sigmoids are nearest to the threshold, on both sides of it.
+    nearest = np.float32(np.log(threshold / (1 - threshold)))
+    logits = nearest + np.arange(-40, 41, dtype=np.float32) * np.spacing(nearest)
+    found = run(np.ones((81, 4, 4), np.float32), logits[:, None], (4, 4), threshold=threshold)
+    assert 0 < len(found) < 81
+    assert (found.confidence > threshold).all()
+    assert (found.confidence > np.float32(threshold)).all()
+
+
 # ----------------------------------------------------------------------------------------- NaN, infinity
 
 

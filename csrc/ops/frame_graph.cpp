@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "csrc/core/error.h"
+#include "csrc/math/rows.h"
 #include "csrc/math/sampling.h"
 #include "csrc/ops/checks.h"
 #include "csrc/ops/frame.h"
@@ -203,7 +204,7 @@ std::vector<FrameResult> FrameGraph::results(int64_t top_k) {
                 score *=
                     static_cast<double>(row.sum) * cuda::kSumUnit / (static_cast<double>(row.area) + 0.01);
             }
-            if (score > geometry.threshold) kept.push_back({static_cast<float>(score), &row});
+            if (math::above(score, geometry.threshold)) kept.push_back({static_cast<float>(score), &row});
         }
         std::sort(kept.begin(), kept.end(), [](const Scored& a, const Scored& b) {
             return a.confidence != b.confidence ? a.confidence > b.confidence : a.row->query < b.row->query;

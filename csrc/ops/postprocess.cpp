@@ -10,6 +10,7 @@
 #include "csrc/core/parallel.h"
 #include "csrc/core/scratch.h"
 #include "csrc/cpu/kernels.h"
+#include "csrc/math/rows.h"
 #include "csrc/math/sampling.h"
 #include "csrc/ops/checks.h"
 #include "csrc/ops/pixel_axis.h"
@@ -129,7 +130,7 @@ bool keep(const PostprocessArguments& arguments, Query& query) {
     if (arguments.use_mask_score) {
         query.score *= query.region.sum / (static_cast<double>(query.region.area) + 0.01);
     }
-    return query.score > arguments.threshold;
+    return math::above(query.score, arguments.threshold);
 }
 
 // By the score as it is handed out, so that equal ones are in order of their queries.
@@ -180,7 +181,8 @@ Canvas canvas_of(const cpu::Extent& extent, const Axes& axes) {
 void draw_instances(const PostprocessArguments& arguments, const Network& network,
                     const cpu::Kernels& kernels, int threads, std::vector<Query>& queries,
                     Postprocessed& result) {
-    std::erase_if(queries, [&](const Query& query) { return !(query.score > arguments.threshold); });
+    std::erase_if(queries,
+                  [&](const Query& query) { return !math::above(query.score, arguments.threshold); });
     const double wanted = arguments.mask_threshold;
     if (wanted > 1.0 || queries.empty()) {
         queries.clear();

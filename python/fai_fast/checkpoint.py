@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import io
 import logging
-import pickle
+import pickletools
 import re
 import struct
 import warnings
 import zipfile
 import zlib
-from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -204,60 +203,104 @@ def _way_out(path: Path) -> str:
     return f"torch.save({inside}, new_path)"
 
 
-class _Outline:
-    """Stands for any object in a pickle, so that its layout can be told without importing or running anything."""
+class _Object:
+    """Stands for an object that a pickle would make: of what class or function, and what state it is given."""
 
-    origin = ""
-
-    def __new__(cls, *args: object, **kwargs: object) -> _Outline:
-        return super().__new__(cls)
-
-    def __init__(self, *args: object, **kwargs: object) -> None:
+    def __init__(self, origin: str = "") -> None:
+        self.origin = origin
         self.state: object = None
 
-    def __setstate__(self, state: object) -> None:
-        self.state = state
 
-    def __call__(self, *args: object, **kwargs: object) -> _Outline:
-        return self
-
-    def __setitem__(self, key: object, value: object) -> None:
-        pass
-
-    def append(self, value: object) -> None:
-        pass
-
-    def extend(self, values: object) -> None:
-        pass
-
-
-class _OutlineUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
-        return type(name, (_Outline,), {"origin": f"{module}.{name}"})
-
-    def persistent_load(self, pid: object) -> object:
-        # Files of the older format have a module's class, with its source, where others have storages.
-        return pid[1] if isinstance(pid, tuple) and pid[0] == "module" else _Outline()
+_MARK = _Object()
 
 
 def _outline(path: Path) -> object:
-    if not zipfile.is_zipfile(path):
-        with path.open("rb") as file:
-            for _ in range(3):  # before the object there are a number, a version and the machine's sizes
-                _OutlineUnpickler(file).load()
-            return _OutlineUnpickler(file).load()
-    with zipfile.ZipFile(path) as archive:
-        [name] = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-        if archive.getinfo(name).file_size > _LARGEST_PICKLE:
-            raise ValueError("too much to look through for an advice")
-        return _OutlineUnpickler(io.BytesIO(archive.read(name))).load()
+    """The layout of what a file of torch.save holds: dicts, str and tuples as they are, all else an _Object."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            [name] = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+            if archive.getinfo(name).file_size > _LARGEST_PICKLE:
+                raise ValueError("too much to look through for an advice")
+            return _outline_of(io.BytesIO(archive.read(name)))
+    with path.open("rb") as file:
+        for _ in range(3):  # before the object there are a number, a version and the machine's sizes
+            _outline_of(file)
+        return _outline_of(file)
+
+
+def _outline_of(file: IO[bytes]) -> object:
+    """The layout of a pickle, read instruction by instruction; none of them is carried out."""
+    stack: list[Any] = []
+    memo: dict[Any, Any] = {}
+    for instruction, argument, _ in pickletools.genops(file):
+        match instruction.name:
+            case "MARK":
+                stack.append(_MARK)
+            case "PUT" | "BINPUT" | "LONG_BINPUT":
+                memo[argument] = stack[-1]
+            case "MEMOIZE":
+                memo[len(memo)] = stack[-1]
+            case "GET" | "BINGET" | "LONG_BINGET":
+                stack.append(memo[argument])
+            case "UNICODE" | "BINUNICODE" | "SHORT_BINUNICODE" | "BINUNICODE8":
+                stack.append(argument)
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                count = int(instruction.name[-1])
+                stack[-count:] = [tuple(stack[-count:])]
+            case "TUPLE":
+                items = _popped_to_mark(stack)
+                stack.append(tuple(items))
+            case "EMPTY_DICT":
+                stack.append({})
+            case "SETITEM" | "SETITEMS":
+                items = (
+                    _popped_to_mark(stack) if instruction.name == "SETITEMS" else [stack.pop(-2), stack.pop()]
+                )
+                if isinstance(stack[-1], dict):
+                    stack[-1].update(
+                        (key, value)
+                        for key, value in zip(items[::2], items[1::2], strict=True)
+                        if type(key) is str
+                    )
+            case "GLOBAL":
+                stack.append(_Object(str(argument).replace(" ", ".")))
+            case "STACK_GLOBAL":
+                name = stack.pop()
+                stack.append(_Object(f"{stack.pop()}.{name}"))
+            case "REDUCE" | "NEWOBJ":
+                stack.pop()
+                made = stack.pop()
+                stack.append({} if made.origin == "collections.OrderedDict" else _Object(made.origin))
+            case "BUILD":
+                state = stack.pop()
+                if isinstance(stack[-1], _Object):
+                    stack[-1].state = state
+            case "PERSID" | "BINPERSID":
+                # Files of the older format have a module's class, with its source, where others have storages.
+                known = stack.pop() if instruction.name == "BINPERSID" else None
+                stack.append(known[1] if isinstance(known, tuple) and known[0] == "module" else _Object())
+            case "STOP":
+                break
+            case _:
+                before = instruction.stack_before
+                if pickletools.markobject in before:
+                    _popped_to_mark(stack)
+                    before = before[: before.index(pickletools.markobject)]
+                del stack[len(stack) - len(before) :]
+                stack += [_Object() for _ in instruction.stack_after]
+    return stack.pop()
+
+
+def _popped_to_mark(stack: list[Any]) -> list[Any]:
+    place = max(index for index, item in enumerate(stack) if item is _MARK)
+    items = stack[place + 1 :]
+    del stack[place:]
+    return items
 
 
 def _tensors_in(expression: str, found: object, depth: int) -> str | None:
     """The Python for the state dict in what `expression` is, of which `found` is the outline."""
-    if isinstance(found, _Outline):
+    if isinstance(found, _Object):
         is_module = isinstance(found.state, Mapping) and "_modules" in found.state
         return f"{expression}.state_dict()" if is_module else None
     if not isinstance(found, Mapping) or depth == 0:
@@ -276,7 +319,7 @@ def _tensors_in(expression: str, found: object, depth: int) -> str | None:
 
 
 def _is_tensor(found: object) -> bool:
-    return isinstance(found, _Outline) and found.origin.startswith("torch._utils._rebuild_")
+    return isinstance(found, _Object) and found.origin.startswith("torch._utils._rebuild_")
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
