@@ -50,11 +50,23 @@ def test_jpeg_is_close(picture):
     assert np.abs(read_image(encoded(smooth, "JPEG", quality=95)).astype(int) - smooth).max() < 12
 
 
-def test_pictures_are_turned_upright(picture):
+@pytest.mark.parametrize(
+    ("orientation", "upright"),
+    [
+        (1, lambda image: image),
+        (2, lambda image: image[:, ::-1]),
+        (3, lambda image: image[::-1, ::-1]),
+        (4, lambda image: image[::-1]),
+        (5, lambda image: image.transpose(1, 0, 2)),
+        (6, lambda image: np.rot90(image, -1)),
+        (7, lambda image: image[::-1, ::-1].transpose(1, 0, 2)),
+        (8, lambda image: np.rot90(image, 1)),
+    ],
+)
+def test_pictures_are_turned_upright(picture, orientation, upright):
     exif = Image.Exif()
-    exif[0x0112] = 6  # taken with the camera turned by 90 degrees
-    turned = encoded(picture, "PNG", exif=exif)
-    assert np.array_equal(read_image(turned), np.rot90(picture, -1))
+    exif[0x0112] = orientation
+    assert np.array_equal(read_image(encoded(picture, "PNG", exif=exif)), upright(picture))
 
 
 @pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP"])

@@ -35,6 +35,7 @@ from videos import (
     descriptors,
     found,
     picture,
+    set_display_matrix,
     stream_threads,
     until,
     value,
@@ -165,23 +166,147 @@ def test_matrices_that_preprocessing_lacks_are_left_to_ffmpeg():
     assert np.array_equal(pixels, frame.to_ndarray(format="rgb24"))
 
 
-class Turned:
-    """A frame of a phone that was held upright."""
+def uniform(pix_fmt, luma=100, chroma=(90, 200)):
+    """A frame of one color, in a planar YUV format of 8 or 10 bits."""
+    frame = av.VideoFrame(64, 48, pix_fmt)
+    for plane, sample in zip(frame.planes, (luma, *chroma), strict=True):
+        dtype, scale = (np.uint16, 4) if "10" in pix_fmt else (np.uint8, 1)
+        plane.update(np.full(plane.buffer_size // np.dtype(dtype).itemsize, sample * scale, dtype).tobytes())
+    return frame
 
-    def __init__(self, frame, rotation):
-        self._frame, self.rotation = frame, rotation
 
-    def __getattr__(self, name):
-        return getattr(self._frame, name)
+def rgb_of(luma, blue, red, matrix, range):
+    """By the standards' definitions."""
+    kr, kb = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722)}[matrix]
+    if range == "full":
+        y, u, v = luma / 255, (blue - 128) / 255, (red - 128) / 255
+    else:
+        y, u, v = (luma - 16) / 219, (blue - 128) / 224, (red - 128) / 224
+    r, b = y + 2 * (1 - kr) * v, y + 2 * (1 - kb) * u
+    return np.clip([r, (y - kr * r - kb * b) / (1 - kr - kb), b], 0, 1) * 255
 
 
-@pytest.mark.parametrize(("rotation", "turns"), [(90, 1), (-90, 3), (180, 2), (-180, 2)])
-def test_frames_come_upright(rotation, turns):
-    frame = av.VideoFrame.from_ndarray(picture(3), format="rgb24").reformat(format="yuv420p")
-    pixels, layout = decoded_pixels(Turned(frame, rotation), _ColorOverrides("rgb", None, None))
-    assert layout["color"] == "rgb"
-    # Counterclockwise, as FFmpeg counts.
-    assert np.array_equal(pixels, np.rot90(frame.to_ndarray(format="rgb24"), turns))
+@pytest.mark.parametrize(
+    "pix_fmt",
+    ["yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p", "yuv420p10le", "yuv422p10le"],
+)
+@pytest.mark.parametrize("matrix", ["bt601", "bt709"])
+@pytest.mark.parametrize("range", ["limited", "full"])
+def test_the_users_matrix_and_range_count_for_every_format(fake, pix_fmt, matrix, range):
+    expected = rgb_of(100, 90, 200, matrix, range)
+    for tagged in ((2, 0), (1, 2), (5, 1), (9, 0)):
+        frame = uniform(pix_fmt)
+        frame.colorspace, frame.color_range = tagged
+        with Stream(fake, [frame], yuv_matrix=matrix, yuv_range=range) as stream:
+            [(got, _)] = stream
+        assert (got.layout["yuv_matrix"], got.layout["yuv_range"]) == (matrix, range)
+        assert np.abs(got.image() - expected).max() <= 4
+        # The user's frame is as it was.
+        assert (frame.colorspace, frame.color_range) == tagged
+
+
+@pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuv444p", "yuv420p10le"])
+@pytest.mark.parametrize(("space", "matrix"), [(1, "bt709"), (2, "bt601"), (5, "bt601"), (6, "bt601")])
+@pytest.mark.parametrize(("tag", "range"), [(0, "limited"), (1, "limited"), (2, "full")])
+def test_the_layout_says_how_pixels_were_read(pix_fmt, space, matrix, tag, range):
+    frame = uniform(pix_fmt)
+    frame.colorspace, frame.color_range = space, tag
+    pixels, layout = decoded_pixels(frame, _ColorOverrides("rgb", None, None))
+    assert (layout["yuv_matrix"], layout["yuv_range"]) == (matrix, range)
+    image = Frame(0, None, SIZE, pixels, layout, 0.0).image()
+    assert np.abs(image - rgb_of(100, 90, 200, matrix, range)).max() <= 4
+
+
+ORIENTATIONS = {
+    "upright": ((1, 0, 0, 1), lambda image: image),
+    "left-right": ((-1, 0, 0, 1), lambda image: image[:, ::-1]),
+    "top-bottom": ((1, 0, 0, -1), lambda image: image[::-1]),
+    "half a turn": ((-1, 0, 0, -1), lambda image: image[::-1, ::-1]),
+    "clockwise": ((0, 1, -1, 0), lambda image: np.rot90(image, -1)),
+    "counterclockwise": ((0, -1, 1, 0), lambda image: np.rot90(image, 1)),
+    "transposed": ((0, 1, 1, 0), lambda image: image.transpose(1, 0, 2)),
+    "transversed": ((0, -1, -1, 0), lambda image: image[::-1, ::-1].transpose(1, 0, 2)),
+}
+
+
+def quarters():
+    """A picture that no two of the eight orientations show alike."""
+    image = np.zeros((*SIZE, 3), np.uint8)
+    image[:24, :32], image[:24, 32:] = (200, 30, 30), (30, 200, 30)
+    image[24:, :32], image[24:, 32:] = (30, 30, 200), (200, 200, 200)
+    return image
+
+
+@pytest.mark.parametrize("name", ORIENTATIONS)
+def test_frames_come_upright_and_not_mirrored(fake, tmp_path, name):
+    matrix, turned = ORIENTATIONS[name]
+    path = write_video(tmp_path / "a.mp4", 1, image=quarters())
+    luma, *chroma = (
+        plane.astype(float) for plane in decoded_pixels(decoded(path), _ColorOverrides("rgb", None, None))[0]
+    )
+    set_display_matrix(path, *matrix)
+    for options in ({}, {"yuv_matrix": "bt709", "yuv_range": "full"}):
+        with Stream(fake, path, **options) as stream:
+            [(frame, _)] = stream
+        assert frame.layout["color"] == ("i420" if name == "upright" else "rgb")
+        read_by = frame.layout["yuv_matrix"], frame.layout["yuv_range"]
+        assert read_by == (("bt709", "full") if options else ("bt601", "limited"))
+        centers = [
+            [rgb_of(luma[y, x], *(plane[y // 2, x // 2] for plane in chroma), *read_by) for x in (16, 48)]
+            for y in (12, 36)
+        ]
+        image = frame.image()
+        height, width = image.shape[:2]
+        assert frame.size == turned(quarters()).shape[:2] == (height, width)
+        got = image[height // 4 :: height // 2, width // 4 :: width // 2]
+        assert np.abs(got - turned(np.array(centers))).max() <= 4
+
+
+def test_colors_of_high_dynamic_range_are_told_once(fake, caplog):
+    frames = [uniform("yuv420p10le") for _ in range(3)]
+    for index, frame in enumerate(frames):
+        frame.color_trc, frame.pts = 16, index
+    with Stream(fake, frames) as stream:
+        assert len(list(stream)) == 3
+    [line] = caplog.messages
+    assert line.startswith(
+        "stream: the list has colors of high dynamic range (PQ), which are shown without tone mapping"
+    )
+    caplog.clear()
+    for frame in frames:
+        frame.color_trc = 1
+    with Stream(fake, frames) as stream:
+        assert len(list(stream)) == 3
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuv422p", "yuv420p10le", "rgb24", "bgr24", "gray", "rgba"])
+def test_image_is_an_array_of_its_own_to_draw_on(fake, pix_fmt):
+    source = av.VideoFrame.from_ndarray(picture(2, (50, 66)), format="rgb24").reformat(format=pix_fmt)
+    with Stream(fake, [source]) as stream:
+        [(frame, _)] = stream
+    check_own_image(frame)
+
+
+def check_own_image(frame):
+    image = frame.image()
+    assert image.flags.writeable
+    assert image.flags.c_contiguous
+    assert image.flags.owndata
+    before = image.copy()
+    image[:] = 7
+    assert np.array_equal(frame.image(), before)
+
+
+def test_image_of_pictures_and_arrays_is_an_array_of_its_own(fake, tmp_path):
+    Image.fromarray(picture(1)).save(tmp_path / "a.png")
+    Image.fromarray(picture(1)).convert("L").save(tmp_path / "b.png")
+    with Stream(fake, tmp_path) as stream:
+        for frame, _ in stream:
+            check_own_image(frame)
+    with Stream(fake, [picture(1), picture(1)[:, ::-1]]) as stream:
+        for frame, _ in stream:
+            check_own_image(frame)
 
 
 def test_iterators_give_frames_with_and_without_a_time(fake, clip):

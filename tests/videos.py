@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -26,16 +27,29 @@ def picture(index, size=SIZE):
     return image
 
 
-def write_video(path, frames=12, *, codec="mpeg4", pix_fmt="yuv420p", size=SIZE, rate=25, **options):
-    """A video of :func:`picture`; `options` are the container's."""
+def write_video(
+    path, frames=12, *, codec="mpeg4", pix_fmt="yuv420p", size=SIZE, rate=25, image=None, **options
+):
+    """A video of :func:`picture`, or of one `image` all along; `options` are the container's."""
     with av.open(str(path), "w", options=options) as container:
         stream = container.add_stream(codec, rate=rate)
         stream.height, stream.width = size
         stream.pix_fmt = pix_fmt
         for index in range(frames):
-            frame = av.VideoFrame.from_ndarray(picture(index, size), format="rgb24")
+            pixels = picture(index, size) if image is None else image
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
+    return path
+
+
+def set_display_matrix(path, a, b, c, d):
+    """Lets an MP4 be shown with x' = a x + c y and y' = b x + d y."""
+    data = bytearray(path.read_bytes())
+    upright = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+    place = data.index(upright, data.index(b"tkhd"))
+    data[place : place + 20] = struct.pack(">5i", a << 16, b << 16, 0, c << 16, d << 16)
+    path.write_bytes(data)
     return path
 
 

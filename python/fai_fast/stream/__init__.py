@@ -65,7 +65,8 @@ class Frame:
         size: (height, width), pixels.
         pixels: what :meth:`fai_fast.Model.infer` takes with ``**frame.layout``: of a video the planes, uint8 (Y, U, V),
             (Y, UV) or one array, read-only; of an iterator what came from it; of a picture RGB (H, W, 3).
-        layout: ``color``, ``yuv_matrix`` and ``yuv_range`` of the pixels.
+        layout: ``color``, ``yuv_matrix`` and ``yuv_range`` of the pixels. Of a video's pixels that are RGB, the matrix
+            and range that they were converted by ("bt601" also where it was one that only FFmpeg knows, as BT.2020's).
         captured: when it came, on the clock of ``time.perf_counter``, seconds.
         max_pixels: the stream's.
     """
@@ -79,7 +80,7 @@ class Frame:
     max_pixels: int | None = None
 
     def image(self) -> npt.NDArray[np.uint8]:
-        """The frame as RGB uint8 (H, W, 3), as the network sees it; it may share memory with ``pixels``.
+        """The frame as RGB uint8 (H, W, 3), as the network sees it: a contiguous array of its own, yours to draw on.
 
         Made anew at each call. Raises TypeError for a frame in a GPU's memory.
         """
@@ -87,7 +88,7 @@ class Frame:
         if is_encoded(pixels):
             pixels = read_image(pixels, max_pixels=self.max_pixels)
         if isinstance(pixels, np.ndarray) and self.layout["color"] == "rgb":
-            return pixels
+            return np.array(pixels, order="C")
         tensor, _ = preprocess_frame(pixels, self.size, mean=0, std=1, **self.layout)
         picture = np.empty((*self.size, 3), np.uint8)
         np.rint(tensor[0].transpose(1, 2, 0), out=picture, casting="unsafe")

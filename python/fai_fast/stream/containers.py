@@ -92,6 +92,9 @@ class _Video:
                     yield _FrameError(ValueError(f"source: {self.name} {what}"))
                     continue
                 given += 1
+                # PyAV before 16 has it of the codec only.
+                transfer = getattr(frame, "color_trc", stream.codec_context.color_trc)
+                self.overrides.warn_of_hdr(self.name, transfer)
                 pixels, layout = decoded_pixels(frame, self.overrides)
                 yield _SourceFrame(pixels, layout, frame.time, captured)
         if not live and packets < stream.frames:

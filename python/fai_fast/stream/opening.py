@@ -141,6 +141,7 @@ def _iterate(
             layout = overrides.layout()
             if type(frame).__module__.startswith("av.") and hasattr(frame, "planes"):
                 pts = frame.time if pts is None else pts
+                overrides.warn_of_hdr(f"the {type(source).__name__}", getattr(frame, "color_trc", None))
                 frame, layout = decoded_pixels(frame, overrides)
             yield _SourceFrame(frame, layout, pts, captured)
     finally:
