@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "csrc/core/frame.h"
+#include "csrc/core/frame_layout.h"
 #include "csrc/core/pixel_axis.h"
 #include "csrc/core/types.h"
 

@@ -1,6 +1,6 @@
 // Every function of csrc/math in a kernel that nobody launches: keeps the shared headers compiling under
 // nvcc.
-#include "csrc/math/colour.h"
+#include "csrc/math/color.h"
 #include "csrc/math/hd.h"
 #include "csrc/math/masks.h"
 #include "csrc/math/rows.h"

@@ -5,9 +5,9 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
-#include "csrc/core/frame.h"
+#include "csrc/core/frame_layout.h"
 #include "csrc/core/pixel_axis.h"
-#include "csrc/math/colour.h"
+#include "csrc/math/color.h"
 #include "cuda/api.h"
 #include "cuda/check.cuh"
 

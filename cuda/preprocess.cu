@@ -5,7 +5,7 @@
 // and the tensor: H_src_used * W * C + 3 * h * w * itemsize. At 1080p RGB to 640 x 640 float16 that is
 // 6.2 + 2.5 MB: 27 us at a T4's 320 GB/s, 1.8 us at an H200's 4.8 TB/s. Twelve byte loads a thread take about
 // a third of the T4's time for that, so that wider loads would gain nothing.
-#include "csrc/math/frame.h"
+#include "csrc/math/pixel.h"
 #include "csrc/math/sampling.h"
 #include "cuda/device.cuh"
 #include "cuda/params.cuh"

@@ -26,7 +26,7 @@ SOURCES = (
     "csrc/core/parallel.cpp",
     "csrc/cpu/dispatch.cpp",
     "csrc/cpu/isa_baseline.cpp",
-    "csrc/ops/frame.cpp",
+    "csrc/ops/frame_view.cpp",
     "csrc/ops/pixel_axis.cpp",
     "csrc/ops/postprocess.cpp",
     "csrc/ops/preprocess.cpp",

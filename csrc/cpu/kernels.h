@@ -6,7 +6,7 @@
 
 #include "csrc/core/pixel_axis.h"
 #include "csrc/core/types.h"
-#include "csrc/math/colour.h"
+#include "csrc/math/color.h"
 
 namespace fai::cpu {
 

@@ -8,8 +8,8 @@
 
 #include "csrc/cpu/kernels.h"
 #include "csrc/cpu/simd.h"
-#include "csrc/math/colour.h"
-#include "csrc/math/frame.h"
+#include "csrc/math/color.h"
+#include "csrc/math/pixel.h"
 #include "csrc/math/sampling.h"
 
 namespace fai::cpu::FAI_ISA {

@@ -9,7 +9,7 @@
 #include "csrc/math/rows.h"
 #include "csrc/math/sampling.h"
 #include "csrc/ops/checks.h"
-#include "csrc/ops/frame.h"
+#include "csrc/ops/frame_view.h"
 
 namespace fai::ops {
 namespace {

@@ -7,10 +7,10 @@
 #include "csrc/core/error.h"
 #include "csrc/core/scratch.h"
 #include "csrc/cpu/kernels.h"
-#include "csrc/math/frame.h"
+#include "csrc/math/pixel.h"
 #include "csrc/math/sampling.h"
 #include "csrc/ops/checks.h"
-#include "csrc/ops/frame.h"
+#include "csrc/ops/frame_view.h"
 
 namespace fai::ops {
 namespace {

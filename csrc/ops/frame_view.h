@@ -1,9 +1,9 @@
 // A frame as the kernels see it, from the arrays that it came in.
 #pragma once
 
-#include "csrc/core/frame.h"
+#include "csrc/core/frame_layout.h"
 #include "csrc/cpu/kernels.h"
-#include "csrc/math/colour.h"
+#include "csrc/math/color.h"
 #include "csrc/ops/preprocess.h"
 
 namespace fai::ops {

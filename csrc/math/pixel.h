@@ -3,8 +3,8 @@
 
 #include <cstdint>
 
-#include "csrc/core/frame.h"
-#include "csrc/math/colour.h"
+#include "csrc/core/frame_layout.h"
+#include "csrc/math/color.h"
 #include "csrc/math/hd.h"
 
 namespace fai::math {

@@ -1,4 +1,4 @@
-#include "csrc/ops/frame.h"
+#include "csrc/ops/frame_view.h"
 
 #include <algorithm>
 #include <cmath>
