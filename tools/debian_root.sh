@@ -87,11 +87,13 @@ apt_install() {
 
 # The three that follow run inside the namespaces.
 make_root() {
-    local half=$1 suite=$2 mirror=$3 keyring
+    local half=$1 suite=$2 mirror=$3 keyring scripts=${DEBOOTSTRAP_DIR:-/usr/share/debootstrap}/scripts script=()
     shift 3
     for keyring in /usr/share/keyrings/debian-archive-keyring.{pgp,gpg}; do [ ! -f "$keyring" ] || break; done
+    # A suite that this machine's debootstrap is too old to know is made as unstable is.
+    [ -e "$scripts/$suite" ] || script=("$scripts/sid")
     # Its output is long, and of interest only when it fails.
-    if ! debootstrap --variant=minbase --keyring="$keyring" "$suite" "$half/root" "$mirror" >"$half/log" 2>&1; then
+    if ! debootstrap --variant=minbase --keyring="$keyring" "$suite" "$half/root" "$mirror" "${script[@]}" >"$half/log" 2>&1; then
         tail -n 20 "$half/log" >&2
         fail "debootstrap could not make $suite"
     fi

@@ -2,7 +2,7 @@
 # Runs the README's two commands, the demo and the tests, as they are written there, on another Debian than this machine's.
 #
 #   tools/other_system.sh [--user] [--dry-run] [SUITE]
-#       SUITE: trixie (default), sid, ... --user: as an ordinary user, else as root. --dry-run: says what would run.
+#       SUITE: trixie (default), forky, sid, ... --user: as an ordinary user, else as root. --dry-run: says what would run.
 #
 # Needs root, debootstrap and a mirror of Debian as tools/debian_root.sh says, which makes the system in build/systems/SUITE
 # and leaves it there for the next time; some 6 GB, 10 minutes. Each command runs in a copy of the working tree of its own
