@@ -72,8 +72,12 @@ class Build:
 
 
 def names(folder: Path) -> set[str]:
-    """The files in a folder, but for locks."""
-    return {path.name for path in folder.iterdir() if not path.name.endswith(".lock")}
+    """The files in a folder, but for locks and the cache's mark."""
+    return {
+        path.name
+        for path in folder.iterdir()
+        if not path.name.endswith(".lock") and path.name != ".fai_fast-cache"
+    }
 
 
 def reason_of(path: Path, depends=DEPENDS) -> str | None:
@@ -358,8 +362,11 @@ def test_what_is_kept_can_be_listed_and_removed(tmp_path):
     folder = tmp_path / "models" / "a"
     cache.artefact(folder / "graph.onnx", DEPENDS, Build("12345", info={"iou": 1.0}))
     cache.artefact(folder / "graph.blob", {}, Build("1"))
-    (folder / "weights.pth.part").write_bytes(b"123")
-    cache.record_path(folder / "weights.pth.part").write_text("{}")
+    part = tmp_path / "weights" / "b" / "weights.pth.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(b"123")
+    said = {"url": "u", "from": "u", "etag": None, "last_modified": None, "total": None}
+    cache.record_path(part).write_text(json.dumps(said))
     (folder / "notes.txt").write_text("not ours")
 
     found = {item.path.name: item for item in cache.list_artefacts(tmp_path)}
@@ -373,6 +380,7 @@ def test_what_is_kept_can_be_listed_and_removed(tmp_path):
     freed = sum(cache.remove(item.path) for item in found.values())
     assert freed == sum(item.size for item in found.values())
     assert names(folder) == {"notes.txt"}
+    assert names(part.parent) == set()
     assert cache.list_artefacts(tmp_path) == []
     assert cache.remove(folder / "graph.onnx") == 0
     assert cache.remove(tmp_path / "nowhere" / "graph.onnx") == 0

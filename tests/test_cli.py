@@ -454,17 +454,17 @@ def test_cache_lists_and_clears(capsys, folder):
     assert run(capsys, "cache", "path")[1] == f"{folder / 'cache'}\n"
     assert run(capsys, "cache")[:2] == (0, f"0 files, 0.0 MB, in {folder / 'cache'}\n")
     artefact(
-        folder / "cache" / "m" / "a.onnx", {"n": 1}, lambda path: path.write_bytes(bytes(2_000_000)) and None
+        folder / "cache" / "models" / "m" / "a.onnx", {"n": 1}, lambda path: path.write_bytes(bytes(2_000_000)) and None
     )
     out = run(capsys, "cache", "list")[1].splitlines()
-    assert out[1].split()[0] == "m/a.onnx"
+    assert out[1].split()[0] == "models/m/a.onnx"
     assert out[1].split()[-2:] == ["2.0", "MB"]
     assert out[2].startswith("1 file, 2.0 MB, in ")
     assert (
         fails(capsys, "cache", "clear", code=2)
         == "cache clear: there is nobody to ask; add --yes to remove everything"
     )
-    assert (folder / "cache" / "m" / "a.onnx").exists()
+    assert (folder / "cache" / "models" / "m" / "a.onnx").exists()
     assert run(capsys, "cache", "clear", "--yes")[:2] == (
         0,
         f"removed 1 file, 2.0 MB, from {folder / 'cache'}\n",
@@ -479,7 +479,7 @@ def test_cache_clear_asks(capsys, monkeypatch, folder, answer, code):
 
     from fai_fast.cache import artefact
 
-    path = folder / "cache" / "a.txt"
+    path = folder / "cache" / "models" / "m" / "a.txt"
     artefact(path, {}, lambda path: path.write_bytes(b"a") and None)
     stdin = io.StringIO(f"{answer}\n")
     stdin.isatty = lambda: True

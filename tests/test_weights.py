@@ -825,7 +825,9 @@ def target(server, tmp_path) -> Path:
 
 
 def files(target: Path) -> set[str]:
-    return {path.name for path in target.parent.iterdir() if not path.name.endswith(".lock")}
+    """What lies beside a file, but for locks and the cache's mark."""
+    names = {path.name for path in target.parent.iterdir()}
+    return {name for name in names if not name.endswith(".lock") and name != ".fai_fast-cache"}
 
 
 WHOLE = {"model_final.pth", "model_final.pth.json"}

@@ -11,6 +11,8 @@ import hashlib
 import json
 import logging
 import os
+import re
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -20,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from fai_fast._core import __version__
+from fai_fast._foreign import explained
 from fai_fast.errors import FaiFastError
 
 __all__ = [
@@ -39,6 +42,13 @@ __all__ = [
 
 PARTIAL_SUFFIX = ".part"
 _CHUNK = 1 << 20
+# Where files lie in the cache, each in a folder of its own.
+_KINDS = ("models", "weights")
+# In every folder that the cache has made.
+_MARKER = ".fai_fast-cache"
+# What a download says of its unfinished file, and what a remembered hash is of.
+_PARTIAL_KEYS = {"url", "from", "etag", "last_modified", "total"}
+_IDENTITY_KEYS = {"path", "device", "inode", "size", "mtime_ns", "ctime_ns"}
 # FAT's clock ticks every two seconds; no other file system's is coarser.
 _TICK_NS = 2_000_000_000
 
@@ -146,16 +156,36 @@ def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
 
     Raises:
         TypeError: `cache_dir` is no path.
+        FaiFastError: nothing says where it is to be, and the user has no home folder.
     """
     if cache_dir is not None:
         if not isinstance(cache_dir, (str, os.PathLike)) or not os.fspath(cache_dir):
             raise TypeError(f"cache_dir: got {cache_dir!r}, expected a folder or None")
-        return Path(os.fsdecode(cache_dir)).expanduser().absolute()
+        return _expanded("cache_dir", os.fsdecode(cache_dir))
     if folder := os.environ.get("FAI_FAST_CACHE"):
-        return Path(folder).expanduser().absolute()
+        return _expanded("FAI_FAST_CACHE", folder)
     import platformdirs
 
-    return platformdirs.user_cache_path("fai_fast", appauthor=False)
+    try:
+        found = platformdirs.user_cache_path("fai_fast", appauthor=False)
+    except RuntimeError:  # pathlib's, where it finds no home
+        found = Path("~")
+    # os.path.expanduser() leaves it as it is, and a folder called "~" would be made where the process happens to be.
+    if not found.is_absolute() or "~" in found.parts[:1]:
+        raise FaiFastError(
+            "cache: this user has no home folder (HOME is not set, and the user is not in the system's list): set "
+            "FAI_FAST_CACHE or cache_dir= to a folder that can be written to"
+        )
+    return found
+
+
+def _expanded(name: str, folder: str) -> Path:
+    try:
+        return Path(folder).expanduser().absolute()
+    except RuntimeError:
+        raise FaiFastError(
+            f"{name}: got {folder!r}, but no home folder is known for it: give a path without ~"
+        ) from None
 
 
 def artefact(
@@ -194,25 +224,72 @@ def artefact(
 
 
 def list_artefacts(folder: str | os.PathLike[str] | None = None) -> list[Kept]:
-    """Every file in the cache that has a record, and downloads that were interrupted, in the order of their paths.
+    """Every file that the cache has made or fetched, and downloads that were interrupted, in the order of their paths.
+
+    A cache may lie in a folder of the user's own. Only what is in the cache's own places counts, and there only what
+    has a record of the cache's; no link is followed.
 
     Args:
         folder: the cache; None for :func:`cache_folder`'s.
     """
     root = cache_folder(folder)
     found = []
-    for path in sorted(item for item in root.rglob("*") if item.is_file()):
-        try:
-            if path.suffix == PARTIAL_SUFFIX:
-                beside = record_path(path).stat().st_size if record_path(path).exists() else 0
-                found.append(Kept(path, path.stat().st_size + beside, False, None, {}, {}))
-                continue
-            record = Record.read(record_path(path))
-            size = path.stat().st_size + record_path(path).stat().st_size
-        except (OSError, ValueError):  # no artefact, or one that another process just removed
-            continue
-        found.append(Kept(path, size, True, record.created, record.depends, record.info))
+    for kind in _KINDS:
+        for place in _folders_in(root / kind):
+            marked = _is_file(place / _MARKER)
+            found += [kept for path in sorted(place.iterdir()) if (kept := _kept(path, kind, marked))]
     return found
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    """The folders in a folder; none where it is a link, or one of them is."""
+    try:
+        status = folder.lstat()
+        if not stat.S_ISDIR(status.st_mode):
+            return []
+        return sorted(item for item in folder.iterdir() if stat.S_ISDIR(item.lstat().st_mode))
+    except OSError:
+        return []
+
+
+def _is_file(path: Path) -> bool:
+    """Whether it is a regular file itself, not a link to one."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return False
+
+
+def _kept(path: Path, kind: str, marked: bool) -> Kept | None:
+    """The file as one of the cache's, None for anything else.
+
+    Args:
+        path: in a folder of the cache's places.
+        kind: the place.
+        marked: whether the cache has made the folder; those of older versions have no mark.
+    """
+    beside = record_path(path)
+    if not (_is_file(path) and _is_file(beside)):
+        return None
+    try:
+        size = path.stat().st_size
+        whole = size + beside.stat().st_size
+        if path.suffix == PARTIAL_SUFFIX:
+            said = json.loads(beside.read_text("utf-8"))
+            ours = kind == "weights" and isinstance(said, dict) and said.keys() == _PARTIAL_KEYS
+            return Kept(path, whole, False, None, {}, {}) if ours else None
+        record = Record.read(beside)
+        # Files of fai_fast.export have records too, and are their owner's wherever they lie.
+        if "targets" in record.depends:
+            return None
+        if not marked and (
+            record.size != size
+            or (record.mtime_ns != path.stat().st_mtime_ns and record.sha256 != sha256_of(path))
+        ):
+            return None
+    except (OSError, ValueError, RecursionError):  # no record, or one that another process just removed
+        return None
+    return Kept(path, whole, True, record.created, record.depends, record.info)
 
 
 def remove(path: str | os.PathLike[str]) -> int:
@@ -240,9 +317,15 @@ def remove(path: str | os.PathLike[str]) -> int:
 
 def forget_hashes(folder: Path) -> None:
     """Lets go of what :func:`remembered_sha256` keeps in this cache; the files themselves are nobody's here."""
-    for kept in (folder / "hashes").glob("*.json"):
-        with suppress(OSError):
-            kept.unlink()
+    place = folder / "hashes"
+    if place.is_symlink() or not place.is_dir():
+        return
+    for kept in place.iterdir():
+        if not (re.fullmatch(r"[0-9a-f]+-[0-9a-f]+\.json", kept.name) and _is_file(kept)):
+            continue
+        with suppress(OSError, ValueError):
+            if Record.read(kept).depends.keys() == _IDENTITY_KEYS:
+                kept.unlink()
 
 
 @contextmanager
@@ -255,7 +338,7 @@ def lock(path: Path, doing: str) -> Iterator[None]:
     """
     import filelock
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make(path.parent)
     guard = filelock.FileLock(str(lock_path(path)))
     try:
         guard.acquire(timeout=0)
@@ -266,6 +349,20 @@ def lock(path: Path, doing: str) -> Iterator[None]:
         yield
     finally:
         guard.release()
+
+
+def _make(folder: Path) -> None:
+    """Makes a folder of the cache's; one that was there already is somebody else's, and gets no mark."""
+    if folder.is_dir():
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        if not folder.is_dir():
+            raise
+        return
+    (folder / _MARKER).write_text("This folder is part of fai_fast's cache: see `fai-fast cache`.\n", "utf-8")
 
 
 def lock_path(path: Path) -> Path:
@@ -341,12 +438,16 @@ def _check(path: Path, depends: dict[str, Any]) -> Artefact | str:
     except FileNotFoundError:
         return "not there yet"
     except OSError as error:
+        if not explained(error):
+            raise
         return f"file is not accessible: {error.strerror}"
     try:
         record = Record.read(record_path(path))
     except FileNotFoundError:
         return "record is missing"
     except (OSError, ValueError) as error:
+        if not explained(error, "json"):
+            raise
         return f"record is unreadable: {error}"
     if changes := _changes(record.depends, depends):
         return changes
@@ -358,6 +459,8 @@ def _check(path: Path, depends: dict[str, Any]) -> Artefact | str:
     try:
         sha256 = sha256_of(path)
     except OSError as error:
+        if not explained(error):
+            raise
         return f"file is corrupt: {error.strerror}"
     if sha256 != record.sha256:
         return "file is corrupt: its SHA-256 is not the one on record"

@@ -135,7 +135,13 @@ def locate(
         return _located_random(spec)
     if isinstance(weights, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
         return _located_url(spec, check_url("weights", text), cache.cache_folder(cache_dir), progress)
-    return _located_file(spec, Path(text).expanduser(), cache.cache_folder(cache_dir))
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError:
+        raise WeightsError(
+            f"weights: got {text!r}, but no home folder is known for it; give a path without ~"
+        ) from None
+    return _located_file(spec, path, cache.cache_folder(cache_dir))
 
 
 def check_state(

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 HELP = "list or remove the weights, graphs and compiled engines that are kept"
 DESCRIPTION = """\
 Weights are fetched once, and the graphs and engines that are made of them are kept, so that a model starts at once. All
-of it can be removed at any time; it is fetched and made again when it is needed.
+of it can be removed at any time; it is fetched and made again when it is needed. Weights that were put there by hand
+stay, and so does whatever else lies in the folder.
 """
 EPILOG = """\
 examples:
@@ -49,6 +50,11 @@ def run(args: argparse.Namespace) -> int:
         write_line(str(folder))
         return 0
     kept = list_artefacts(folder)
+    own: list[Kept] = []
+    if args.action == "clear":
+        # What somebody has put there cannot be fetched again.
+        own = [item for item in kept if item.info.get("by_hand")]
+        kept = [item for item in kept if not item.info.get("by_hand")]
     total = f"{counted(len(kept), 'file')}, {_megabytes(sum(item.size for item in kept))}, in {folder}"
     if args.action == "list":
         if kept:
@@ -62,6 +68,8 @@ def run(args: argparse.Namespace) -> int:
     freed = sum(remove(item.path) for item in kept)
     forget_hashes(folder)
     write_line(f"removed {counted(len(kept), 'file')}, {_megabytes(freed)}, from {folder}")
+    for item in own:
+        write_line(f"left {item.path}, which was put there by hand")
     return 0
 
 
