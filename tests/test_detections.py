@@ -12,6 +12,7 @@ import sys
 import warnings
 
 import cv2
+import fai_fast
 import numpy as np
 import pytest
 from fai_fast import Detections, PackedMasks
@@ -571,6 +572,67 @@ def test_to_coco():
     assert "segmentation" not in boxes_only().to_coco(1)[0]
 
 
+@pytest.mark.parametrize("image_id", [3, np.int64(3), np.uint8(3), "a3"])
+def test_to_coco_writes_ids_as_json_has_them(image_id):
+    for annotation in json.loads(json.dumps(instances().to_coco(image_id))):
+        assert annotation["image_id"] == (image_id if isinstance(image_id, str) else 3)
+
+
+@pytest.mark.parametrize("image_id", [None, 3.5, True, np.float32(3), [3], b"a3"])
+def test_to_coco_names_a_wrong_image_id(image_id):
+    with pytest.raises(TypeError, match=r"^image_id: got .*, expected an integer"):
+        instances().to_coco(image_id)
+    with pytest.raises(TypeError, match=r"^image_id: got"):
+        Detections.empty((4, 4)).to_coco(image_id)
+
+
+def test_to_coco_with_category_ids():
+    found = instances()
+    of_classes = {0: 5, 1: 90, 2: 3, 7: 44}
+    expected = [of_classes[class_id] for class_id in COLUMNS["class_id"]]
+    for ids in (of_classes, [5, 90, 3, 9, 9, 9, 9, 44], np.array([5, 90, 3, 9, 9, 9, 9, 44])):
+        annotations = json.loads(json.dumps(found.to_coco(1, category_ids=ids)))
+        assert [annotation["category_id"] for annotation in annotations] == expected
+    with pytest.raises(
+        ValueError, match=r"^category_ids: got none for class 7, expected an id of each class"
+    ):
+        found.to_coco(1, category_ids=[5, 90, 3])
+    for ids, message in (([1.5] * 8, "1.5"), (3, "3"), ("abc", "'abc'"), ({0: "1"}, "'1'")):
+        with pytest.raises(TypeError, match=f"^category_ids: got {message}"):
+            found.to_coco(1, category_ids=ids)
+
+
+def test_to_coco_knows_the_gaps_in_cocos_ids():
+    specs = [fai_fast.spec(name) for name in fai_fast.models() if "coco" in name]
+    assert len(specs) == 4
+    for spec in specs:
+        ids = spec.category_ids
+        assert len(ids) == len(spec.classes) == 80
+        assert list(ids) == sorted(set(ids))
+        by_name = dict(zip(spec.classes, ids, strict=True))
+        for name, expected in {
+            "person": 1,
+            "fire hydrant": 11,
+            "stop sign": 13,
+            "umbrella": 28,
+            "toothbrush": 90,
+        }.items():
+            assert by_name[name] == expected
+        found = Detections(
+            xyxy=np.zeros((80, 4)),
+            confidence=np.ones(80),
+            class_id=range(80),
+            size=SIZE,
+            class_names=spec.classes,
+        )
+        assert [annotation["category_id"] for annotation in found.to_coco(1)] == list(ids)
+        assert [a["category_id"] for a in found.to_coco(1, category_ids=range(80))] == list(range(80))
+    assert fai_fast.spec("fai-mf-n-shapes").category_ids is None
+    # Names in another order are not COCO's classes.
+    other = instances(class_names=spec.classes[::-1])
+    assert [annotation["category_id"] for annotation in other.to_coco(1)] == COLUMNS["class_id"]
+
+
 def test_to_focoos():
     found = instances()
     result = found.to_focoos()
@@ -635,7 +697,12 @@ def test_to_supervision(found):
         np.testing.assert_array_equal(result.mask, found.mask)
     result.xyxy += 1  # its arrays are its own
     result.class_id += 1
-    assert found == Detections.from_supervision(found.to_supervision())
+    assert found == back(found.to_supervision(), found)
+
+
+def back(result, found):
+    """With what is the frame's and not the rows'."""
+    return Detections.from_supervision(result, size=found.size, class_names=found.class_names)
 
 
 @pytest.mark.parametrize("tracked", [False, True])
@@ -643,15 +710,118 @@ def test_supervision_round_trip(found, tracked):
     if tracked:
         found = found.with_tracker_id(range(len(found)))
     result = found.to_supervision()
-    assert Detections.from_supervision(result) == found
-    some = Detections.from_supervision(result[result.confidence > 0.7])
+    assert back(result, found) == found
+    some = back(result[result.confidence > 0.7], found)
     assert some == found[found.confidence > 0.7]
-    for index in (0, [2, 0], slice(None, None, -1), np.zeros(len(found), bool)):
-        assert Detections.from_supervision(result[index]) == found[index]
+    for index in (0, [2, 0], slice(None, None, -1)):
+        assert back(result[index], found) == found[index]
     if found.label_map is not None:
         np.testing.assert_array_equal(some.label_map, found[found.confidence > 0.7].label_map)
-    empty = found[:0]
-    assert Detections.from_supervision(empty.to_supervision()) == empty
+    nothing = back(result[np.zeros(len(found), bool)], found)
+    assert (len(nothing), nothing.size, nothing.label_map) == (0, SIZE, None)
+    assert len(back(found[:0].to_supervision(), found)) == 0
+
+
+def test_supervision_tells_size_and_names_as_far_as_rows_do():
+    assert Detections.from_supervision(instances().to_supervision()) == instances()
+    assert Detections.from_supervision(instances(class_names=None).to_supervision()) == instances(
+        class_names=None
+    )
+    without_dog = instances()[[0, 1]].to_supervision()
+    assert Detections.from_supervision(without_dog).class_names == ("person", "car")
+    with pytest.raises(ValueError, match=r"^size: got None, expected \(height, width\): there are no masks"):
+        Detections.from_supervision(boxes_only().to_supervision())
+
+
+def cross(flip):
+    """A semantic result of two classes, in the upper and the lower half."""
+    rows = np.repeat([flip, 1 - flip], 10).astype(np.uint8)
+    return Detections(
+        xyxy=[[0, 0, 30, 10], [0, 10, 30, 20]],
+        confidence=[0.9, 0.8],
+        class_id=[0, 1],
+        size=(20, 30),
+        query=[0, 1],
+        label_source=rows[:, None] * np.ones((1, 30), np.uint8),
+    )
+
+
+def whole_frame(names, class_id=0):
+    return Detections(
+        xyxy=[[0, 0, 30, 20]],
+        confidence=[0.9],
+        class_id=[class_id],
+        size=(20, 30),
+        class_names=names,
+        mask=np.ones((1, 20, 30), bool),
+    )
+
+
+MERGES = {
+    "two frames, semantic": (cross(0), cross(1)),
+    "two models, one frame": (whole_frame(["cat"]), whole_frame(["car"])),
+    "semantic and instance": (cross(0), whole_frame(None)),
+    "one without rows": (cross(0), cross(1)[:0]),
+    "boxes of two sizes": tuple(
+        Detections(xyxy=[[0, 0, 2, 2]], confidence=[0.5], class_id=[0], size=size)
+        for size in ((20, 30), (40, 60))
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MERGES)
+def test_supervision_merges_any_two_and_they_come_back(name):
+    parts = MERGES[name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        merged = sv.Detections.merge([part.to_supervision() for part in parts])
+    assert merged.metadata == {}
+    assert len(merged) == sum(map(len, parts))
+    came = Detections.from_supervision(merged, size=None if merged.mask is not None else (40, 60))
+    assert came.query.tolist() == [query for part in parts for query in part.query.tolist()]
+    if merged.mask is not None:
+        np.testing.assert_array_equal(came.mask, np.concatenate([part.mask for part in parts]))
+    assert (came.label_map is None) == (name != "one without rows")
+    if name == "two models, one frame":
+        assert came.class_name.tolist() == ["0", "0"]  # which of the two names it is, nothing tells
+
+
+@pytest.mark.parametrize("masks", [True, False])
+@pytest.mark.parametrize("side", [64, 60])
+def test_supervisions_slicer_gives_results_of_the_whole_picture(masks, side):
+    """Tiles of one size and, at the edges of the picture, of several."""
+    picture = np.zeros((128, 192, 3), np.uint8)
+    picture[30:50, 10:40], picture[100:120, 130:170] = 1, 2
+
+    def find(part):
+        kinds = [kind for kind in (1, 2) if (part == kind).any()]
+        found = (
+            np.stack([(part == kind)[..., 0] for kind in kinds])
+            if kinds
+            else np.zeros((0, *part.shape[:2]), bool)
+        )
+        return Detections(
+            xyxy=boxes_of(found),
+            confidence=[0.9] * len(kinds),
+            class_id=[kind - 1 for kind in kinds],
+            size=part.shape[:2],
+            class_names=("first", "second"),
+            mask=found if masks else None,
+        ).to_supervision()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        merged = sv.InferenceSlicer(callback=find, slice_wh=side, overlap_wh=0)(picture)
+    came = Detections.from_supervision(merged, size=None if masks else picture.shape[:2])
+    assert came.size == (128, 192)
+    assert came.class_names == ("first", "second")
+    if masks:
+        for class_id in (0, 1):
+            union = came[came.class_id == class_id].mask.any(axis=0)
+            np.testing.assert_array_equal(union, picture[..., 0] == class_id + 1)
+    else:
+        assert came.xyxy[:, 2].max() == 170
+        assert came.xyxy[:, 3].max() == 120
 
 
 def test_supervision_with_changed_masks():

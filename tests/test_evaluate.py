@@ -8,9 +8,11 @@ import io
 import json
 import logging
 import os
+import struct
 import sys
 import tracemalloc
 import weakref
+import zlib
 from pathlib import Path
 
 import fai_fast
@@ -22,6 +24,8 @@ from fai_fast.evaluate import coco_data
 from PIL import Image
 
 coco_mask = pytest.importorskip("pycocotools.mask")
+coco_api = pytest.importorskip("pycocotools.coco")
+coco_eval = pytest.importorskip("pycocotools.cocoeval")
 pytest.importorskip("faster_coco_eval")
 
 TOOLS = Path(__file__).parents[1] / "tools"
@@ -425,8 +429,14 @@ RUNS = rle(LEFT)
         (change(images=[]), "lists no images|is no image's id"),
         (change(categories=[]), "lists no categories"),
         (change(categories__name=DELETED), r"categories\[0\]: 'name' is missing, expected str"),
-        (change(categories=[{"id": 1, "name": "disc"}] * 2), r"categories\[1\]: id 1 or name 'disc'"),
-        (change(images__id="1"), r"images\[0\]: 'id' is '1', expected int"),
+        (change(categories=[{"id": 1, "name": "disc"}] * 2), r"categories\[1\]: id 1 is there twice"),
+        (
+            change(categories=[{"id": 1, "name": "disc"}, {"id": "2", "name": "disc"}]),
+            r"categories\[1\]: name 'disc' is there twice",
+        ),
+        (change(images__id=None), r"images\[0\]: 'id' is None, expected int"),
+        (change(images__id=1.0), r"images\[0\]: 'id' is 1\.0, expected int"),
+        (change(annotations__image_id="x"), r"annotations\[0\]: image_id 'x' is no image's id"),
         (change(images__id=True), r"images\[0\]: 'id' is True"),
         (change(images__height=DELETED), r"images\[0\]: 'height' is missing"),
         (change(images__width=0), "24x0 pixels, expected sides of 1"),
@@ -437,7 +447,10 @@ RUNS = rle(LEFT)
         (change(annotations__category_id=9), r"annotations\[0\]: category_id 9 is no category's id"),
         (change(annotations__category_id=DELETED), "'category_id' is missing"),
         (change(annotations__segmentation=DELETED), "'segmentation' is None, expected polygons or RLE"),
-        (change(annotations__segmentation=[]), r"'segmentation' is \[\]"),
+        (
+            change(annotations__segmentation=[]),
+            r"has no mask for any of the pictures' objects: annotations\[0\]",
+        ),
         (change(annotations__segmentation="x"), "'segmentation' is 'x'"),
         (change(annotations__segmentation=[[1, 2, 3]]), "a polygon is"),
         (change(annotations__segmentation=[[1, 2, 3, 4, 5, "6"]]), "expected coordinates"),
@@ -483,6 +496,92 @@ def test_a_json_that_is_wrong_is_an_error_that_says_where(tmp_path, build, messa
         measure(Oracle({1: found()}), tmp_path)
     assert str(tmp_path / "instances.json") in str(caught.value)
     assert len(str(caught.value)) < 400 + len(str(tmp_path))
+
+
+UNUSABLE = {"empty": [], "a point": [[3, 4]], "a line": [[3, 4, 9, 4]], "several": [[], [3, 4], [3, 4, 9, 4]]}
+
+
+@pytest.mark.parametrize("kind", UNUSABLE)
+def test_an_object_without_a_mask_is_left_out_and_told(tmp_path, caplog, kind):
+    truth = objects_of(1, (1, LEFT), (1, RIGHT), (2, LOW))
+    truth[1]["segmentation"] = UNUSABLE[kind]
+    path = write(tmp_path, truth, images=1)
+    report = measure(Oracle({1: found((0, 0.9, LEFT), (1, 0.8, LOW))}), tmp_path)
+    assert (report.objects, report.metrics["segm/AP"]) == (2, 100)
+    assert report.unusable == ("annotations[1]",)
+    assert "Left out, without a mask: annotations[1]." in report.table()
+    assert json.loads(json.dumps(report.to_dict()))["unusable"] == ["annotations[1]"]
+    assert caplog.messages == [f"{path}: objects without a mask are left out: annotations[1]"]
+
+
+def test_a_line_beside_a_polygon_is_left_out(tmp_path):
+    """The evaluator takes four numbers for a box, and with it all that follow."""
+    truth = objects_of(1, (1, LEFT))
+    truth[0]["segmentation"] = [[0, 0, 20, 20], [2, 2, 10, 2, 10, 12, 2, 12]]
+    write(tmp_path, truth, images=1)
+    report = measure(Oracle({1: found((0, 0.9, LEFT))}), tmp_path)
+    assert (report.metrics["segm/AP"], report.unusable) == (100, ())
+
+
+@pytest.mark.parametrize("as_text", [str, lambda key: f"picture {key}", lambda key: f"{key:06}"])
+def test_ids_may_be_strings(tmp_path, as_text):
+    path = write(tmp_path, objects_of(1, (1, LEFT)) + objects_of(2, (2, LOW)))
+    document = json.loads(path.read_text())
+    for part, name in (
+        ("images", "id"),
+        ("annotations", "image_id"),
+        ("categories", "id"),
+        ("annotations", "category_id"),
+    ):
+        for record in document[part]:
+            record[name] = as_text(record[name])
+    path.write_text(json.dumps(document))
+    data = evaluate.CocoData.read(tmp_path / "images", path)
+    assert [item[1].name for item in data.images] == ["1.png", "2.png"]
+    report = data.measure(Oracle({1: found((0, 0.9, LEFT)), 2: found((1, 0.8, RIGHT))}))
+    assert (report.per_class["disc"], report.per_class["square"]) == (100, 0)
+
+
+def test_numbers_in_strings_are_the_numbers(tmp_path):
+    path = write(tmp_path, objects_of(1, (1, LEFT)), images=1)
+    document = json.loads(path.read_text())
+    document["annotations"][0]["image_id"] = "1"
+    document["categories"][0]["id"] = "1"
+    path.write_text(json.dumps(document))
+    assert measure(Oracle({1: found((0, 0.9, LEFT))}), tmp_path).metrics["segm/AP"] == 100
+
+
+def test_a_crowd_that_is_null_is_none(tmp_path):
+    write(tmp_path, objects_of(1, (1, LEFT), iscrowd=None), images=1)
+    assert measure(Oracle({1: found((0, 0.9, LEFT))}), tmp_path).metrics["segm/AP"] == 100
+
+
+def test_what_to_coco_writes_is_what_the_evaluator_reads(tmp_path):
+    """With COCO's ids, which have gaps, of a model that numbers classes from 0."""
+    spec = fai_fast.spec("fai-mf-s-coco-ins")
+    categories = [
+        {"id": key, "name": name} for key, name in zip(spec.category_ids, spec.classes, strict=True)
+    ]
+    signs = spec.classes.index("stop sign"), spec.classes.index("toothbrush")
+    path = write(tmp_path, objects_of(1, (13, LEFT), (90, RIGHT)), images=1)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"categories": categories}))
+    rows = found((signs[0], 0.9, LEFT), (signs[1], 0.8, RIGHT))
+    answer = Detections(
+        xyxy=rows.xyxy,
+        confidence=rows.confidence,
+        class_id=rows.class_id,
+        size=rows.size,
+        class_names=spec.classes,
+        mask=rows.mask,
+    )
+    assert measure(Oracle({1: answer}, spec), tmp_path).metrics["segm/AP"] == 100
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = coco_api.COCO(str(path))
+        evaluation = coco_eval.COCOeval(truth, truth.loadRes(answer.to_coco(1)), "segm")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    assert evaluation.stats[0] == pytest.approx(1)
 
 
 @pytest.mark.parametrize("depth", [400, 900, 975])
@@ -762,6 +861,44 @@ def test_layouts_and_kinds_of_label_images(tmp_path, part, mode):
         assert opened.mode == mode
     report = evaluate.ade(Oracle({1: semantic([[0, 1], [149, 0]])}, ADE), tmp_path)
     assert report.metrics["sem_seg/mIoU"] == 100
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_pixels_to_be_ignored_count_nowhere(tmp_path, bits):
+    truth = np.array([[1, 2], [150, 2**bits - 1]])
+    write_ade(tmp_path, [truth])
+    Image.fromarray(truth.astype(f"uint{bits}")).save(tmp_path / "annotations" / "validation" / "0.png")
+    report = evaluate.ade(Oracle({1: semantic([[0, 1], [149, 7]])}, ADE), tmp_path)
+    assert (report.pixels, report.metrics["sem_seg/mIoU"]) == (3, 100)
+
+
+def gray_png(path, values, bits):
+    """Gray of few bits a pixel, which Pillow cannot write."""
+    rows = b"".join(
+        b"\0" + np.packbits(np.unpackbits(row.astype(np.uint8)[:, None], axis=1)[:, 8 - bits :]).tobytes()
+        for row in values
+    )
+    height, width = values.shape
+    header = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + b"".join(
+            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+            for kind, content in chunks
+        )
+    )
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_label_images_of_few_bits_hold_the_numbers_in_the_file(tmp_path, bits):
+    truth = np.arange(12).reshape(3, 4) % min(2**bits, 16)
+    write_ade(tmp_path, [truth])
+    gray_png(tmp_path / "annotations" / "validation" / "0.png", truth, bits)
+    report = evaluate.ade(Oracle({1: semantic(np.where(truth, truth - 1, 3))}, ADE), tmp_path)
+    assert (report.pixels, report.metrics["sem_seg/mIoU"]) == ((truth > 0).sum(), 100)
+    counts = report.confusion.diagonal()
+    assert counts[: truth.max()].tolist() == np.bincount(truth.ravel())[1:].tolist()
 
 
 def test_ade_counterparts_and_limits(tmp_path):

@@ -23,6 +23,7 @@ __all__ = [
     "check_max_pixels",
     "is_encoded",
     "pixel_limit",
+    "read_animation",
     "read_image",
     "read_labels",
     "too_large",
@@ -43,8 +44,12 @@ _before: int | None = None
 _MODES = ("RGB", "L")
 # Whose exceptions Pillow's decoders let through.
 _DECODERS = ("PIL", "struct", "zlib", "binascii", "xml", "defusedxml")
+# Formats whose pictures after the first are the same one at another time, and not pages or other sizes.
+_ANIMATED = ("PNG", "WEBP", "AVIF")
 # One number a pixel, whatever a palette makes of it.
-_LABEL_MODES = ("L", "P", "I", "I;16")
+_LABEL_MODES = ("1", "L", "P", "I", "I;16")
+# Pillow spreads gray of few bits over 0..255, by these factors.
+_SPREAD = {"L;2": 85, "L;4": 17}
 
 
 def is_encoded(image: object) -> bool:
@@ -104,7 +109,42 @@ def read_image(image: Any, *, max_pixels: int | None = None) -> npt.NDArray[np.u
         TypeError: ``image`` is none of these.
         ValueError: it is no picture, a damaged one, too large, or an address on the network.
     """
-    picture, name = _decoded("image", image, max_pixels)
+    with _reading("image", image, max_pixels) as (picture, name):
+        upright = _upright(picture)
+    return _rgb(upright, name)
+
+
+def read_animation(
+    path: Any, *, max_pixels: int | None = None
+) -> Iterator[tuple[npt.NDArray[np.uint8], float | None]]:
+    """The frames of an animated PNG, WebP or AVIF, as :func:`read_image` gives them, and seconds from the first one.
+
+    Of anything else the one picture, and None for its time. Arguments and errors as of :func:`read_image`, which come
+    where the file is damaged.
+    """
+    with _reading("image", path, max_pixels) as (picture, name):
+        frames = getattr(picture, "n_frames", 1) if picture.format in _ANIMATED else 1
+        if frames == 1:
+            upright = _upright(picture)
+            yield _rgb(upright, name), None
+            return
+        # A PNG may have a picture for those who cannot show the others.
+        first = int(getattr(picture, "default_image", False))
+        seconds = 0.0
+        for index in range(first, frames):
+            picture.seek(index)
+            pixels = _rgb(_upright(picture), name)
+            yield pixels, seconds
+            seconds += float(picture.info.get("duration", 0)) / 1000
+
+
+def _upright(picture: Any) -> Any:
+    from PIL import ImageOps
+
+    return ImageOps.exif_transpose(picture)
+
+
+def _rgb(picture: Any, name: str) -> npt.NDArray[np.uint8]:
     if picture.mode.startswith(("I", "F")):
         raise ValueError(f"image: {name} has mode {picture.mode!r}, expected 8 bits a channel")
     if picture.mode not in _MODES:
@@ -129,14 +169,27 @@ def read_labels(labels: Any, *, max_pixels: int | None = None) -> npt.NDArray[An
     Raises:
         What :func:`read_image` raises, and ValueError for pictures in color.
     """
-    picture, name = _decoded("labels", labels, max_pixels)
-    if picture.mode not in _LABEL_MODES:
-        raise ValueError(f"labels: {name} has mode {picture.mode!r}, expected one label a pixel")
-    return np.asarray(picture)
+    with _reading("labels", labels, max_pixels) as (picture, name):
+        spread = _spread(picture)
+        upright = _upright(picture)
+    if upright.mode not in _LABEL_MODES:
+        raise ValueError(f"labels: {name} has mode {upright.mode!r}, expected one label a pixel")
+    values = np.asarray(upright)
+    return values.astype(np.uint8) if values.dtype == np.bool_ else values // spread if spread > 1 else values
 
 
-def _decoded(argument: str, image: Any, max_pixels: int | None) -> tuple[Any, str]:
-    """The picture in memory, upright, and what messages call it."""
+def _spread(picture: Any) -> int:
+    """What Pillow will multiply the numbers in the file by when it decodes them."""
+    for tile in picture.tile:
+        mode = tile[3] if isinstance(tile[3], str) else tile[3][0] if tile[3] else None
+        if mode in _SPREAD:
+            return _SPREAD[mode]
+    return 1
+
+
+@contextmanager
+def _reading(argument: str, image: Any, max_pixels: int | None) -> Iterator[tuple[Any, str]]:
+    """The picture, opened and not decoded yet, and what messages call it; what fails within is the file's fault."""
     if isinstance(image, str) and "://" in image:
         raise ValueError(
             f"{argument}: got the address {redacted(image)!r:.80}, expected a path; fetch it first and pass its bytes"
@@ -147,7 +200,7 @@ def _decoded(argument: str, image: Any, max_pixels: int | None) -> tuple[Any, st
         )
     if isinstance(image, io.TextIOBase):
         raise TypeError(f"{argument}: got a file in text mode, expected one in binary mode")
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
     max_pixels = check_max_pixels(max_pixels)
     name = type(image).__name__
@@ -159,7 +212,8 @@ def _decoded(argument: str, image: Any, max_pixels: int | None) -> tuple[Any, st
         with _opened(source, max_pixels) as picture:
             problem = _refused(picture, max_pixels)
             if problem is None:
-                return ImageOps.exif_transpose(picture), name
+                yield picture, name
+                return
     except UnidentifiedImageError:
         raise ValueError(f"{argument}: {name} is no picture that Pillow can read") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

@@ -6,23 +6,25 @@ Each function is the method of the same name of :class:`fai_fast.Detections`, wh
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+import io
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fai_fast.detections.arrays import _MAX_INT16, Int32, Int64, _segments
+from fai_fast._arguments import check_int, check_items
+from fai_fast._coco import category_ids_of
+from fai_fast.detections.arrays import _MAX_INT16, Int32, Int64, Segments, _segments
 from fai_fast.detections.masks import _SegmentSource
 
 if TYPE_CHECKING:
     from fai_fast.detections.result import Detections
 
-# Our keys in a supervision.Detections: one array a row in `data`, one value a frame in `metadata`.
+# Our keys in a supervision.Detections, each with a value a row. All results have the same, and none has anything in
+# `metadata`: supervision merges rows of frames, tiles and models, and refuses keys that differ and facts that conflict.
 _SV_QUERY = "fai_fast_query"
-_SV_SIZE = "fai_fast_size"
-_SV_CLASS_NAMES = "fai_fast_class_names"
-_SV_SEGMENTS = "fai_fast_segments"
+_SV_SEMANTIC = "fai_fast_semantic"
 _SV_CLASS_NAME = "class_name"  # supervision's own
 
 
@@ -66,9 +68,13 @@ def to_json(detections: Detections, indent: int | None) -> str:
     return json.dumps(to_dict(detections), indent=indent, allow_nan=False)
 
 
-def to_coco(detections: Detections, image_id: int | str) -> list[dict[str, Any]]:
+def to_coco(
+    detections: Detections, image_id: int | str, category_ids: Sequence[int] | Mapping[int, int] | None
+) -> list[dict[str, Any]]:
+    if not isinstance(image_id, str):
+        image_id = check_int("image_id", image_id)
     columns = zip(
-        detections.class_id.tolist(),
+        _categories(detections, category_ids),
         detections.xyxy.tolist(),
         detections.confidence.tolist(),
         detections.area.tolist(),
@@ -76,10 +82,10 @@ def to_coco(detections: Detections, image_id: int | str) -> list[dict[str, Any]]
         strict=True,
     )
     annotations = []
-    for class_id, (x1, y1, x2, y2), score, area, rle in columns:
+    for category_id, (x1, y1, x2, y2), score, area, rle in columns:
         annotation = {
             "image_id": image_id,
-            "category_id": class_id,
+            "category_id": category_id,
             "bbox": [x1, y1, x2 - x1, y2 - y1],
             "score": score,
             "area": area,
@@ -87,6 +93,29 @@ def to_coco(detections: Detections, image_id: int | str) -> list[dict[str, Any]]
         }
         annotations.append(annotation if rle is None else {**annotation, "segmentation": rle})
     return annotations
+
+
+def _categories(detections: Detections, category_ids: Sequence[int] | Mapping[int, int] | None) -> list[int]:
+    """The category of each row."""
+    class_ids: list[int] = detections.class_id.tolist()
+    known: Mapping[int, int]
+    if category_ids is None:
+        ids = category_ids_of(detections.class_names)
+        if ids is None:
+            return class_ids
+        known = dict(enumerate(ids))
+    elif isinstance(category_ids, Mapping):
+        known = {
+            check_int("category_ids", key): check_int("category_ids", value)
+            for key, value in category_ids.items()
+        }
+    else:
+        items = check_items("category_ids", category_ids, "an id of each class, or a mapping from class ids")
+        known = {class_id: check_int("category_ids", item) for class_id, item in enumerate(items)}
+    for class_id in class_ids:
+        if class_id not in known:
+            raise ValueError(f"category_ids: got none for class {class_id}, expected an id of each class")
+    return [known[class_id] for class_id in class_ids]
 
 
 def _json_rle(detections: Detections) -> Sequence[dict[str, Any] | None]:
@@ -97,7 +126,6 @@ def _json_rle(detections: Detections) -> Sequence[dict[str, Any] | None]:
 
 def to_focoos(detections: Detections) -> dict[str, Any]:
     import base64
-    import io
 
     boxes = _pixel_boxes(detections)
     texts: list[str | None] = [None] * len(detections)
@@ -133,37 +161,35 @@ def _pixel_boxes(detections: Detections) -> Int64:
 
 def to_supervision(detections: Detections) -> Any:
     supervision = _require("supervision", "to_supervision", "plot")
-    metadata: dict[str, Any] = {_SV_SIZE: detections.size, _SV_CLASS_NAMES: detections.class_names}
-    if detections._source is not None:
-        metadata[_SV_SEGMENTS] = detections._source.segments
     return supervision.Detections(
         xyxy=detections.xyxy.copy(),
         mask=detections.mask,
         confidence=detections.confidence.copy(),
         class_id=detections.class_id.copy(),
         tracker_id=None if detections.tracker_id is None else detections.tracker_id.copy(),
-        data={_SV_CLASS_NAME: detections.class_name, _SV_QUERY: detections.query.copy()},
-        metadata=metadata,
+        data={
+            _SV_CLASS_NAME: detections.class_name,
+            _SV_QUERY: detections.query.copy(),
+            _SV_SEMANTIC: np.full(len(detections), detections._source is not None),
+        },
     )
 
 
 def from_supervision(
     cls: type[Detections], detections: Any, size: Sequence[int] | None, class_names: Sequence[str] | None
 ) -> Detections:
-    for name in ("xyxy", "mask", "confidence", "class_id", "tracker_id", "data", "metadata"):
+    for name in ("xyxy", "mask", "confidence", "class_id", "tracker_id", "data"):
         if not hasattr(detections, name):
             raise TypeError(f"detections: got {type(detections).__name__}, expected supervision's")
     n = len(detections.xyxy)
-    data, metadata = detections.data, detections.metadata
+    data = detections.data
     mask = None if detections.mask is None else np.asarray(detections.mask)
-    if size is None:
-        size = metadata.get(_SV_SIZE) if mask is None else metadata.get(_SV_SIZE, mask.shape[1:])
+    if size is None and mask is not None:
+        size = mask.shape[1:]
     if size is None:
         raise ValueError("size: got None, expected (height, width): there are no masks to tell it")
     class_id = np.full(n, -1) if detections.class_id is None else detections.class_id
     if class_names is None:
-        class_names = metadata.get(_SV_CLASS_NAMES)
-    if class_names is None and _SV_CLASS_NAMES not in metadata:
         class_names = _names_of_rows(class_id, data.get(_SV_CLASS_NAME, ()))
     self = cls(
         xyxy=detections.xyxy,
@@ -175,12 +201,27 @@ def from_supervision(
         tracker_id=detections.tracker_id,
         mask=mask,
     )
-    segments = metadata.get(_SV_SEGMENTS)
-    if segments is not None and _SV_QUERY in data and self.packed is not None:
-        source = _SegmentSource(_segments(segments, self.query, self.class_id, self.size), self.query)
-        if source.packed() == self.packed:
+    if mask is not None and n and np.all(data.get(_SV_SEMANTIC, False)):
+        segments = _joined(mask, self.query)
+        if segments is not None:
+            source = _SegmentSource(_segments(segments, self.query, self.class_id, self.size), self.query)
             self._set(_source=source, _source_rows=np.arange(n))
     return self
+
+
+def _joined(mask: npt.NDArray[np.bool_], query: Int64) -> Segments | None:
+    """The query of each pixel; None where masks overlap, or are of the same query or none: no label map then."""
+    if len(np.unique(query)) < len(query) or query.min() < 0 or query.max() >= np.iinfo(np.uint16).max:
+        return None
+    dtype = np.uint8 if query.max() < np.iinfo(np.uint8).max else np.uint16
+    segments: Segments = np.full(mask.shape[1:], np.iinfo(dtype).max, dtype)
+    taken = np.zeros(mask.shape[1:], bool)
+    for row, value in zip(mask, query.tolist(), strict=True):
+        if (taken & row).any():
+            return None
+        taken |= row
+        segments[row] = value
+    return segments
 
 
 def plot(detections: Detections, image: Any) -> npt.NDArray[np.uint8]:
@@ -220,6 +261,12 @@ def _require(module: str, method: str, extra: str) -> Any:
 
 
 def _names_of_rows(class_id: npt.NDArray[Any], names: Sequence[Any]) -> list[str] | None:
-    """Class names, as far as rows tell them; the number of a class that no row is of."""
-    known = {int(i): str(name) for i, name in zip(class_id, names, strict=False) if 0 <= i <= _MAX_INT16}
-    return [known.get(i, str(i)) for i in range(max(known) + 1)] if known else None
+    """Class names, as far as rows tell them; the number of a class that no row, or more than one name, is of."""
+    known: dict[int, set[str]] = {}
+    for i, name in zip(class_id, names, strict=False):
+        # A class without a name was called by its number.
+        if 0 <= i <= _MAX_INT16 and str(name) != str(i):
+            known.setdefault(int(i), set()).add(str(name))
+    if not known:
+        return None
+    return [found.pop() if len(found := known.get(i, set())) == 1 else str(i) for i in range(max(known) + 1)]

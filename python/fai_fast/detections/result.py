@@ -472,13 +472,28 @@ class Detections(_Immutable):
         """:meth:`to_dict` as JSON."""
         return formats.to_json(self, indent)
 
-    def to_coco(self, image_id: int | str) -> list[dict[str, Any]]:
+    def to_coco(
+        self, image_id: int | str, *, category_ids: Sequence[int] | Mapping[int, int] | None = None
+    ) -> list[dict[str, Any]]:
         """COCO's annotations of the rows, in JSON's types.
 
-        Each has ``image_id``, ``category_id`` (the class id), ``bbox`` [x, y, width, height], ``score``,
-        ``area``, ``iscrowd`` 0 and, where there are masks, ``segmentation`` (RLE, its counts as str).
+        Each has ``image_id``, ``category_id``, ``bbox`` [x, y, width, height], ``score``, ``area``, ``iscrowd`` 0 and,
+        where there are masks, ``segmentation`` (RLE, its counts as str).
+
+        Args:
+            image_id: the picture's id in the annotation file, an integer (NumPy's too) or a str.
+            category_ids: the id of each class, by class id. By default COCO's own where ``class_names`` are its 80
+                (1 to 90, with gaps: "stop sign" is class 11 and category 13), and the class ids of other classes.
+
+        Raises:
+            TypeError, ValueError: an argument is of the wrong type, or has no id for the class of a row.
+
+        Example:
+            >>> d = Detections(xyxy=[[0, 0, 4, 2]], confidence=[0.5], class_id=[1], size=(6, 8))
+            >>> d.to_coco(42, category_ids=[7, 9])[0]["category_id"]
+            9
         """
-        return formats.to_coco(self, image_id)
+        return formats.to_coco(self, image_id, category_ids)
 
     def to_focoos(self) -> dict[str, Any]:
         """The JSON that FocoosAI's ``FocoosDetections`` reads.
@@ -495,9 +510,11 @@ class Detections(_Immutable):
     def to_supervision(self) -> Any:
         """A ``supervision.Detections`` of its own arrays.
 
-        ``data["class_name"]`` holds the names; the query of each row, and the frame's size, class names and
-        semantic segments travel in ``data`` and ``metadata`` under names with the prefix ``fai_fast_``, so
-        that :meth:`from_supervision` gives the same Detections back, also after rows were selected.
+        ``data["class_name"]`` holds the names. Only what is a row's own travels with it, as supervision moves and
+        merges rows of different frames: its query and whether its mask is of a label map, in ``data`` under names with
+        the prefix ``fai_fast_``. From those :meth:`from_supervision` makes the same masks, queries and label map again,
+        also after rows were selected. What is the frame's does not travel: the size where there are no masks, and the
+        names of classes that no row is of.
 
         Raises ImportError without supervision.
         """
@@ -509,16 +526,23 @@ class Detections(_Immutable):
     ) -> Detections:
         """Detections from a ``supervision.Detections``, of :meth:`to_supervision` or of anybody else.
 
-        Where supervision has None, ``confidence`` becomes 1 and ``class_id`` -1. A label map comes back while
-        the masks are still those that it gives.
+        Where supervision has None, ``confidence`` becomes 1 and ``class_id`` -1. Rows of a semantic result have a label
+        map again, as long as their masks do not overlap and no query is there twice.
 
         Args:
             detections: a ``supervision.Detections``.
-            size: (H, W) of the frame; by default what ``to_supervision`` noted, else the masks' size.
-            class_names: by default what ``to_supervision`` noted, else those in ``data["class_name"]``.
+            size: (H, W) of the frame; by default the masks', needed where there are none.
+            class_names: by default those in ``data["class_name"]``, as far as rows tell them; a class that rows call by
+                different names is called by its number.
 
         Raises:
             TypeError, ValueError: something in it does not fit, or the size is not known.
+
+        Example:
+            >>> detections = model.infer(image)  # doctest: +SKIP
+            >>> same = Detections.from_supervision(
+            ...     detections.to_supervision(), size=detections.size, class_names=detections.class_names
+            ... )  # doctest: +SKIP
         """
         return formats.from_supervision(cls, detections, size, class_names)
 

@@ -36,7 +36,8 @@ def ade(
     Args:
         model: a semantic model; its class i is label i + 1.
         folder: ADE20K's, with ``images/validation/*.jpg`` and ``annotations/validation/*.png``, or the same without
-            ``validation``. A label image holds one number a pixel: 0 unlabeled, 1..C the classes.
+            ``validation``. A label image holds one number a pixel: 0 unlabeled, 1..C the classes; 255 (65535 with 16
+            bits) is unlabeled too, where it is above C.
         threshold: pixels of classes that score no more are left unlabeled; by default none is.
         limit: the first so many pictures, by name; None for all.
         skip_missing: leave out what has a picture or a label image only, and say so in the report.
@@ -176,9 +177,13 @@ def _by_stem(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
 def _read_labels(path: Path, classes: int, max_pixels: int | None) -> npt.NDArray[Any]:
     """Integers (H, W), 0..classes. Raises ValueError for anything else."""
     labels = read_labels(path, max_pixels=max_pixels)
+    # What most other data sets, and trainers, mark as "to be ignored".
+    ignored = [value for value in (255, 65535) if value > classes and value <= np.iinfo(labels.dtype).max]
+    labels = np.where(np.isin(labels, ignored), 0, labels)
     if labels.min() < 0 or labels.max() > classes:
         wrong = labels.max() if labels.max() > classes else labels.min()
         raise ValueError(
-            f"labels: {path} holds label {wrong}, expected 0 (unlabeled) to {classes}, the model's classes"
+            f"labels: {path} holds label {wrong}, expected 0 or 255 (unlabeled) or 1 to {classes}, the "
+            "model's classes"
         )
     return labels

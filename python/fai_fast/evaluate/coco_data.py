@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import re
 import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ _brief = reprlib.Repr()
 _brief.maxlevel, _brief.maxstring, _brief.maxother, _brief.maxlong = 2, 40, 40, 40
 
 
+# As str() writes an integer that a float holds exactly.
+_NUMBER = re.compile(r"0|-?[1-9][0-9]{0,14}")
 _log = logging.getLogger("fai_fast")
 
 
@@ -55,7 +58,9 @@ def coco(
     Args:
         model: an instance model.
         images: the folder that the annotations' file names are relative to.
-        annotations: the path of COCO's JSON. ``area`` may be missing: then it is the mask's.
+        annotations: the path of COCO's JSON. ``area`` may be missing: then it is the mask's. Ids may be integers or
+            strings. Objects without a mask (``segmentation`` is [], or no polygon has three points) are left out, which
+            the report says.
         threshold: rows whose score is not above it are left out; AP is defined for all that a model says, so 0.
         limit: the first so many pictures, in order of their ids; None for all.
         skip_missing: leave pictures out that are not in the folder, and say so in the report.
@@ -78,10 +83,12 @@ class CocoData:
 
     Attributes:
         source: the JSON's path.
-        images: ids, paths and sizes (H, W) of the pictures to evaluate, by id.
+        images: ids, paths and sizes (H, W) of the pictures to evaluate, by id; here and below, numbers in their order
+            in place of ids that are strings.
         categories: ids and names.
         annotations: COCO's records of these pictures.
         missing: file names that are left out.
+        unusable: annotations that are left out, since they have no mask.
     """
 
     source: str
@@ -89,6 +96,7 @@ class CocoData:
     categories: Mapping[int, str]
     annotations: Sequence[dict[str, Any]] = dataclasses.field(repr=False)
     missing: tuple[str, ...] = ()
+    unusable: tuple[str, ...] = ()
 
     @classmethod
     def read(
@@ -101,8 +109,10 @@ class CocoData:
         if not folder.is_dir():
             raise FileNotFoundError(f"images: no such folder: {folder}")
         document = _read_json(file)
-        categories = _categories(document["categories"], file)
-        known = sorted(_pictures(document["images"], folder, file))[:limit]
+        category_numbers = _numbers(document["categories"], f"annotations: {file}: categories")
+        image_numbers = _numbers(document["images"], f"annotations: {file}: images")
+        categories = _categories(document["categories"], category_numbers, file)
+        known = sorted(_pictures(document["images"], image_numbers, folder, file))[:limit]
         if not known:
             raise ValueError(f"annotations: {file} lists no images")
         there = [_is_there(path) for _, path, _ in known]
@@ -114,14 +124,14 @@ class CocoData:
         _check_missing("images", absent, f"in {folder}", skip_missing, len(known))
         found = tuple(item for item, is_there in zip(known, there, strict=True) if is_there)
         sizes = {item[0]: item[2] for item in found}
-        everywhere = {record["id"] for record in document["images"]}
-        return cls(
-            str(file),
-            found,
-            categories,
-            _annotations(document["annotations"], sizes, everywhere, categories, file),
-            tuple(absent),
-        )
+        kept, unusable = _annotations(document["annotations"], sizes, image_numbers, category_numbers, file)
+        if unusable:
+            if not kept:
+                raise ValueError(
+                    f"annotations: {file} has no mask for any of the pictures' objects: {_some(unusable)}"
+                )
+            _log.warning("%s: objects without a mask are left out: %s", file, _some(unusable))
+        return cls(str(file), found, categories, kept, tuple(absent), tuple(unusable))
 
     def measure(
         self,
@@ -190,6 +200,7 @@ class CocoData:
             },
             objects=len(data.annotations),
             detections=len(rows),
+            unusable=self.unusable,
         )
 
     def check(self, spec: ModelSpec) -> dict[int, int]:
@@ -305,38 +316,56 @@ def _field(record: Mapping[str, Any], name: str, kind: type, where: str) -> Any:
     return value
 
 
-def _categories(records: list[Any], file: Path) -> dict[int, str]:
+def _key(record: Mapping[str, Any], name: str, where: str) -> int | str:
+    """An id: some tools write them as strings, and the numbers in those are the same ids."""
+    value = record.get(name)
+    if isinstance(value, str) and len(value) <= _LONGEST_NAME:
+        return int(value) if _NUMBER.fullmatch(value) else value
+    return cast(int, _field(record, name, int, where))
+
+
+def _numbers(records: list[Any], where: str) -> dict[int | str, int]:
+    """The number of each record by its id: the id itself, unless any of them is a string that is no number."""
+    keys: set[int | str] = set()
+    for i, record in enumerate(records):
+        key = _key(record, "id", f"{where}[{i}]")
+        if key in keys:
+            raise ValueError(f"{where}[{i}]: id {_brief.repr(key)} is there twice")
+        keys.add(key)
+    if not any(isinstance(key, str) for key in keys):
+        return {key: key for key in keys if isinstance(key, int)}
+    ordered = sorted(keys, key=lambda key: (isinstance(key, str), key))
+    return {key: number for number, key in enumerate(ordered, 1)}
+
+
+def _categories(records: list[Any], numbers: Mapping[int | str, int], file: Path) -> dict[int, str]:
     categories: dict[int, str] = {}
-    names: set[str] = set()
     for i, record in enumerate(records):
         where = f"annotations: {file}: categories[{i}]"
-        key, name = _field(record, "id", int, where), _field(record, "name", str, where)
-        if key in categories or name in names:
-            raise ValueError(f"{where}: id {key} or name {_brief.repr(name)} is there twice")
-        categories[key] = name
-        names.add(name)
+        name = _field(record, "name", str, where)
+        if name in categories.values():
+            raise ValueError(f"{where}: name {_brief.repr(name)} is there twice")
+        categories[numbers[_key(record, "id", where)]] = name
     if not categories:
         raise ValueError(f"annotations: {file} lists no categories")
     return categories
 
 
-def _pictures(records: list[Any], folder: Path, file: Path) -> Iterator[tuple[int, Path, tuple[int, int]]]:
-    seen = set()
+def _pictures(
+    records: list[Any], numbers: Mapping[int | str, int], folder: Path, file: Path
+) -> Iterator[tuple[int, Path, tuple[int, int]]]:
     for i, record in enumerate(records):
         where = f"annotations: {file}: images[{i}]"
-        key, text = _field(record, "id", int, where), _field(record, "file_name", str, where)
+        text = _field(record, "file_name", str, where)
         if "\0" in text or len(text) > _LONGEST_NAME:
             raise ValueError(f"{where}: file_name is {_brief.repr(text)}, expected a file's name")
         name = PurePath(text)
         height, width = _field(record, "height", int, where), _field(record, "width", int, where)
-        if key in seen:
-            raise ValueError(f"{where}: id {key} is there twice")
         if name.is_absolute() or ".." in name.parts or not name.parts:
             raise ValueError(f"{where}: file_name {_brief.repr(text)} leaves the folder of the images")
         if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
             raise ValueError(f"{where}: {height}x{width} pixels, expected sides of 1 to {MAX_SIDE}")
-        seen.add(key)
-        yield key, folder / name, (height, width)
+        yield numbers[_key(record, "id", where)], folder / name, (height, width)
 
 
 def _is_there(path: Path) -> bool:
@@ -349,27 +378,37 @@ def _is_there(path: Path) -> bool:
 def _annotations(
     records: list[Any],
     sizes: Mapping[int, tuple[int, int]],
-    everywhere: set[int],
-    categories: Mapping[int, str],
+    images: Mapping[int | str, int],
+    categories: Mapping[int | str, int],
     file: Path,
-) -> list[dict[str, Any]]:
-    """The records of the pictures in `sizes`, with what the evaluator reads of them."""
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """The records of the pictures in `sizes`, with what the evaluator reads of them, and those without a mask."""
     from faster_coco_eval.core import mask as masks
 
     kept: list[dict[str, Any]] = []
+    unusable: list[str] = []
     for i, record in enumerate(records):
         where = f"annotations: {file}: annotations[{i}]"
-        image, category = _field(record, "image_id", int, where), _field(record, "category_id", int, where)
-        if image not in everywhere:
-            raise ValueError(f"{where}: image_id {image} is no image's id")
-        if category not in categories:
-            raise ValueError(f"{where}: category_id {category} is no category's id")
+        image_key, category_key = _key(record, "image_id", where), _key(record, "category_id", where)
+        if image_key not in images:
+            raise ValueError(f"{where}: image_id {_brief.repr(image_key)} is no image's id")
+        if category_key not in categories:
+            raise ValueError(f"{where}: category_id {_brief.repr(category_key)} is no category's id")
+        image, category = images[image_key], categories[category_key]
         if image not in sizes:
             continue
         height, width = sizes[image]
         segmentation = record.get("segmentation")
         _check_segmentation(segmentation, (height, width), where)
-        crowd, area = record.get("iscrowd", 0), record.get("area")
+        if isinstance(segmentation, list):
+            # The evaluator reads four numbers as a box, and a point as nothing, which would be an object all the same.
+            segmentation = [polygon for polygon in segmentation if len(polygon) >= 6]
+            if not segmentation:
+                unusable.append(f"annotations[{i}]")
+                continue
+        crowd, area = record.get("iscrowd"), record.get("area")
+        if crowd is None:
+            crowd = 0
         if crowd not in (0, 1):
             raise ValueError(f"{where}: 'iscrowd' is {_brief.repr(crowd)}, expected 0 or 1")
         if area is None:
@@ -387,14 +426,14 @@ def _annotations(
                 "iscrowd": int(crowd),
             }
         )
-    return kept
+    return kept, unusable
 
 
 def _check_segmentation(value: Any, size: tuple[int, int], where: str) -> None:
     """ValueError for what the evaluator would read as an empty mask, or would not survive."""
-    if isinstance(value, list) and value:
+    if isinstance(value, list):
         for polygon in value:
-            if not isinstance(polygon, list) or len(polygon) < 4 or len(polygon) % 2:
+            if not isinstance(polygon, list) or len(polygon) % 2:
                 raise ValueError(f"{where}: a polygon is {_brief.repr(polygon)}, expected [x, y, x, y, ...]")
             if not all(_is_number(item) and abs(item) <= 2 * MAX_SIDE for item in polygon):
                 raise ValueError(

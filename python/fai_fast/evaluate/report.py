@@ -82,10 +82,18 @@ class CocoReport(Report):
     Attributes:
         objects: annotations of the pictures, crowds too.
         detections: rows of the model, at most 100 a picture.
+        unusable: annotations that were left out, since they have no mask.
     """
 
     objects: int
     detections: int
+    unusable: tuple[str, ...] = ()
+
+    def table(self) -> str:
+        lines = [super().table()]
+        if self.unusable:
+            lines += ["", f"Left out, without a mask: {_some(self.unusable)}."]
+        return "\n".join(lines)
 
     def _what(self) -> str:
         return f"{self.images} images, {self.objects} objects, {self.detections} detections"

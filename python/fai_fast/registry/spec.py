@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from fai_fast._arguments import check_bool, check_choice, check_int, check_items, check_names, check_number
+from fai_fast._coco import category_ids_of
 from fai_fast._redaction import redacted
 
 __all__ = ["BackboneConfig", "ModelConfig", "ModelSpec", "PublishedLatency"]
@@ -350,6 +351,11 @@ class ModelSpec:
                     f"bundled_weights: got {self.bundled_weights!r}, expected a file name without folders"
                 )
         object.__setattr__(self, "_before", self._facts())
+
+    @property
+    def category_ids(self) -> tuple[int, ...] | None:
+        """COCO's id of each class, which go from 1 to 90 with gaps; None where the classes are not COCO's 80."""
+        return category_ids_of(self.classes)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
