@@ -225,7 +225,7 @@ def test_the_demo_model_on_its_scenes_in_two_engines(capsys, folder, scenes):
         assert 20 < by_name[engine, "fp32"]["report"]["metrics"]["segm/AP"] < 90
     for item in runs:
         assert (item["report"] is None) == (item["problem"] is not None)
-    assert "precision: got 'bf16'" in by_name["onnxruntime", "bf16"]["problem"]
+    assert "precision 'bf16' was asked for" in by_name["onnxruntime", "bf16"]["problem"]
 
 
 @pytest.mark.slow
