@@ -13,6 +13,7 @@
 
 #include "csrc/core/frame_layout.h"
 #include "csrc/core/pixel_axis.h"
+#include "csrc/core/tap.h"
 #include "csrc/core/types.h"
 
 namespace fai::cuda {
@@ -41,7 +42,7 @@ std::vector<Device> devices();
 struct GraphSpec {
     int device = 0;
     int batch = 1;
-    Size tensor;
+    Size input_size;
     DType images = DType::f16;
     int32_t queries = 0, rows = 0, columns = 0;  // of mask_logits
     int32_t class_columns = 0;                   // with softmax one more than there are classes
@@ -49,14 +50,8 @@ struct GraphSpec {
     bool predict_all_pixels = false, softmax = true;
 };
 
-// One side of a resampled frame: which source samples an output row or column takes.
-struct Tap {
-    int32_t index;
-    float fraction;
-};
-
 // A frame, and what is asked of it. Tables are borrowed until submit() returns.
-struct Frame {
+struct DeviceFrame {
     FrameLayout layout;
     const uint8_t* plane[3] = {nullptr, nullptr, nullptr};  // in the device's memory
     float yuv[6] = {0, 0, 0, 0, 0, 0};                      // math::YuvCoefficients
@@ -121,15 +116,15 @@ struct StageTimes {
 // overlap, but may come from any thread.
 //
 // A frame is uploaded (where the host has it), prepared, launched, waited for, and its results are taken.
-class FrameGraph {
+class DeviceGraph {
   public:
     // Puts one run of the engine on a stream.
     using Enqueue = std::function<void(uintptr_t stream)>;
 
-    explicit FrameGraph(const GraphSpec& spec);
-    ~FrameGraph();
-    FrameGraph(const FrameGraph&) = delete;
-    FrameGraph& operator=(const FrameGraph&) = delete;
+    explicit DeviceGraph(const GraphSpec& spec);
+    ~DeviceGraph();
+    DeviceGraph(const DeviceGraph&) = delete;
+    DeviceGraph& operator=(const DeviceGraph&) = delete;
 
     const GraphSpec& spec() const;
     uintptr_t stream() const;
@@ -145,8 +140,8 @@ class FrameGraph {
     void run_uncaptured(Enqueue enqueue);
     // What comes before and after the engine, for a capture that somebody else has begun on stream(); adopt()
     // then takes the graph (a cudaGraph_t), which must exist as long as this one.
-    void enqueue_before();
-    void enqueue_after();
+    void enqueue_preprocess();
+    void enqueue_postprocess();
     void adopt(uintptr_t graph);
     // In a child of the process that made the graph, where nothing of it can be used nor destroyed.
     bool forked() const noexcept;
@@ -180,10 +175,10 @@ class FrameGraph {
 
     // What is new about a frame; images from `frames.size()` to the batch run on what was there. The frame's
     // uploads may come before and after.
-    void prepare(const std::vector<Frame>& frames);
+    void prepare(const std::vector<DeviceFrame>& frames);
     // Starts the frame that was prepared. It begins after the engine of `after`'s frame has ended, where
     // given.
-    void launch(const FrameGraph* after);
+    void launch(const DeviceGraph* after);
     // After an error between the first upload and launch(): waits until nothing of the frame is left.
     void abandon() noexcept;
     // Waits at most `seconds` (forever where negative) for the frame in flight; false where that was too
@@ -194,7 +189,7 @@ class FrameGraph {
     std::vector<std::shared_ptr<const Result>> results();
     StageTimes times() const;
 
-    // Boolean masks (rows, height, width), one byte a pixel, of rows of the last frame's image, on the
+    // Boolean masks (rows, height, width), one byte per pixel, of rows of the last frame's image, on the
     // device; complete when this returns.
     std::shared_ptr<const DeviceMemory> expand(int image, const std::vector<Row>& rows);
 

@@ -93,8 +93,8 @@ class Owner {
 
 using Stream = Owner<cudaStream_t, cudaStreamDestroy>;
 using Event = Owner<cudaEvent_t, cudaEventDestroy>;
-using Graph = Owner<cudaGraph_t, cudaGraphDestroy>;
-using GraphExec = Owner<cudaGraphExec_t, cudaGraphExecDestroy>;
+using CudaGraph = Owner<cudaGraph_t, cudaGraphDestroy>;
+using CudaGraphExec = Owner<cudaGraphExec_t, cudaGraphExecDestroy>;
 
 inline Stream make_stream() {
     cudaStream_t stream = nullptr;

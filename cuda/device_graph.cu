@@ -40,7 +40,7 @@ cudaStream_t stream_of(uintptr_t stream) { return reinterpret_cast<cudaStream_t>
 
 }  // namespace
 
-struct FrameGraph::Impl {
+struct DeviceGraph::Impl {
     // Of the frame.
     enum class State {
         idle,       // none, or it failed
@@ -61,7 +61,7 @@ struct FrameGraph::Impl {
     Event began, uploaded, preprocessed, engine_ended, ended, other;
     DeviceBuffer images, mask_logits, class_logits;
 
-    // One entry an image.
+    // One entry per image.
     struct Image {
         DeviceBuffer frame, tables, canvas, segments;
         const uint8_t* frame_memory = nullptr;  // the staging room's, as the device knows it
@@ -77,8 +77,8 @@ struct FrameGraph::Impl {
     std::shared_ptr<DevicePool> masks;  // of boolean ones on the device
     int64_t payload = kFirstPayload;    // bytes to have ready for masks
 
-    Graph graph;
-    GraphExec exec;
+    CudaGraph graph;
+    CudaGraphExec exec;
     Enqueue engine;  // where nothing was captured
 
     State state = State::idle;
@@ -101,7 +101,7 @@ struct FrameGraph::Impl {
     // What is laid out in `scratch`.
     size_t candidates_at() const { return 0; }
     size_t queries_at() const { return aligned(sizeof(int32_t) * spec.queries); }
-    size_t kept_at() const { return queries_at() + aligned(sizeof(Query) * spec.queries); }
+    size_t kept_at() const { return queries_at() + aligned(sizeof(QueryState) * spec.queries); }
     size_t header_at() const { return kept_at() + aligned(sizeof(Row) * spec.queries); }
     size_t probabilities_at() const { return header_at() + kAlignment; }
     size_t scratch_bytes() const {
@@ -123,7 +123,7 @@ struct FrameGraph::Impl {
         record(began);
     }
 
-    void before() {
+    void enqueue_preprocess() {
         check(cudaMemcpyAsync(device_params.get(), params.get(), sizeof(ImageParams) * spec.batch,
                               cudaMemcpyHostToDevice, stream.get()),
               "uploading parameters");
@@ -133,7 +133,7 @@ struct FrameGraph::Impl {
         record(preprocessed);
     }
 
-    void after() {
+    void enqueue_postprocess() {
         record(engine_ended);
         launch_postprocess(stream.get(), postprocess());
     }
@@ -141,11 +141,11 @@ struct FrameGraph::Impl {
     void instantiate(cudaGraph_t graph) {
         cudaGraphExec_t made = nullptr;
         check(cudaGraphInstantiate(&made, graph, 0), "cudaGraphInstantiate");
-        exec = GraphExec(made);
+        exec = CudaGraphExec(made);
     }
 
     // Everything that is new about an image's frame.
-    void prepare(int index, const Frame& frame) {
+    void prepare(int index, const DeviceFrame& frame) {
         Image& own = image[index];
         ImageParams& p = host_params()[index];
         p.active = 1;
@@ -175,7 +175,7 @@ struct FrameGraph::Impl {
         uint8_t* const scratch = own.scratch.get();
         p.counters = counters.get<int32_t>() + index * counters_per_image(spec);
         p.candidates = reinterpret_cast<int32_t*>(scratch + candidates_at());
-        p.queries = reinterpret_cast<Query*>(scratch + queries_at());
+        p.queries = reinterpret_cast<QueryState*>(scratch + queries_at());
         p.kept = reinterpret_cast<Row*>(scratch + kept_at());
         p.kept_header = reinterpret_cast<Header*>(scratch + header_at());
         p.probabilities = reinterpret_cast<float*>(scratch + probabilities_at());
@@ -221,7 +221,7 @@ struct FrameGraph::Impl {
     }
 };
 
-FrameGraph::FrameGraph(const GraphSpec& spec) : impl_(new Impl) {
+DeviceGraph::DeviceGraph(const GraphSpec& spec) : impl_(new Impl) {
     const std::vector<Device> present = devices();
     if (spec.device < 0 || spec.device >= static_cast<int>(present.size())) {
         throw CudaError(message("device: got ", spec.device, ", expected 0 to ", present.size() - 1,
@@ -242,7 +242,7 @@ FrameGraph::FrameGraph(const GraphSpec& spec) : impl_(new Impl) {
     m.other = make_event(false);
 
     const auto batch = static_cast<size_t>(spec.batch);
-    const size_t pixels = static_cast<size_t>(spec.tensor.height) * spec.tensor.width;
+    const size_t pixels = static_cast<size_t>(spec.input_size.height) * spec.input_size.width;
     const size_t nodes = static_cast<size_t>(spec.queries) * spec.rows * spec.columns;
     const size_t classes = static_cast<size_t>(spec.queries) * spec.class_columns;
     m.images.reserve(batch * 3 * pixels * item_size(spec.images));
@@ -259,12 +259,12 @@ FrameGraph::FrameGraph(const GraphSpec& spec) : impl_(new Impl) {
     // What an engine reads before the first frame must be numbers.
     check(cudaMemsetAsync(m.images.get(), 0, m.images.bytes(), m.stream.get()), "cudaMemsetAsync");
     // A frame of nobody's: loads the kernels, which not every way to capture allows.
-    m.before();
-    m.after();
+    m.enqueue_preprocess();
+    m.enqueue_postprocess();
     check(cudaStreamSynchronize(m.stream.get()), "starting");
 }
 
-FrameGraph::~FrameGraph() {
+DeviceGraph::~DeviceGraph() {
     if (!impl_) return;
     if (impl_->process.forked()) {
         impl_.release();
@@ -278,13 +278,13 @@ FrameGraph::~FrameGraph() {
     impl_.reset();
 }
 
-const GraphSpec& FrameGraph::spec() const { return impl_->spec; }
-uintptr_t FrameGraph::stream() const { return reinterpret_cast<uintptr_t>(impl_->stream.get()); }
-uintptr_t FrameGraph::images() const { return reinterpret_cast<uintptr_t>(impl_->images.get()); }
-uintptr_t FrameGraph::mask_logits() const { return reinterpret_cast<uintptr_t>(impl_->mask_logits.get()); }
-uintptr_t FrameGraph::class_logits() const { return reinterpret_cast<uintptr_t>(impl_->class_logits.get()); }
+const GraphSpec& DeviceGraph::spec() const { return impl_->spec; }
+uintptr_t DeviceGraph::stream() const { return reinterpret_cast<uintptr_t>(impl_->stream.get()); }
+uintptr_t DeviceGraph::images() const { return reinterpret_cast<uintptr_t>(impl_->images.get()); }
+uintptr_t DeviceGraph::mask_logits() const { return reinterpret_cast<uintptr_t>(impl_->mask_logits.get()); }
+uintptr_t DeviceGraph::class_logits() const { return reinterpret_cast<uintptr_t>(impl_->class_logits.get()); }
 
-std::string FrameGraph::capture(Enqueue enqueue) {
+std::string DeviceGraph::capture(Enqueue enqueue) {
     Impl& m = *impl_;
     m.check_process();
     m.check_idle();
@@ -296,15 +296,15 @@ std::string FrameGraph::capture(Enqueue enqueue) {
     std::string reason;
     check(cudaStreamBeginCapture(m.stream.get(), cudaStreamCaptureModeRelaxed), "cudaStreamBeginCapture");
     try {
-        m.before();
+        m.enqueue_preprocess();
         enqueue(stream());
-        m.after();
+        m.enqueue_postprocess();
     } catch (const std::exception& error) {
         reason = error.what();
     }
     cudaGraph_t made = nullptr;
     const cudaError_t status = cudaStreamEndCapture(m.stream.get(), &made);
-    Graph graph(made);
+    CudaGraph graph(made);
     if (status != cudaSuccess) {
         cudaGetLastError();
         if (reason.empty()) reason = explain(status, "capturing the engine");
@@ -323,55 +323,55 @@ std::string FrameGraph::capture(Enqueue enqueue) {
     return reason;
 }
 
-void FrameGraph::run_uncaptured(Enqueue enqueue) {
+void DeviceGraph::run_uncaptured(Enqueue enqueue) {
     Impl& m = *impl_;
     m.check_process();
     m.check_idle();
-    m.exec = GraphExec();
-    m.graph = Graph();
+    m.exec = CudaGraphExec();
+    m.graph = CudaGraph();
     m.engine = std::move(enqueue);
 }
 
-void FrameGraph::enqueue_before() {
+void DeviceGraph::enqueue_preprocess() {
     impl_->check_process();
     const DeviceScope scope(impl_->spec.device);
-    impl_->before();
+    impl_->enqueue_preprocess();
 }
 
-void FrameGraph::enqueue_after() {
+void DeviceGraph::enqueue_postprocess() {
     impl_->check_process();
     const DeviceScope scope(impl_->spec.device);
-    impl_->after();
+    impl_->enqueue_postprocess();
 }
 
-void FrameGraph::adopt(uintptr_t graph) {
+void DeviceGraph::adopt(uintptr_t graph) {
     impl_->check_process();
     impl_->check_idle();
     const DeviceScope scope(impl_->spec.device);
     impl_->instantiate(reinterpret_cast<cudaGraph_t>(graph));
-    impl_->graph = Graph();
+    impl_->graph = CudaGraph();
     impl_->engine = nullptr;
 }
 
-void FrameGraph::forget_engine() noexcept {
+void DeviceGraph::forget_engine() noexcept {
     if (impl_->process.forked()) return;
     const DeviceScope scope(impl_->spec.device, std::nothrow);
-    impl_->exec = GraphExec();
-    impl_->graph = Graph();
+    impl_->exec = CudaGraphExec();
+    impl_->graph = CudaGraph();
     impl_->engine = nullptr;
 }
 
-bool FrameGraph::forked() const noexcept { return impl_->process.forked(); }
+bool DeviceGraph::forked() const noexcept { return impl_->process.forked(); }
 
-void FrameGraph::check_idle() const {
+void DeviceGraph::check_idle() const {
     impl_->check_process();
     impl_->check_idle();
 }
 
-bool FrameGraph::reads_pinned() const { return impl_->reads_pinned; }
-bool FrameGraph::reads_pageable() const { return impl_->reads_pageable; }
+bool DeviceGraph::reads_pinned() const { return impl_->reads_pinned; }
+bool DeviceGraph::reads_pageable() const { return impl_->reads_pageable; }
 
-uint8_t* FrameGraph::staging(int index, size_t bytes) {
+uint8_t* DeviceGraph::staging(int index, size_t bytes) {
     Impl& m = *impl_;
     m.check_process();
     m.check_idle();
@@ -388,12 +388,12 @@ uint8_t* FrameGraph::staging(int index, size_t bytes) {
     return own.staging.get();
 }
 
-const uint8_t* FrameGraph::frame_memory(int index) const {
+const uint8_t* DeviceGraph::frame_memory(int index) const {
     impl_->check_image(index);
     return impl_->image[index].frame_memory;
 }
 
-void FrameGraph::upload(int index, size_t begin, size_t end) {
+void DeviceGraph::upload(int index, size_t begin, size_t end) {
     Impl& m = *impl_;
     m.check_image(index);
     const DeviceScope scope(m.spec.device);
@@ -405,7 +405,7 @@ void FrameGraph::upload(int index, size_t begin, size_t end) {
           "uploading a frame");
 }
 
-const uint8_t* FrameGraph::upload_pinned(int index, const void* data, size_t bytes) {
+const uint8_t* DeviceGraph::upload_pinned(int index, const void* data, size_t bytes) {
     Impl& m = *impl_;
     m.check_process();
     m.check_idle();
@@ -420,7 +420,7 @@ const uint8_t* FrameGraph::upload_pinned(int index, const void* data, size_t byt
     return own.frame.get();
 }
 
-bool FrameGraph::is_pinned(const void* data) const {
+bool DeviceGraph::is_pinned(const void* data) const {
     const DeviceScope scope(impl_->spec.device);
     cudaPointerAttributes attributes = {};
     if (cudaPointerGetAttributes(&attributes, data) != cudaSuccess) {
@@ -430,7 +430,7 @@ bool FrameGraph::is_pinned(const void* data) const {
     return attributes.type == cudaMemoryTypeHost;
 }
 
-int FrameGraph::device_of(const void* data) const {
+int DeviceGraph::device_of(const void* data) const {
     const DeviceScope scope(impl_->spec.device);
     return cuda::device_of(data);
 }
@@ -445,7 +445,7 @@ int device_of(const void* data) {
     return device ? attributes.device : -1;
 }
 
-void FrameGraph::wait_for_stream(uintptr_t stream) {
+void DeviceGraph::wait_for_stream(uintptr_t stream) {
     Impl& m = *impl_;
     m.check_process();
     const DeviceScope scope(m.spec.device);
@@ -453,14 +453,14 @@ void FrameGraph::wait_for_stream(uintptr_t stream) {
     check(cudaStreamWaitEvent(m.stream.get(), m.other.get(), 0), "cudaStreamWaitEvent");
 }
 
-void FrameGraph::make_stream_wait(uintptr_t stream) {
+void DeviceGraph::make_stream_wait(uintptr_t stream) {
     Impl& m = *impl_;
     m.check_process();
     const DeviceScope scope(m.spec.device);
     check(cudaStreamWaitEvent(stream_of(stream), m.ended.get(), 0), "cudaStreamWaitEvent");
 }
 
-void FrameGraph::prepare(const std::vector<Frame>& frames) {
+void DeviceGraph::prepare(const std::vector<DeviceFrame>& frames) {
     Impl& m = *impl_;
     m.check_process();
     m.check_idle();
@@ -478,7 +478,7 @@ void FrameGraph::prepare(const std::vector<Frame>& frames) {
     }
 }
 
-void FrameGraph::launch(const FrameGraph* after) {
+void DeviceGraph::launch(const DeviceGraph* after) {
     Impl& m = *impl_;
     m.check_process();
     if (m.state != Impl::State::begun) throw CudaError("no frame was prepared");
@@ -492,21 +492,21 @@ void FrameGraph::launch(const FrameGraph* after) {
         check(cudaGraphLaunch(m.exec.get(), m.stream.get()), "cudaGraphLaunch");
     } else {
         if (!m.engine) throw CudaError("no engine: call capture() first");
-        m.before();
+        m.enqueue_preprocess();
         m.engine(stream());
-        m.after();
+        m.enqueue_postprocess();
     }
     check(cudaEventRecord(m.ended.get(), m.stream.get()), "cudaEventRecord");
     m.state = Impl::State::in_flight;
 }
 
-void FrameGraph::abandon() noexcept {
+void DeviceGraph::abandon() noexcept {
     if (impl_->process.forked() || impl_->state != Impl::State::begun) return;
     const DeviceScope scope(impl_->spec.device, std::nothrow);
     impl_->abandon();
 }
 
-bool FrameGraph::wait(double seconds) {
+bool DeviceGraph::wait(double seconds) {
     Impl& m = *impl_;
     m.check_process();
     if (m.state != Impl::State::in_flight) return true;
@@ -534,7 +534,7 @@ bool FrameGraph::wait(double seconds) {
     return true;
 }
 
-std::vector<std::shared_ptr<const Result>> FrameGraph::results() {
+std::vector<std::shared_ptr<const Result>> DeviceGraph::results() {
     Impl& m = *impl_;
     m.check_process();
     m.check_idle();
@@ -579,7 +579,7 @@ std::vector<std::shared_ptr<const Result>> FrameGraph::results() {
     return results;
 }
 
-StageTimes FrameGraph::times() const {
+StageTimes DeviceGraph::times() const {
     const Impl& m = *impl_;
     if (m.state != Impl::State::ended && m.state != Impl::State::taken) return {};
     const DeviceScope scope(m.spec.device);
@@ -594,7 +594,7 @@ StageTimes FrameGraph::times() const {
     return times;
 }
 
-std::shared_ptr<const DeviceMemory> FrameGraph::expand(int index, const std::vector<Row>& rows) {
+std::shared_ptr<const DeviceMemory> DeviceGraph::expand(int index, const std::vector<Row>& rows) {
     Impl& m = *impl_;
     m.check_process();
     m.check_idle();
@@ -612,8 +612,8 @@ std::shared_ptr<const DeviceMemory> FrameGraph::expand(int index, const std::vec
     return memory;
 }
 
-void FrameGraph::run_engine(const Enqueue& enqueue, const void* images, void* mask_logits,
-                            void* class_logits) {
+void DeviceGraph::run_engine(const Enqueue& enqueue, const void* images, void* mask_logits,
+                             void* class_logits) {
     Impl& m = *impl_;
     m.check_process();
     m.check_idle();
@@ -636,7 +636,7 @@ void FrameGraph::run_engine(const Enqueue& enqueue, const void* images, void* ma
     }
 }
 
-size_t FrameGraph::device_bytes() const {
+size_t DeviceGraph::device_bytes() const {
     const Impl& m = *impl_;
     size_t bytes = m.images.bytes() + m.mask_logits.bytes() + m.class_logits.bytes() +
                    m.device_params.bytes() + m.counters.bytes() + m.masks->bytes();
@@ -647,7 +647,7 @@ size_t FrameGraph::device_bytes() const {
     return bytes;
 }
 
-size_t FrameGraph::pinned_bytes() const {
+size_t DeviceGraph::pinned_bytes() const {
     const Impl& m = *impl_;
     size_t bytes = m.params.bytes() + m.pool->bytes();
     for (const Impl::Image& image : m.image) bytes += image.staging.bytes() + image.staged_tables.bytes();

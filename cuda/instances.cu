@@ -31,8 +31,8 @@ __global__ void __launch_bounds__(kThreads)
     for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
         const auto slot = static_cast<int32_t>(item / chunks);
         const int32_t begin = static_cast<int32_t>(item % chunks) * kNodeRows;
-        const int32_t count = smaller(rows - begin, kNodeRows) * columns;
-        Query& query = image.queries[image.candidates[slot]];
+        const int32_t count = min_i32(rows - begin, kNodeRows) * columns;
+        QueryState& query = image.queries[image.candidates[slot]];
         const int64_t start = static_cast<int64_t>(begin) * columns;
         const T* const in = mask_logits +
                             (static_cast<int64_t>(blockIdx.y) * queries + image.candidates[slot]) * plane +
@@ -47,19 +47,19 @@ __global__ void __launch_bounds__(kThreads)
             out[i] = m;
             if (math::inside(m, threshold)) {
                 const int32_t y = begin + i / columns, x = i % columns;
-                x1 = smaller(x1, x);
-                x2 = larger(x2, x + 1);
-                y1 = smaller(y1, y);
-                y2 = larger(y2, y + 1);
+                x1 = min_i32(x1, x);
+                x2 = max_i32(x2, x + 1);
+                y1 = min_i32(y1, y);
+                y2 = max_i32(y2, y + 1);
             }
         }
         nan = __any_sync(kAllLanes, nan);
-        x1 = smallest_of_warp(x1);
-        y1 = smallest_of_warp(y1);
-        x2 = largest_of_warp(x2);
-        y2 = largest_of_warp(y2);
+        x1 = warp_reduce_min(x1);
+        y1 = warp_reduce_min(y1);
+        x2 = warp_reduce_max(x2);
+        y2 = warp_reduce_max(y2);
         if ((threadIdx.x & 31) == 0) {
-            if (nan) atomicOr(&query.out, 1);
+            if (nan) atomicOr(&query.rejected, 1);
             if (y2 > 0) {
                 atomicMin(&query.column_begin, x1);
                 atomicMax(&query.column_end, x2);
@@ -85,9 +85,9 @@ __device__ __forceinline__ uint64_t draw_word(const PixelAxis& x, const float* n
     int32_t cell = x.cell[begin];
     float left = math::lerp(nodes[above + cell], nodes[below + cell], down);
     for (int32_t at = begin; at < end; ++cell) {
-        const int32_t next = smaller(cell + 1, x.nodes - 1);
+        const int32_t next = min_i32(cell + 1, x.nodes - 1);
         const float right = math::lerp(nodes[above + next], nodes[below + next], down);
-        const int32_t stop = smaller(x.first[cell + 1], end);
+        const int32_t stop = min_i32(x.first[cell + 1], end);
         const bool left_in = math::inside(left, threshold), right_in = math::inside(right, threshold);
         if (at < stop && left_in && right_in) {
             word |= bits_between(at - base, stop - base);
@@ -103,7 +103,7 @@ __device__ __forceinline__ uint64_t draw_word(const PixelAxis& x, const float* n
                 if (want_sum) sum += m;
             }
         }
-        at = larger(at, stop);
+        at = max_i32(at, stop);
         left = right;
     }
     return word;
@@ -116,9 +116,9 @@ struct Reach {
     int32_t x1, y1, x2, y2;
 };
 
-__device__ __forceinline__ Reach reach_of(const ImageParams& image, const Query& query) {
-    if (query.out || query.row_end == 0) return {0, 0, 0, 0};
-    return {image.x.first[larger(query.column_begin - 1, 0)], image.y.first[larger(query.row_begin - 1, 0)],
+__device__ __forceinline__ Reach reach_of(const ImageParams& image, const QueryState& query) {
+    if (query.rejected || query.row_end == 0) return {0, 0, 0, 0};
+    return {image.x.first[max_i32(query.column_begin - 1, 0)], image.y.first[max_i32(query.row_begin - 1, 0)],
             image.x.first[query.column_end], image.y.first[query.row_end]};
 }
 
@@ -129,9 +129,9 @@ __device__ __forceinline__ void draw(const ImageParams& image, int32_t slot, int
     const int lane = threadIdx.x & 31;
     const int64_t stride = canvas_words(image.size);
     const bool want_sum = image.use_mask_score;
-    Query& query = image.queries[image.candidates[slot]];
+    QueryState& query = image.queries[image.candidates[slot]];
     const Reach reach = reach_of(image, query);
-    const int32_t y_begin = larger(top, reach.y1), y_end = smaller(top + kDrawnRows, reach.y2);
+    const int32_t y_begin = max_i32(top, reach.y1), y_end = min_i32(top + kDrawnRows, reach.y2);
     if (y_begin >= y_end || reach.x1 >= reach.x2) return;
     const int32_t word_begin = reach.x1 / 64, words = (reach.x2 + 63) / 64 - word_begin;
     const float* const nodes = image.probabilities + static_cast<int64_t>(slot) * rows * columns;
@@ -144,8 +144,8 @@ __device__ __forceinline__ void draw(const ImageParams& image, int32_t slot, int
         const int32_t line = static_cast<int32_t>(static_cast<uint32_t>(task) / static_cast<uint32_t>(words));
         const int32_t y = y_begin + line, k = word_begin + task - line * words;
         const int32_t i = image.y.cell[y];
-        const int32_t above = i * columns, below = smaller(i + 1, rows - 1) * columns;
-        const int32_t begin = larger(64 * k, reach.x1), end = smaller(64 * k + 64, reach.x2);
+        const int32_t above = i * columns, below = min_i32(i + 1, rows - 1) * columns;
+        const int32_t begin = max_i32(64 * k, reach.x1), end = min_i32(64 * k + 64, reach.x2);
         float part = 0.0f;
         const uint64_t word = draw_word(image.x, nodes, above, below, image.y.fraction[y],
                                         image.mask_threshold, begin, end, want_sum, part);
@@ -153,18 +153,18 @@ __device__ __forceinline__ void draw(const ImageParams& image, int32_t slot, int
         if (!word) continue;
         area += __popcll(word);
         sum += units(part);
-        x1 = smaller(x1, 64 * k + __ffsll(static_cast<long long>(word)) - 1);
-        x2 = larger(x2, 64 * k + 64 - __clzll(static_cast<long long>(word)));
-        y1 = smaller(y1, y);
-        y2 = larger(y2, y + 1);
+        x1 = min_i32(x1, 64 * k + __ffsll(static_cast<long long>(word)) - 1);
+        x2 = max_i32(x2, 64 * k + 64 - __clzll(static_cast<long long>(word)));
+        y1 = min_i32(y1, y);
+        y2 = max_i32(y2, y + 1);
     }
-    area = sum_of_warp(area);
+    area = warp_reduce_sum(area);
     if (area == 0) return;
-    x1 = smallest_of_warp(x1);
-    y1 = smallest_of_warp(y1);
-    x2 = largest_of_warp(x2);
-    y2 = largest_of_warp(y2);
-    if (want_sum) sum = sum_of_warp(sum);
+    x1 = warp_reduce_min(x1);
+    y1 = warp_reduce_min(y1);
+    x2 = warp_reduce_max(x2);
+    y2 = warp_reduce_max(y2);
+    if (want_sum) sum = warp_reduce_sum(sum);
     if (lane == 0) {
         atomicAdd(&query.area, static_cast<unsigned long long>(area));
         if (want_sum) atomicAdd(&query.sum, sum);

@@ -11,13 +11,13 @@ namespace fai::cuda {
 
 __global__ void use_math_headers(const float* in, float* out) {
     const math::Axis axis = math::Axis::stretch(160, 640);
-    const math::Tap tap = math::tap(axis, threadIdx.x);
+    const Tap tap = math::tap(axis, threadIdx.x);
     const float sample = math::lerp(in[tap.index], in[tap.index + 1], tap.fraction);
     const float probability = math::sigmoid(sample);
     const math::Rgb<float> rgb =
         math::yuv_to_rgb(sample, in[0], in[1], math::YuvCoefficients::make(0.299, 0.114, true));
     const bool won =
-        math::inside(probability, 0.5f) && math::takes(probability, in[2]) && math::above(probability, 0.5);
+        math::inside(probability, 0.5f) && math::wins(probability, in[2]) && math::above(probability, 0.5);
     out[threadIdx.x] = won ? rgb.r + rgb.g : rgb.b;
 }
 

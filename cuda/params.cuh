@@ -14,11 +14,11 @@
 namespace fai::cuda {
 
 // What postprocessing gathers about a query. The box starts as Region::empty() of the CPU's.
-struct Query {
+struct QueryState {
     float best, largest, total;  // logit of the best class, of the best column, and the softmax's sum
     int32_t class_id;
     float score;
-    int32_t out;  // not 0 where NaN or the threshold takes the query out
+    int32_t rejected;  // not 0 where NaN or the threshold takes the query out
     int32_t row_begin, row_end, column_begin, column_end;  // nodes inside
     int32_t x1, y1, x2, y2;
     unsigned long long area;
@@ -52,9 +52,9 @@ struct ImageParams {
 
     int32_t* counters;     // counters_per_image() of them, 0 when a frame begins
     int32_t* candidates;   // (Q) query of each slot, instances only
-    Query* queries;        // (Q)
+    QueryState* queries;   // (Q)
     float* probabilities;  // (slots, h', w')
-    uint64_t* canvas;      // (slots, H, words a row): a mask is drawn where it may be, before it is cropped
+    uint64_t* canvas;      // (slots, H, words per row): a mask is drawn where it may be, before it is cropped
     void* segments;        // (H, W)
     Row* kept;             // (Q) the rows again, for the kernels that follow
     Header* kept_header;
@@ -74,7 +74,7 @@ inline constexpr int32_t kCandidates = 0, kDone = 1, kTilesDone = 2;
 inline int32_t counters_per_image(const GraphSpec& spec) {
     return kTilesDone + (spec.predict_all_pixels ? (spec.rows + kTileCells - 1) / kTileCells : 0);
 }
-// A semantic contest keeps two values a query in shared memory.
+// A semantic contest keeps two values per query in shared memory.
 inline constexpr int32_t kMaxSemanticQueries = 1024;
 
 // Words of a row of a canvas.
@@ -118,7 +118,7 @@ void launch_postprocess(cudaStream_t stream, const PostprocessLaunch& launch);
 // The masks of instances to the host; again after a first run found too little room for them.
 void launch_pack(cudaStream_t stream, const PostprocessLaunch& launch);
 
-// out (count, height, width), a byte of 0 or 1 a pixel, aligned to 16 bytes; `rows` in the host's memory.
+// out (count, height, width), a byte of 0 or 1 per pixel, aligned to 16 bytes; `rows` in the host's memory.
 void launch_expand(cudaStream_t stream, const PostprocessLaunch& launch, int image, Size size,
                    const Row* rows, int count, uint8_t* out);
 

@@ -19,7 +19,7 @@ namespace {
 
 // One warp; as the CPU's class_score, with its sixteen lanes, so that scores have the same bits.
 template <class T>
-__device__ void score(const T* logits, int32_t columns, bool softmax, Query& query) {
+__device__ void score(const T* logits, int32_t columns, bool softmax, QueryState& query) {
     const int lane = threadIdx.x & 31;
     const int32_t classes = softmax ? columns - 1 : columns;
     float best = -infinity();
@@ -30,12 +30,12 @@ __device__ void score(const T* logits, int32_t columns, bool softmax, Query& que
         best = value > best ? value : best;
     }
     nan = __any_sync(kAllLanes, nan);
-    best = largest_of_warp(best);
+    best = warp_reduce_max(best);
     int32_t class_id = INT32_MAX;
     for (int32_t k = lane; k < classes && class_id == INT32_MAX; k += 32) {
         if (to_float(logits[k]) >= best) class_id = k;
     }
-    class_id = smallest_of_warp(class_id);
+    class_id = warp_reduce_min(class_id);
 
     double value;
     float largest = best, total = 1.0f;
@@ -60,7 +60,7 @@ __device__ void score(const T* logits, int32_t columns, bool softmax, Query& que
     query.total = total;
     query.class_id = class_id == INT32_MAX ? 0 : class_id;
     query.score = static_cast<float>(value);
-    query.out = nan || is_nan(query.score);
+    query.rejected = nan || is_nan(query.score);
     query.row_begin = query.column_begin = INT32_MAX;
     query.row_end = query.column_end = 0;
     query.x1 = query.y1 = INT32_MAX;
@@ -92,7 +92,7 @@ __device__ __forceinline__ bool scan_for_nan(const T* mask, int64_t plane) {
     return nan;
 }
 
-// A block a query.
+// A block per query.
 template <class T, class C>
 __global__ void __launch_bounds__(kThreads)
     score_queries(const ImageParams* __restrict__ params, const T* __restrict__ mask_logits,
@@ -106,11 +106,12 @@ __global__ void __launch_bounds__(kThreads)
     if (semantic) nan = scan_for_nan(mask_logits + index * plane, plane);
     nan = __syncthreads_or(nan);
     if (threadIdx.x >= 32) return;
-    Query& query = image.queries[q];
+    QueryState& query = image.queries[q];
     score(class_logits + index * class_columns, class_columns, softmax, query);
     if (threadIdx.x != 0) return;
-    if (nan) query.out = 1;
-    if (!semantic && !query.out && image.mask_threshold_reachable && query.score > image.threshold - kSlack) {
+    if (nan) query.rejected = 1;
+    if (!semantic && !query.rejected && image.mask_threshold_reachable &&
+        query.score > image.threshold - kSlack) {
         image.candidates[atomicAdd(image.counters + kCandidates, 1)] = q;
     }
 }

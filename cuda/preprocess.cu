@@ -1,10 +1,10 @@
-// From a frame to the normalised planar tensor: colour, bilinear resize and normalisation of one output pixel
+// From a frame to the normalized planar tensor: color, bilinear resize and normalization of one output pixel
 // in one thread.
 //
 // Bytes: the source rows that an output row touches, once from memory (their second reading hits the caches),
 // and the tensor: H_src_used * W * C + 3 * h * w * itemsize. At 1080p RGB to 640 x 640 float16 that is
-// 6.2 + 2.5 MB: 27 us at a T4's 320 GB/s, 1.8 us at an H200's 4.8 TB/s. Twelve byte loads a thread take about
-// a third of the T4's time for that, so that wider loads would gain nothing.
+// 6.2 + 2.5 MB: 27 us at a T4's 320 GB/s, 1.8 us at an H200's 4.8 TB/s. Twelve byte loads per thread take
+// about a third of the T4's time for that, so that wider loads would gain nothing.
 #include "csrc/math/pixel.h"
 #include "csrc/math/sampling.h"
 #include "cuda/device.cuh"
@@ -69,13 +69,14 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 void launch_preprocess(cudaStream_t stream, const GraphSpec& spec, const ImageParams* params, void* images) {
-    const dim3 grid((spec.tensor.width + kBlockColumns - 1) / kBlockColumns,
-                    (spec.tensor.height + kBlockRows - 1) / kBlockRows, spec.batch);
+    const dim3 grid((spec.input_size.width + kBlockColumns - 1) / kBlockColumns,
+                    (spec.input_size.height + kBlockRows - 1) / kBlockRows, spec.batch);
     const dim3 block(kBlockColumns, kBlockRows);
     if (spec.images == DType::f16) {
-        launch(stream, grid, block, preprocess<__half>, params, spec.tensor, static_cast<__half*>(images));
+        launch(stream, grid, block, preprocess<__half>, params, spec.input_size,
+               static_cast<__half*>(images));
     } else {
-        launch(stream, grid, block, preprocess<float>, params, spec.tensor, static_cast<float*>(images));
+        launch(stream, grid, block, preprocess<float>, params, spec.input_size, static_cast<float*>(images));
     }
 }
 

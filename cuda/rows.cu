@@ -61,7 +61,7 @@ __device__ __forceinline__ uint32_t equal_bytes(uint32_t word, uint32_t value) {
 // The bits of pixels [x, x + count) of a mask's line, at most 16 and all within the line.
 __device__ __forceinline__ uint32_t bits_of(const ImageParams& image, const Expanded& row, int64_t stride,
                                             int32_t y, int32_t x, int32_t count) {
-    const int32_t begin = larger(x, row.x1), end = smaller(x + count, row.x2);
+    const int32_t begin = max_i32(x, row.x1), end = min_i32(x + count, row.x2);
     if (y < row.y1 || y >= row.y2 || begin >= end) return 0;
     const uint64_t* const line =
         image.canvas + (static_cast<int64_t>(row.slot) * image.size.height + y) * stride;
@@ -71,7 +71,7 @@ __device__ __forceinline__ uint32_t bits_of(const ImageParams& image, const Expa
     return (static_cast<uint32_t>(word) & ((1u << (end - begin)) - 1u)) << (begin - x);
 }
 
-// Sixteen pixels a thread, which are one aligned store; blockIdx.z is the row.
+// Sixteen pixels per thread, which are one aligned store; blockIdx.z is the row.
 template <class L, bool semantic>
 __global__ void __launch_bounds__(kThreads)
     expand(const ImageParams* __restrict__ params, int32_t index, const __grid_constant__ ExpandedRows rows,
@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(kThreads)
             auto y = static_cast<int32_t>(static_cast<uint32_t>(begin) / width);
             auto x = static_cast<int32_t>(static_cast<uint32_t>(begin) - y * width);
             for (int32_t k = before; k < static_cast<int32_t>(end - p);) {
-                const int32_t count = smaller(static_cast<int32_t>(end - p) - k, image.size.width - x);
+                const int32_t count = min_i32(static_cast<int32_t>(end - p) - k, image.size.width - x);
                 bits |= bits_of(image, row, stride, y, x, count) << k;
                 k += count;
                 x = 0;

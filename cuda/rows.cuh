@@ -20,10 +20,10 @@ __device__ __forceinline__ void finish(const ImageParams& image, int32_t queries
         const int32_t slot = first + static_cast<int32_t>(threadIdx.x);
         bool keep = false;
         unsigned long long size = 0;
-        const Query* query = nullptr;
+        const QueryState* query = nullptr;
         if (slot < candidates) {
             query = image.queries + (semantic ? slot : image.candidates[slot]);
-            if (!query->out && query->area >= 2) {
+            if (!query->rejected && query->area >= 2) {
                 double score = query->score;
                 if (image.use_mask_score) {
                     score *= static_cast<double>(query->sum) * kSumUnit /

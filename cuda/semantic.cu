@@ -38,8 +38,8 @@ __device__ __forceinline__ float about_sigmoid(float x) {
 template <class T>
 __device__ __forceinline__ float node_of(const T* mask, int32_t rows, int32_t columns, int32_t row,
                                          int32_t column, int32_t node) {
-    const int32_t y = smaller(row + node / kTileNodes, rows - 1);
-    const int32_t x = smaller(column + node % kTileNodes, columns - 1);
+    const int32_t y = min_i32(row + node / kTileNodes, rows - 1);
+    const int32_t x = min_i32(column + node % kTileNodes, columns - 1);
     return math::sigmoid(to_float(mask[static_cast<int64_t>(y) * columns + x]));
 }
 
@@ -62,8 +62,8 @@ __device__ __forceinline__ Tile tile_of(const ImageParams& image, int32_t rows, 
     Tile tile;
     tile.row = index / across * kTileCells;
     tile.column = index % across * kTileCells;
-    tile.row_end = smaller(tile.row + kTileCells, rows);
-    tile.column_end = smaller(tile.column + kTileCells, columns);
+    tile.row_end = min_i32(tile.row + kTileCells, rows);
+    tile.column_end = min_i32(tile.column + kTileCells, columns);
     tile.y_begin = image.y.first[tile.row];
     tile.y_end = image.y.first[tile.row_end];
     tile.x_begin = image.x.first[tile.column];
@@ -74,7 +74,7 @@ __device__ __forceinline__ Tile tile_of(const ImageParams& image, int32_t rows, 
 // Fills `list` with the queries that can win a pixel of the tile, in their order, and returns their number.
 // Bilinear values lie between their cell's smallest and largest corner, and the sigmoid is monotone: a query
 // competes only where the bound of its largest logit, times its score, reaches what every cell is guaranteed
-// by the smallest corner of some query. `top` is room for a value a query.
+// by the smallest corner of some query. `top` is room for a value per query.
 template <class T>
 __device__ __forceinline__ int32_t contestants_of(const ImageParams& image, const T* masks, int32_t queries,
                                                   int32_t rows, int32_t columns, const Tile& tile, float* top,
@@ -84,17 +84,17 @@ __device__ __forceinline__ int32_t contestants_of(const ImageParams& image, cons
     const int lane = threadIdx.x & 31, warp = threadIdx.x / 32;
     const int64_t plane = static_cast<int64_t>(rows) * columns;
 
-    // Half a warp a query, a lane a cell, which is at the same place in every query's plane.
+    // Half a warp per query, a lane per cell, which is at the same place in every query's plane.
     const int32_t cell = lane % kCellsOfTile;
     const int32_t i = tile.row + cell / kTileCells, j = tile.column + cell % kTileCells;
-    const int32_t above = smaller(i, rows - 1) * columns, below = smaller(i + 1, rows - 1) * columns;
-    const int32_t left = smaller(j, columns - 1), right = smaller(j + 1, columns - 1);
+    const int32_t above = min_i32(i, rows - 1) * columns, below = min_i32(i + 1, rows - 1) * columns;
+    const int32_t left = min_i32(j, columns - 1), right = min_i32(j + 1, columns - 1);
     float least = -1.0f;
 #pragma unroll 2
     for (int32_t first = 2 * warp; first < queries; first += 2 * kWarps) {
         const int32_t q = first + lane / kCellsOfTile;
         float lowest = 0.0f, highest = 0.0f, score = 0.0f;
-        bool out = true;
+        bool rejected = true;
         if (q < queries) {
             const T* const mask = masks + q * plane;
             const float a = to_float(mask[above + left]), b = to_float(mask[above + right]);
@@ -102,14 +102,14 @@ __device__ __forceinline__ int32_t contestants_of(const ImageParams& image, cons
             lowest = math::minimum(math::minimum(a, b), math::minimum(c, d));
             highest = math::maximum(math::maximum(a, b), math::maximum(c, d));
             score = image.queries[q].score;
-            out = image.queries[q].out;
+            rejected = image.queries[q].rejected;
         }
-        if (!out) least = math::maximum(least, about_sigmoid(lowest) * score * kBelow - kNothing);
+        if (!rejected) least = math::maximum(least, about_sigmoid(lowest) * score * kBelow - kNothing);
         for (int step = kCellsOfTile / 2; step > 0; step /= 2) {
             highest = math::maximum(highest, __shfl_xor_sync(kAllLanes, highest, step));
         }
         if (cell == 0 && q < queries) {
-            top[q] = out ? -1.0f : about_sigmoid(highest) * score * kAbove + kNothing;
+            top[q] = rejected ? -1.0f : about_sigmoid(highest) * score * kAbove + kNothing;
         }
     }
     least = math::maximum(least, __shfl_xor_sync(kAllLanes, least, kCellsOfTile));
@@ -123,7 +123,7 @@ __device__ __forceinline__ int32_t contestants_of(const ImageParams& image, cons
         const bool has_pixels = i < tile.row_end && j < tile.column_end &&
                                 image.y.first[i] < image.y.first[i + 1] &&
                                 image.x.first[j] < image.x.first[j + 1];
-        const float lowest = smallest_of_warp(has_pixels ? best : infinity());
+        const float lowest = warp_reduce_min(has_pixels ? best : infinity());
         // In order of the queries, because the first wins a tie.
         int32_t count = 0;
         for (int32_t first = 0; first < queries; first += 32) {
@@ -182,7 +182,7 @@ __device__ __forceinline__ void go_down(const ImageParams& image, const T* masks
     const auto height =
         static_cast<int32_t>((static_cast<uint32_t>(tile.y_end - tile.y_begin) + strips - 1) / strips);
     const int32_t y_begin = tile.y_begin + static_cast<int32_t>(strip) * height;
-    const int32_t y_end = strip < strips ? smaller(y_begin + height, tile.y_end) : y_begin;
+    const int32_t y_end = strip < strips ? min_i32(y_begin + height, tile.y_end) : y_begin;
     for (uint32_t start = 0; start < width; start += across) {
         const uint32_t ahead = start + (threadIdx.x - strip * across);
         const bool mine = ahead < width;
@@ -209,7 +209,7 @@ __device__ __forceinline__ void go_down(const ImageParams& image, const T* masks
                     const auto node = [&](int32_t down, int32_t right) {
                         const T* const mask = masks + list[c] * (static_cast<int64_t>(rows) * columns);
                         return math::sigmoid(to_float(
-                            mask[smaller(i + down, rows - 1) * columns + smaller(j + right, columns - 1)]));
+                            mask[min_i32(i + down, rows - 1) * columns + min_i32(j + right, columns - 1)]));
                     };
                     above_left = node(0, 0);
                     above_right = node(0, 1);
@@ -221,7 +221,7 @@ __device__ __forceinline__ void go_down(const ImageParams& image, const T* masks
                 const float right = math::lerp(above_right, below_right, down);
                 const float m = math::lerp(left, right, right_share);
                 const float worth = m * score;
-                if (math::takes(worth, best)) {
+                if (math::wins(worth, best)) {
                     best = worth;
                     best_m = m;
                     winner = c;
@@ -243,12 +243,12 @@ __device__ __forceinline__ void go_down(const ImageParams& image, const T* masks
             const int32_t winner = __shfl_sync(kAllLanes, run.winner, __ffs(static_cast<int>(open)) - 1);
             const bool same = run.winner == winner;
             open &= ~__ballot_sync(kAllLanes, same);
-            const int32_t area = sum_of_warp(same ? y_end - run.y1 : 0);
-            const int32_t x1 = smallest_of_warp(same ? x : INT32_MAX);
-            const int32_t x2 = largest_of_warp(same ? x + 1 : 0);
-            const int32_t y1 = smallest_of_warp(same ? run.y1 : INT32_MAX);
-            const int32_t y2 = largest_of_warp(same ? y_end : 0);
-            const unsigned long long sum = want_sum ? sum_of_warp(same ? run.sum : 0ull) : 0ull;
+            const int32_t area = warp_reduce_sum(same ? y_end - run.y1 : 0);
+            const int32_t x1 = warp_reduce_min(same ? x : INT32_MAX);
+            const int32_t x2 = warp_reduce_max(same ? x + 1 : 0);
+            const int32_t y1 = warp_reduce_min(same ? run.y1 : INT32_MAX);
+            const int32_t y2 = warp_reduce_max(same ? y_end : 0);
+            const unsigned long long sum = want_sum ? warp_reduce_sum(same ? run.sum : 0ull) : 0ull;
             if (lane == 0) flush(winner, static_cast<uint32_t>(area), x1, x2, y1, y2, sum);
         }
     }
@@ -308,7 +308,7 @@ __device__ __forceinline__ void decide(const ImageParams& image, const T* masks,
 __device__ __forceinline__ void send(const ImageParams& image, int64_t begin, int64_t end) {
     const auto* const from = static_cast<const uint8_t*>(image.segments);
     auto* const to = reinterpret_cast<uint8_t*>(image.payload);
-    const int64_t first = smaller((begin + 15) / 16 * 16, end), last = larger(end / 16 * 16, first);
+    const int64_t first = min_i64((begin + 15) / 16 * 16, end), last = max_i64(end / 16 * 16, first);
     // Other blocks have written it: not from this multiprocessor's own cache.
     for (int64_t i = begin + threadIdx.x; i < first; i += kThreads) to[i] = __ldcg(from + i);
 #pragma unroll 4
@@ -318,13 +318,13 @@ __device__ __forceinline__ void send(const ImageParams& image, int64_t begin, in
     for (int64_t i = last + threadIdx.x; i < end; i += kThreads) to[i] = __ldcg(from + i);
 }
 
-// A block a tile; four of them on a multiprocessor leave 64 registers to a thread, which float32 does not do
-// with. The last block of a row of tiles sends its labels to the host while other rows are being
-// decided; the last of all knows which queries are kept.
+// A block per tile; four of them on a multiprocessor leave 64 registers to a thread, which float32 does not
+// do with. The last block of a row of tiles sends its labels to the host while other rows are being decided;
+// the last of all knows which queries are kept.
 template <class T, class L>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 4 : 3)
-    contest(const ImageParams* __restrict__ params, const T* __restrict__ mask_logits, int32_t queries,
-            int32_t rows, int32_t columns) {
+    semantic_argmax(const ImageParams* __restrict__ params, const T* __restrict__ mask_logits,
+                    int32_t queries, int32_t rows, int32_t columns) {
     const ImageParams& image = params[blockIdx.y];
     if (!image.active) return;
     decide<T, L>(image, mask_logits + static_cast<int64_t>(blockIdx.y) * queries * rows * columns, queries,
@@ -349,11 +349,11 @@ void launch_semantic(cudaStream_t stream, const PostprocessLaunch& l) {
         ((spec.rows + kTileCells - 1) / kTileCells) * ((spec.columns + kTileCells - 1) / kTileCells);
     const dim3 grid(tiles, spec.batch);
     if (narrow(spec)) {
-        launch(stream, grid, dim3(kThreads), contest<T, uint8_t>, l.params, masks, spec.queries, spec.rows,
-               spec.columns);
+        launch(stream, grid, dim3(kThreads), semantic_argmax<T, uint8_t>, l.params, masks, spec.queries,
+               spec.rows, spec.columns);
     } else {
-        launch(stream, grid, dim3(kThreads), contest<T, uint16_t>, l.params, masks, spec.queries, spec.rows,
-               spec.columns);
+        launch(stream, grid, dim3(kThreads), semantic_argmax<T, uint16_t>, l.params, masks, spec.queries,
+               spec.rows, spec.columns);
     }
 }
 

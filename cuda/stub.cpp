@@ -20,42 +20,42 @@ int driver_version() noexcept { return 0; }
 std::vector<Device> devices() { absent(); }
 std::shared_ptr<const PinnedMemory> pinned_memory(int, size_t) { absent(); }
 
-struct FrameGraph::Impl {};
-FrameGraph::FrameGraph(const GraphSpec&) { absent(); }
-FrameGraph::~FrameGraph() = default;
-const GraphSpec& FrameGraph::spec() const { absent(); }
-uintptr_t FrameGraph::stream() const { absent(); }
-uintptr_t FrameGraph::images() const { absent(); }
-uintptr_t FrameGraph::mask_logits() const { absent(); }
-uintptr_t FrameGraph::class_logits() const { absent(); }
-std::string FrameGraph::capture(Enqueue) { absent(); }
-void FrameGraph::run_uncaptured(Enqueue) { absent(); }
-void FrameGraph::enqueue_before() { absent(); }
-void FrameGraph::enqueue_after() { absent(); }
-void FrameGraph::adopt(uintptr_t) { absent(); }
-void FrameGraph::forget_engine() noexcept {}
-void FrameGraph::check_idle() const { absent(); }
-bool FrameGraph::reads_pinned() const { absent(); }
-bool FrameGraph::reads_pageable() const { absent(); }
-uint8_t* FrameGraph::staging(int, size_t) { absent(); }
-const uint8_t* FrameGraph::frame_memory(int) const { absent(); }
-void FrameGraph::upload(int, size_t, size_t) { absent(); }
-const uint8_t* FrameGraph::upload_pinned(int, const void*, size_t) { absent(); }
-bool FrameGraph::forked() const noexcept { return false; }
-bool FrameGraph::is_pinned(const void*) const { absent(); }
-int FrameGraph::device_of(const void*) const { absent(); }
-void FrameGraph::wait_for_stream(uintptr_t) { absent(); }
-void FrameGraph::make_stream_wait(uintptr_t) { absent(); }
-void FrameGraph::prepare(const std::vector<Frame>&) { absent(); }
-void FrameGraph::launch(const FrameGraph*) { absent(); }
-void FrameGraph::abandon() noexcept {}
-bool FrameGraph::wait(double) { absent(); }
-std::vector<std::shared_ptr<const Result>> FrameGraph::results() { absent(); }
-StageTimes FrameGraph::times() const { absent(); }
-std::shared_ptr<const DeviceMemory> FrameGraph::expand(int, const std::vector<Row>&) { absent(); }
-void FrameGraph::run_engine(const Enqueue&, const void*, void*, void*) { absent(); }
-size_t FrameGraph::device_bytes() const { absent(); }
-size_t FrameGraph::pinned_bytes() const { absent(); }
+struct DeviceGraph::Impl {};
+DeviceGraph::DeviceGraph(const GraphSpec&) { absent(); }
+DeviceGraph::~DeviceGraph() = default;
+const GraphSpec& DeviceGraph::spec() const { absent(); }
+uintptr_t DeviceGraph::stream() const { absent(); }
+uintptr_t DeviceGraph::images() const { absent(); }
+uintptr_t DeviceGraph::mask_logits() const { absent(); }
+uintptr_t DeviceGraph::class_logits() const { absent(); }
+std::string DeviceGraph::capture(Enqueue) { absent(); }
+void DeviceGraph::run_uncaptured(Enqueue) { absent(); }
+void DeviceGraph::enqueue_preprocess() { absent(); }
+void DeviceGraph::enqueue_postprocess() { absent(); }
+void DeviceGraph::adopt(uintptr_t) { absent(); }
+void DeviceGraph::forget_engine() noexcept {}
+void DeviceGraph::check_idle() const { absent(); }
+bool DeviceGraph::reads_pinned() const { absent(); }
+bool DeviceGraph::reads_pageable() const { absent(); }
+uint8_t* DeviceGraph::staging(int, size_t) { absent(); }
+const uint8_t* DeviceGraph::frame_memory(int) const { absent(); }
+void DeviceGraph::upload(int, size_t, size_t) { absent(); }
+const uint8_t* DeviceGraph::upload_pinned(int, const void*, size_t) { absent(); }
+bool DeviceGraph::forked() const noexcept { return false; }
+bool DeviceGraph::is_pinned(const void*) const { absent(); }
+int DeviceGraph::device_of(const void*) const { absent(); }
+void DeviceGraph::wait_for_stream(uintptr_t) { absent(); }
+void DeviceGraph::make_stream_wait(uintptr_t) { absent(); }
+void DeviceGraph::prepare(const std::vector<DeviceFrame>&) { absent(); }
+void DeviceGraph::launch(const DeviceGraph*) { absent(); }
+void DeviceGraph::abandon() noexcept {}
+bool DeviceGraph::wait(double) { absent(); }
+std::vector<std::shared_ptr<const Result>> DeviceGraph::results() { absent(); }
+StageTimes DeviceGraph::times() const { absent(); }
+std::shared_ptr<const DeviceMemory> DeviceGraph::expand(int, const std::vector<Row>&) { absent(); }
+void DeviceGraph::run_engine(const Enqueue&, const void*, void*, void*) { absent(); }
+size_t DeviceGraph::device_bytes() const { absent(); }
+size_t DeviceGraph::pinned_bytes() const { absent(); }
 void launch_host_function(uintptr_t, void (*)(void*), void*) { absent(); }
 bool enter_device(int) { absent(); }
 void leave_device(bool) noexcept {}

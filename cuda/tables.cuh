@@ -14,7 +14,7 @@ namespace fai::cuda {
 // Copies tables one after the other into a buffer; their addresses in the device's copy of it.
 class Tables {
   public:
-    explicit Tables(const Frame& frame) : frame_(frame) {}
+    explicit Tables(const DeviceFrame& frame) : frame_(frame) {}
 
     size_t bytes() {
         measure_ = true;
@@ -58,7 +58,7 @@ class Tables {
         return there;
     }
 
-    const Frame& frame_;
+    const DeviceFrame& frame_;
     bool measure_ = true;
     size_t at_ = 0;
     uint8_t* host_ = nullptr;

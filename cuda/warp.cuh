@@ -10,15 +10,15 @@ namespace fai::cuda {
 inline constexpr unsigned kAllLanes = 0xffffffffu;
 inline constexpr int kWarps = kThreads / 32;
 
-__device__ __forceinline__ int32_t smaller(int32_t a, int32_t b) { return a < b ? a : b; }
-__device__ __forceinline__ int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; }
-__device__ __forceinline__ int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-__device__ __forceinline__ int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+__device__ __forceinline__ int32_t min_i32(int32_t a, int32_t b) { return a < b ? a : b; }
+__device__ __forceinline__ int32_t max_i32(int32_t a, int32_t b) { return a > b ? a : b; }
+__device__ __forceinline__ int64_t min_i64(int64_t a, int64_t b) { return a < b ? a : b; }
+__device__ __forceinline__ int64_t max_i64(int64_t a, int64_t b) { return a > b ? a : b; }
 __device__ __forceinline__ bool is_nan(float x) { return !(x == x); }
 __device__ __forceinline__ float infinity() { return __uint_as_float(0x7f800000u); }
 
 template <class T>
-__device__ __forceinline__ T largest_of_warp(T value) {
+__device__ __forceinline__ T warp_reduce_max(T value) {
     for (int step = 16; step > 0; step /= 2) {
         const T other = __shfl_xor_sync(kAllLanes, value, step);
         value = value > other ? value : other;
@@ -27,7 +27,7 @@ __device__ __forceinline__ T largest_of_warp(T value) {
 }
 
 template <class T>
-__device__ __forceinline__ T smallest_of_warp(T value) {
+__device__ __forceinline__ T warp_reduce_min(T value) {
     for (int step = 16; step > 0; step /= 2) {
         const T other = __shfl_xor_sync(kAllLanes, value, step);
         value = value < other ? value : other;
@@ -36,7 +36,7 @@ __device__ __forceinline__ T smallest_of_warp(T value) {
 }
 
 template <class T>
-__device__ __forceinline__ T sum_of_warp(T value) {
+__device__ __forceinline__ T warp_reduce_sum(T value) {
     for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(kAllLanes, value, step);
     return value;
 }

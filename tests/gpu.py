@@ -165,7 +165,7 @@ def take(graph, top_k=1 << 20, masks_device=False):
     found = graph.results(top_k, masks_device)
     for rows in found:
         if "bits" in rows:
-            _core.masks_check(rows["bits"], rows["offsets"], rows["boxes"], rows["size"])
+            _core.Masks(rows["bits"], rows["offsets"], rows["boxes"], rows["size"]).check_form()
     return [
         Detections._from_core(rows, rows["size"], None)._with_latency(None, rows.get("masks_device"))
         for rows in found

@@ -36,7 +36,7 @@ KERNELS = {
     "postprocess": {"score_queries"},
     "preprocess": {"preprocess"},
     "rows": {"pack", "expand"},
-    "semantic": {"contest"},
+    "semantic": {"semantic_argmax"},
 }
 
 

@@ -200,7 +200,7 @@ def test_an_engine_that_cannot_be_captured_runs_uncaptured(logits):
 
 @gpu.needed
 def test_an_engine_that_waits_for_the_gpu_runs_uncaptured(logits):
-    """As a synchronisation during capture is refused, and spoils the capture."""
+    """As a synchronization during capture is refused, and spoils the capture."""
     graph = gpu.with_logits(*logits)
     arrays = np.zeros((1, 3, 8, 8), np.float32), logits[0].copy(), logits[1].copy()
     calls = []
@@ -755,7 +755,7 @@ def test_memory_of_masks_is_used_again_when_nobody_reads_it(logits):
     for _ in range(3):
         gpu.submit(graph, [item(BLACK)], threshold=0.2)
         assert graph.wait(-1.0)
-        waits += _counted(("synchronisations",), lambda: graph.results(100, True))
+        waits += _counted(("synchronizations",), lambda: graph.results(100, True))
     assert [count - waits[0] for count in waits] == [0, 1, 1]
 
 
@@ -1354,13 +1354,13 @@ def test_many_frames_of_changing_sizes_take_no_more_memory(logits, semantic):
 @gpu.needed
 @gpu.emulated
 @MODES
-def test_a_frame_is_one_launch_and_one_synchronisation(logits, semantic):
+def test_a_frame_is_one_launch_and_one_synchronization(logits, semantic):
     graph = gpu.with_logits(*logits, semantic=semantic)
     frame = scenes.image(0, (50, 60, 3))
     other = scenes.image(0, (30, 70, 3))
     for image in (frame, other):
         gpu.detect(graph, image, threshold=0.2)
-    names = ("mallocs", "graph_launches", "synchronisations")
+    names = ("mallocs", "graph_launches", "synchronizations")
     for image in (frame, frame, other, frame):
         before = [gpu.EMULATOR.get(name) for name in names]
         gpu.submit(graph, [item(image)], threshold=0.2)

@@ -587,8 +587,8 @@ def test_the_engine_alone(runtime, kind):
                 return frame_graph.capture(enqueued.append)
             if kind == "uncaptured":
                 return frame_graph.run_uncaptured(enqueued.append, "it waits")
-            frame_graph.enqueue_before()
-            frame_graph.enqueue_after()
+            frame_graph.enqueue_preprocess()
+            frame_graph.enqueue_postprocess()
             frame_graph.adopt(88, self)
             return None
 

@@ -92,10 +92,10 @@ class HostGraph:
         self.enqueue = enqueue
         return reason
 
-    def enqueue_before(self):
+    def enqueue_preprocess(self):
         self.calls.append("before")
 
-    def enqueue_after(self):
+    def enqueue_postprocess(self):
         self.calls.append("after")
 
     def adopt(self, handle, owner):

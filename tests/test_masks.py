@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 import threading
 
 import hypothesis
@@ -80,7 +81,7 @@ def test_every_way_out(size):
         np.testing.assert_array_equal(crop, mask[y1:y2, x1:x2])
     for rle, mask in zip(packed.to_rle(), masks, strict=True):
         assert rle == {"size": list(size), "counts": coco_counts(mask)}
-    _core.masks_check(packed.bits, packed.offsets, packed.boxes, size)
+    _core.Masks(packed.bits, packed.offsets, packed.boxes, size).check_form()
 
 
 @hypothesis.given(hnp.arrays(bool, st.tuples(st.integers(0, 3), st.integers(1, 140), st.integers(1, 140))))
@@ -135,15 +136,16 @@ def test_no_byte_outside_is_touched(size, side):
     packed = PackedMasks.from_bool(guarded(masks, side))
     held = guarded(packed.bits, side), guarded(packed.offsets, side), guarded(packed.boxes, side), size
     np.testing.assert_array_equal(
-        _core.masks_decode(*held, out=guarded(np.ones(masks.shape, bool), side)), masks
+        _core.Masks(*held).decode(out=guarded(np.ones(masks.shape, bool), side)), masks
     )
-    assert _core.masks_area(*held).tolist() == masks.sum((1, 2)).tolist()
-    assert _core.masks_rle(*held) == [coco_counts(mask) for mask in masks]
-    assert [crop.sum() for crop in _core.masks_crops(*held)] == masks.sum((1, 2)).tolist()
+    assert _core.Masks(*held).area().tolist() == masks.sum((1, 2)).tolist()
+    assert _core.Masks(*held).rle() == [coco_counts(mask) for mask in masks]
+    assert [crop.sum() for crop in _core.Masks(*held).crops()] == masks.sum((1, 2)).tolist()
     for name in ("uint8", "uint16"):
         segments = guarded(masks[2].astype(name), side)
-        bits, offsets, boxes = _core.masks_from_segments(segments, np.array([1]))
-        np.testing.assert_array_equal(_core.masks_decode(bits, offsets, boxes, size)[0], masks[2])
+        of_segments = _core.Masks.from_segments(segments, np.array([1]))
+        assert of_segments.size == size
+        np.testing.assert_array_equal(of_segments.decode()[0], masks[2])
         labels = _core.label_map(segments, np.array([1]), np.array([9]))
         np.testing.assert_array_equal(labels, np.where(masks[2], 9, -1))
 
@@ -270,7 +272,7 @@ GOOD = {
     "boxes": np.array([[1, 0, 3, 2]], np.int32),
     "size": (4, 4),
 }
-MASK_FUNCTIONS = ["masks_check", "masks_decode", "masks_crops", "masks_area", "masks_compact", "masks_rle"]
+MASK_METHODS = ["check_form", "decode", "crops", "area", "compact", "rle"]
 BIG = 2**31 - 1
 
 MALFORMED = [
@@ -316,14 +318,13 @@ MALFORMED = [
 ]
 
 
-@pytest.mark.parametrize("function", MASK_FUNCTIONS)
 @pytest.mark.parametrize(("name", "value", "error"), MALFORMED)
-def test_malformed_masks(function, name, value, error):
+def test_malformed_masks(name, value, error):
     # A size too small is found where a box lies outside of it.
     place = "boxes" if name == "size" and value in ((4, 2), (1, 4)) else name
     place = "offsets" if name == "bits" and error is ValueError and np.shape(value) in ((1,), (0,)) else place
     with pytest.raises(error, match=place):
-        getattr(_core, function)(**{**GOOD, name: value})
+        _core.Masks(**{**GOOD, name: value})
 
 
 @pytest.mark.parametrize(
@@ -363,9 +364,14 @@ def test_malformed_arrays_never_crash(data):
         boxes = np.ascontiguousarray(np.resize(boxes, (len(boxes), 4)).astype(np.int32))
         offsets = np.resize(offsets, len(boxes)).astype(np.int64)
     size = data.draw(st.tuples(st.integers(-1, 140), st.integers(-1, 140)))
-    for function in MASK_FUNCTIONS:
+    try:
+        masks = _core.Masks(bits, offsets, boxes, size)
+    except (TypeError, ValueError) as error:
+        assert any(name in str(error) for name in GOOD)  # noqa: PT017
+        return
+    for method in MASK_METHODS:
         try:
-            getattr(_core, function)(bits, offsets, boxes, size)
+            getattr(masks, method)()
         except (TypeError, ValueError) as error:
             assert any(name in str(error) for name in GOOD)  # noqa: PT017
 
@@ -385,7 +391,7 @@ def test_malformed_arrays_never_crash(data):
 )
 def test_malformed_out(out, error):
     with pytest.raises(error, match="out"):
-        _core.masks_decode(**GOOD, out=out)
+        _core.Masks(**GOOD).decode(out=out)
 
 
 @pytest.mark.parametrize(
@@ -437,12 +443,41 @@ def test_malformed_segments(name, value, error):
     if name != "class_ids":
         del bad["class_ids"]
         with pytest.raises(error, match=name):
-            _core.masks_from_segments(**bad)
+            _core.Masks.from_segments(**bad)
+
+
+@pytest.mark.parametrize("method", MASK_METHODS)
+@pytest.mark.parametrize("words", [0, 1, 1 << 16])
+def test_bits_that_were_resized_are_refused(method, words):
+    bits = np.array(GOOD["bits"])
+    masks = _core.Masks(**{**GOOD, "bits": bits})
+    getattr(masks, method)()
+    bits.resize(words, refcheck=False)
+    with pytest.raises(ValueError, match=f"bits: .* resized, from 2 to {words} words"):
+        getattr(masks, method)()
+
+
+def test_masks_keep_offsets_and_boxes_as_they_were_checked():
+    offsets, boxes = np.array(GOOD["offsets"]), np.array(GOOD["boxes"])
+    masks = _core.Masks(GOOD["bits"], offsets, boxes, GOOD["size"])
+    expected = masks.decode()
+    offsets[:] = 2**62
+    boxes[:] = BIG
+    np.testing.assert_array_equal(masks.decode(), expected)
+
+
+def test_a_pickle_of_before_there_was_a_bound_class_still_loads():
+    masks = PackedMasks(**GOOD)
+    assert masks.__reduce__()[0] is PackedMasks
+    arrays = masks.__reduce__()[1]
+    assert [type(part) for part in arrays] == [np.ndarray] * 3 + [tuple]
+    assert pickle.loads(pickle.dumps((PackedMasks, arrays)))[0](*arrays) == masks
+    assert pickle.loads(pickle.dumps(masks)) == masks
 
 
 def test_negative_threads():
     with pytest.raises(ValueError, match="num_threads"):
-        _core.masks_decode(**GOOD, num_threads=-1)
+        _core.Masks(**GOOD).decode(num_threads=-1)
     with pytest.raises(ValueError, match="num_threads"):
         PackedMasks(**GOOD).decode(num_threads=0)
 

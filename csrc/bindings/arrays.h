@@ -61,7 +61,7 @@ Borrowed borrow(pybind11::handle object, const char* argument, const char* expec
 Borrowed borrow_anywhere(pybind11::handle object, const char* argument, const char* expected, int device,
                          uint64_t stream);
 
-// An uninitialised array whose memory comes from `recycler` and goes back there. Small ones are NumPy's own.
+// An uninitialized array whose memory comes from `recycler` and goes back there. Small ones are NumPy's own.
 pybind11::array recycled_array(Recycler& recycler, const pybind11::dtype& dtype,
                                std::vector<pybind11::ssize_t> shape);
 

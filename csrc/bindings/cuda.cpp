@@ -225,18 +225,19 @@ std::pair<int64_t, int64_t> stage(const py::object& image, const py::object& out
 using FrameTuple = std::tuple<py::object, std::string, std::string, std::string, std::string>;
 
 // fai_fast._core.FrameGraph. Python's side makes sure that calls do not overlap.
-class FrameGraph {
+class BoundFrameGraph {
   public:
-    FrameGraph(int device, int batch, std::array<int64_t, 2> size, const std::string& dtype,
-               std::array<int64_t, 3> mask_logits, const std::string& mask_dtype,
-               std::array<int64_t, 2> class_logits, const std::string& class_dtype, std::array<float, 3> mean,
-               std::array<float, 3> std, bool predict_all_pixels, bool softmax) {
+    BoundFrameGraph(int device, int batch, std::array<int64_t, 2> size, const std::string& dtype,
+                    std::array<int64_t, 3> mask_logits, const std::string& mask_dtype,
+                    std::array<int64_t, 2> class_logits, const std::string& class_dtype,
+                    std::array<float, 3> mean, std::array<float, 3> stddev, bool predict_all_pixels,
+                    bool softmax) {
         ops::check_sides("size", size[0], size[1]);
         ops::check_sides("mask_logits", mask_logits[1], mask_logits[2]);
         cuda::GraphSpec spec;
         spec.device = device;
         spec.batch = batch;
-        spec.tensor = {static_cast<int32_t>(size[0]), static_cast<int32_t>(size[1])};
+        spec.input_size = {static_cast<int32_t>(size[0]), static_cast<int32_t>(size[1])};
         spec.images = choose("dtype", dtype, kDtypes);
         if (mask_logits[0] != class_logits[0] || mask_logits[0] < 1 || mask_logits[0] > (1 << 20) ||
             class_logits[1] < 1 || class_logits[1] > (1 << 24) + 1) {
@@ -251,13 +252,13 @@ class FrameGraph {
         spec.class_logits = choose("class_dtype", class_dtype, kDtypes);
         spec.predict_all_pixels = predict_all_pixels;
         spec.softmax = softmax;
-        float means[3], deviations[3];
+        float means[3], stddevs[3];
         std::copy(mean.begin(), mean.end(), means);
-        std::copy(std.begin(), std.end(), deviations);
-        without_gil([&] { graph_ = std::make_unique<ops::FrameGraph>(spec, means, deviations); });
+        std::copy(stddev.begin(), stddev.end(), stddevs);
+        without_gil([&] { graph_ = std::make_unique<ops::FrameGraph>(spec, means, stddevs); });
     }
 
-    ~FrameGraph() { close(); }
+    ~BoundFrameGraph() { close(); }
 
     // Frees everything, after the frame in flight has ended.
     void close() noexcept {
@@ -290,8 +291,8 @@ class FrameGraph {
 
     std::optional<std::string> capture(const py::object& enqueue) {
         std::string reason;
-        cuda::FrameGraph& graph = device();
-        cuda::FrameGraph::Enqueue call = callable(enqueue);
+        cuda::DeviceGraph& graph = device();
+        cuda::DeviceGraph::Enqueue call = callable(enqueue);
         without_gil([&] { reason = graph.capture(call); });
         owner_ = enqueue;
         if (reason.empty()) return std::nullopt;
@@ -303,16 +304,16 @@ class FrameGraph {
         return reason;
     }
 
-    void enqueue_before() { device().enqueue_before(); }
-    void enqueue_after() { device().enqueue_after(); }
+    void enqueue_preprocess() { device().enqueue_preprocess(); }
+    void enqueue_postprocess() { device().enqueue_postprocess(); }
     void adopt(uintptr_t graph, py::object owner) {
         device().adopt(graph);
         owner_ = std::move(owner);
     }
 
     void submit(const std::vector<FrameTuple>& frames, double threshold, double mask_threshold,
-                bool use_mask_score, FrameGraph* after) {
-        cuda::FrameGraph& graph = device();
+                bool use_mask_score, BoundFrameGraph* after) {
+        cuda::DeviceGraph& graph = device();
         std::vector<Borrowed> borrowed;
         std::vector<ops::FrameRequest> requests;
         for (const auto& [image, color, resize, yuv_matrix, yuv_range] : frames) {
@@ -321,7 +322,7 @@ class FrameGraph {
             request.mask_threshold = mask_threshold;
             request.use_mask_score = use_mask_score;
             ops::PreprocessArguments& frame = request.frame;
-            frame.colour = choose("color", color, kColours);
+            frame.color = choose("color", color, kColors);
             frame.letterbox = choose("resize", resize, kResizes);
             frame.matrix = choose("yuv_matrix", yuv_matrix, kMatrices);
             frame.limited_range = choose("yuv_range", yuv_range, kRanges);
@@ -373,14 +374,14 @@ class FrameGraph {
 
     bool wait(double seconds) {
         bool ended = false;
-        cuda::FrameGraph& graph = device();
+        cuda::DeviceGraph& graph = device();
         without_gil([&] { ended = graph.wait(seconds); });
         if (ended) frames_.clear();
         return ended;
     }
 
     py::list results(int64_t top_k, bool masks_device) {
-        cuda::FrameGraph& graph = device();
+        cuda::DeviceGraph& graph = device();
         std::vector<ops::FrameResult> results;
         without_gil([&] { results = graph_->results(top_k); });
         const bool semantic = graph.spec().predict_all_pixels;
@@ -419,7 +420,7 @@ class FrameGraph {
     }
 
     py::dict times() {
-        const cuda::FrameGraph& graph = device();
+        const cuda::DeviceGraph& graph = device();
         cuda::StageTimes times;
         without_gil([&] { times = graph.times(); });
         py::dict dict;
@@ -433,7 +434,7 @@ class FrameGraph {
     void run_engine(const py::object& enqueue, py::object images, py::object mask_logits,
                     py::object class_logits) {
         constexpr const char* kExpected = "a C-contiguous float32 or float16 array in the CPU's memory";
-        cuda::FrameGraph& graph = device();
+        cuda::DeviceGraph& graph = device();
         const cuda::GraphSpec& spec = graph.spec();
         const auto batch = static_cast<int64_t>(spec.batch);
         const auto take = [&](const py::object& array, const char* name, DType dtype, int64_t values,
@@ -450,13 +451,13 @@ class FrameGraph {
             }
             return borrowed;
         };
-        const Borrowed in =
-            take(images, "images", spec.images, batch * 3 * spec.tensor.height * spec.tensor.width, false);
+        const Borrowed in = take(images, "images", spec.images,
+                                 batch * 3 * spec.input_size.height * spec.input_size.width, false);
         const Borrowed masks = take(mask_logits, "mask_logits", spec.mask_logits,
                                     batch * spec.queries * spec.rows * spec.columns, true);
         const Borrowed classes = take(class_logits, "class_logits", spec.class_logits,
                                       batch * spec.queries * spec.class_columns, true);
-        cuda::FrameGraph::Enqueue call = callable(enqueue);
+        cuda::DeviceGraph::Enqueue call = callable(enqueue);
         without_gil([&] {
             graph.run_engine(call, in.view.data, const_cast<void*>(masks.view.data),
                              const_cast<void*>(classes.view.data));
@@ -471,14 +472,14 @@ class FrameGraph {
     }
 
   private:
-    cuda::FrameGraph& device() {
+    cuda::DeviceGraph& device() {
         if (!graph_) throw CudaError("the frame graph is closed");
         return graph_->device();
     }
 
     // A Python function as the engine. Copies of it are made and destroyed without the GIL, so it is held by
     // a pointer whose last owner takes the GIL.
-    static cuda::FrameGraph::Enqueue callable(const py::object& function) {
+    static cuda::DeviceGraph::Enqueue callable(const py::object& function) {
         if (!PyCallable_Check(function.ptr())) {
             throw TypeError(
                 message("enqueue: got ", type_name(function), ", expected a function of a stream"));
@@ -572,33 +573,33 @@ void register_cuda(py::module_& m) {
                const py::object&, const py::object&) { return self.to_dlpack(stream, max_version); },
             py::kw_only(), py::arg("stream") = py::none(), py::arg("max_version") = py::none(),
             py::arg("dl_device") = py::none(), py::arg("copy") = py::none());
-    py::class_<FrameGraph>(m, "FrameGraph")
+    py::class_<BoundFrameGraph>(m, "FrameGraph")
         .def(py::init<int, int, std::array<int64_t, 2>, const std::string&, std::array<int64_t, 3>,
                       const std::string&, std::array<int64_t, 2>, const std::string&, std::array<float, 3>,
                       std::array<float, 3>, bool, bool>(),
              py::kw_only(), py::arg("device"), py::arg("batch"), py::arg("size"), py::arg("dtype"),
              py::arg("mask_logits"), py::arg("mask_dtype"), py::arg("class_logits"), py::arg("class_dtype"),
              py::arg("mean"), py::arg("std"), py::arg("predict_all_pixels"), py::arg("softmax"))
-        .def_property_readonly("stream", &FrameGraph::stream)
-        .def_property_readonly("images", &FrameGraph::images)
-        .def_property_readonly("mask_logits", &FrameGraph::mask_logits)
-        .def_property_readonly("class_logits", &FrameGraph::class_logits)
-        .def("capture", &FrameGraph::capture, py::arg("enqueue"))
-        .def("run_uncaptured", &FrameGraph::run_uncaptured, py::arg("enqueue"), py::arg("reason"))
-        .def("enqueue_before", &FrameGraph::enqueue_before)
-        .def("enqueue_after", &FrameGraph::enqueue_after)
-        .def("adopt", &FrameGraph::adopt, py::arg("graph"), py::arg("owner"))
-        .def("submit", &FrameGraph::submit, py::arg("frames"), py::arg("threshold"),
+        .def_property_readonly("stream", &BoundFrameGraph::stream)
+        .def_property_readonly("images", &BoundFrameGraph::images)
+        .def_property_readonly("mask_logits", &BoundFrameGraph::mask_logits)
+        .def_property_readonly("class_logits", &BoundFrameGraph::class_logits)
+        .def("capture", &BoundFrameGraph::capture, py::arg("enqueue"))
+        .def("run_uncaptured", &BoundFrameGraph::run_uncaptured, py::arg("enqueue"), py::arg("reason"))
+        .def("enqueue_preprocess", &BoundFrameGraph::enqueue_preprocess)
+        .def("enqueue_postprocess", &BoundFrameGraph::enqueue_postprocess)
+        .def("adopt", &BoundFrameGraph::adopt, py::arg("graph"), py::arg("owner"))
+        .def("submit", &BoundFrameGraph::submit, py::arg("frames"), py::arg("threshold"),
              py::arg("mask_threshold"), py::arg("use_mask_score"), py::arg("after") = nullptr)
-        .def("set_staging", &FrameGraph::set_staging, py::kw_only(), py::arg("threads"),
+        .def("set_staging", &BoundFrameGraph::set_staging, py::kw_only(), py::arg("threads"),
              py::arg("piece_bytes"), py::arg("past_cache"))
-        .def("wait", &FrameGraph::wait, py::arg("seconds"))
-        .def("results", &FrameGraph::results, py::arg("top_k"), py::arg("masks_device") = false)
-        .def("times", &FrameGraph::times)
-        .def("run_engine", &FrameGraph::run_engine, py::arg("enqueue"), py::arg("images"),
+        .def("wait", &BoundFrameGraph::wait, py::arg("seconds"))
+        .def("results", &BoundFrameGraph::results, py::arg("top_k"), py::arg("masks_device") = false)
+        .def("times", &BoundFrameGraph::times)
+        .def("run_engine", &BoundFrameGraph::run_engine, py::arg("enqueue"), py::arg("images"),
              py::arg("mask_logits"), py::arg("class_logits"))
-        .def("memory", &FrameGraph::memory)
-        .def("close", &FrameGraph::close);
+        .def("memory", &BoundFrameGraph::memory)
+        .def("close", &BoundFrameGraph::close);
 }
 
 }  // namespace fai

@@ -74,20 +74,6 @@ Size size_arg(const char* name, int64_t height, int64_t width) {
     return {static_cast<int32_t>(height), static_cast<int32_t>(width)};
 }
 
-MaskView masks_arg(const py::handle& bits, const py::handle& offsets, const py::handle& boxes,
-                   const PySize& size) {
-    const auto starts = vector_arg<int64_t>(offsets, "offsets", "int64 (N,)");
-    const py::array edges = contiguous<int32_t>(boxes, "boxes", 2, "int32 (N, 4)");
-    if (edges.shape(1) != 4) {
-        throw ValueError(message("boxes: got shape ", shape_text(edges), ", expected int32 (N, 4)"));
-    }
-    static_assert(sizeof(Box) == 4 * sizeof(int32_t));
-    std::vector<Box> copied(static_cast<size_t>(edges.shape(0)));
-    if (!copied.empty()) std::memcpy(copied.data(), edges.data(), copied.size() * sizeof(Box));
-    return MaskView(vector_arg<uint64_t>(bits, "bits", "uint64 (words,)"), {starts.begin(), starts.end()},
-                    std::move(copied), size_arg("size", size.first, size.second));
-}
-
 int threads_arg(int num_threads) {
     if (num_threads < 0)
         throw ValueError(message("num_threads: got ", num_threads, ", expected 0 (all) or more"));
@@ -103,11 +89,15 @@ py::array_t<Element> own(std::vector<T> values, std::vector<py::ssize_t> shape) 
     return py::array_t<Element>(std::move(shape), data, capsule);
 }
 
-py::tuple to_python(PackedMasks masks) {
-    const auto words = static_cast<py::ssize_t>(masks.bits.size());
-    const auto count = static_cast<py::ssize_t>(masks.boxes.size());
-    return py::make_tuple(own(std::move(masks.bits), {words}), own(std::move(masks.offsets), {count}),
-                          own<Box, int32_t>(std::move(masks.boxes), {count, 4}));
+template <class T>
+py::array flat(std::vector<T> values) {
+    const auto count = static_cast<py::ssize_t>(values.size());
+    return own(std::move(values), {count});
+}
+
+py::array edges(std::vector<Box> boxes) {
+    const auto count = static_cast<py::ssize_t>(boxes.size());
+    return own<Box, int32_t>(std::move(boxes), {count, 4});
 }
 
 // Zeroed pages of the system cost nothing until they are touched, and most of a stack's never are.
@@ -118,91 +108,6 @@ py::array zeros(const std::vector<py::ssize_t>& shape) {
     if (!data) throw std::bad_alloc();
     const py::capsule owner(data, [](void* p) { std::free(p); });
     return py::array(py::dtype::of<bool>(), shape, data, owner);
-}
-
-void check(const py::handle& bits, const py::handle& offsets, const py::handle& boxes, const PySize& size) {
-    const MaskView masks = masks_arg(bits, offsets, boxes, size);
-    without_gil([&] { masks.check_form(); });
-}
-
-py::array decode(const py::handle& bits, const py::handle& offsets, const py::handle& boxes,
-                 const PySize& size, const std::optional<py::object>& out, int num_threads) {
-    const MaskView masks = masks_arg(bits, offsets, boxes, size);
-    const int threads = threads_arg(num_threads);
-    const py::tuple shape = py::make_tuple(masks.count(), size.first, size.second);
-    py::array stack;
-    if (out) {
-        stack = contiguous<bool>(*out, "out", 3, "bool (N, H, W)");
-        if (!py::tuple(stack.attr("shape")).equal(shape)) {
-            throw ValueError(
-                message("out: got shape ", shape_text(stack), ", expected ", std::string(py::str(shape))));
-        }
-        if (!stack.writeable()) throw ValueError("out: got a read-only array, expected a writable one");
-    } else {
-        stack = zeros({masks.count(), masks.size().height, masks.size().width});
-    }
-    auto* data = static_cast<uint8_t*>(stack.mutable_data());
-    without_gil([&] { ops::masks_decode(masks, data, !out, threads); });
-    return stack;
-}
-
-py::list crops(const py::handle& bits, const py::handle& offsets, const py::handle& boxes,
-               const PySize& size) {
-    const MaskView masks = masks_arg(bits, offsets, boxes, size);
-    py::list arrays;
-    std::vector<uint8_t*> data;
-    for (int64_t i = 0; i < masks.count(); ++i) {
-        const Box& box = masks.box(i);
-        py::array_t<bool> array({box.y2 - box.y1, box.x2 - box.x1});
-        data.push_back(reinterpret_cast<uint8_t*>(array.mutable_data()));
-        arrays.append(std::move(array));
-    }
-    without_gil([&] {
-        for (int64_t i = 0; i < masks.count(); ++i) ops::mask_crop(masks, i, data[i]);
-    });
-    return arrays;
-}
-
-py::array area(const py::handle& bits, const py::handle& offsets, const py::handle& boxes,
-               const PySize& size) {
-    const MaskView masks = masks_arg(bits, offsets, boxes, size);
-    std::vector<int64_t> pixels;
-    without_gil([&] { pixels = ops::masks_area(masks); });
-    return own(std::move(pixels), {masks.count()});
-}
-
-py::tuple compact(const py::handle& bits, const py::handle& offsets, const py::handle& boxes,
-                  const PySize& size) {
-    const MaskView masks = masks_arg(bits, offsets, boxes, size);
-    PackedMasks dense;
-    without_gil([&] { dense = ops::masks_compact(masks); });
-    return to_python(std::move(dense));
-}
-
-py::list rle(const py::handle& bits, const py::handle& offsets, const py::handle& boxes, const PySize& size,
-             int num_threads) {
-    const MaskView masks = masks_arg(bits, offsets, boxes, size);
-    const int threads = threads_arg(num_threads);
-    std::vector<std::string> texts;
-    without_gil([&] { texts = ops::masks_rle(masks, threads); });
-    py::list counts;
-    for (const std::string& text : texts) counts.append(py::bytes(text));
-    return counts;
-}
-
-py::tuple encode(const py::handle& mask, int num_threads) {
-    const py::array array = any_strides<bool>(mask, "mask", "bool (N, H, W)");
-    if (array.ndim() != 3) {
-        throw ValueError(message("mask: got shape ", shape_text(array), ", expected bool (N, H, W)"));
-    }
-    const Size size = size_arg("mask", array.shape(1), array.shape(2));
-    const int64_t strides[3] = {array.strides(0), array.strides(1), array.strides(2)};
-    const int threads = threads_arg(num_threads);
-    PackedMasks masks;
-    const auto* data = static_cast<const uint8_t*>(array.data());
-    const int64_t count = array.shape(0);
-    without_gil([&] { masks = ops::masks_encode(data, count, size, strides, threads); });
-    return to_python(std::move(masks));
 }
 
 // Calls body(pointer to uint8_t or uint16_t, size, the array) for a segment map.
@@ -219,15 +124,143 @@ auto with_segments(const py::handle& object, Body body) {
 
 std::vector<int64_t> copy_of(std::span<const int64_t> values) { return {values.begin(), values.end()}; }
 
-py::tuple from_segments(const py::handle& segments, const py::handle& queries, int num_threads) {
-    const auto rows = copy_of(vector_arg<int64_t>(queries, "queries", "int64 (N,)"));
-    const int threads = threads_arg(num_threads);
-    return to_python(with_segments(segments, [&](const auto* map, Size size) {
+// fai_fast._core.Masks: packed masks that were found to lie in their frame and in their bits, once. It keeps
+// the caller's arrays; the view has its own copies of offsets and boxes.
+class BoundMasks {
+  public:
+    BoundMasks(const py::handle& bits, const py::handle& offsets, const py::handle& boxes, const PySize& size)
+        : bits_(contiguous<uint64_t>(bits, "bits", 1, "uint64 (words,)")),
+          offsets_(contiguous<int64_t>(offsets, "offsets", 1, "int64 (N,)")),
+          boxes_(contiguous<int32_t>(boxes, "boxes", 2, "int32 (N, 4)")),
+          view_(view_of(size_arg("size", size.first, size.second))) {}
+
+    BoundMasks(PackedMasks masks, Size size)
+        : bits_(flat<uint64_t>(std::move(masks.bits))),
+          offsets_(flat<int64_t>(std::move(masks.offsets))),
+          boxes_(edges(std::move(masks.boxes))),
+          view_(view_of(size)) {}
+
+    py::array bits() const { return bits_; }
+    py::array offsets() const { return offsets_; }
+    py::array boxes() const { return boxes_; }
+    py::tuple size() const { return py::make_tuple(view_.size().height, view_.size().width); }
+
+    void check_form() const {
+        const MaskView& masks = checked_view();
+        without_gil([&] { masks.check_form(); });
+    }
+
+    py::array decode(const std::optional<py::object>& out, int num_threads) const {
+        const MaskView& masks = checked_view();
+        const int threads = threads_arg(num_threads);
+        const int64_t height = masks.size().height, width = masks.size().width;
+        py::array stack;
+        if (out) {
+            const py::tuple shape = py::make_tuple(masks.count(), height, width);
+            stack = contiguous<bool>(*out, "out", 3, "bool (N, H, W)");
+            if (!py::tuple(stack.attr("shape")).equal(shape)) {
+                throw ValueError(message("out: got shape ", shape_text(stack), ", expected ",
+                                         std::string(py::str(shape))));
+            }
+            if (!stack.writeable()) throw ValueError("out: got a read-only array, expected a writable one");
+        } else {
+            stack = zeros({masks.count(), height, width});
+        }
+        auto* data = static_cast<uint8_t*>(stack.mutable_data());
+        without_gil([&] { ops::masks_decode(masks, data, !out, threads); });
+        return stack;
+    }
+
+    py::list crops() const {
+        const MaskView& masks = checked_view();
+        py::list arrays;
+        std::vector<uint8_t*> data;
+        for (int64_t i = 0; i < masks.count(); ++i) {
+            const Box& box = masks.box(i);
+            py::array_t<bool> array({box.y2 - box.y1, box.x2 - box.x1});
+            data.push_back(reinterpret_cast<uint8_t*>(array.mutable_data()));
+            arrays.append(std::move(array));
+        }
+        without_gil([&] {
+            for (int64_t i = 0; i < masks.count(); ++i) ops::mask_crop(masks, i, data[i]);
+        });
+        return arrays;
+    }
+
+    py::array area() const {
+        const MaskView& masks = checked_view();
+        std::vector<int64_t> pixels;
+        without_gil([&] { pixels = ops::masks_area(masks); });
+        return flat<int64_t>(std::move(pixels));
+    }
+
+    BoundMasks compact() const {
+        const MaskView& masks = checked_view();
+        PackedMasks dense;
+        without_gil([&] { dense = ops::masks_compact(masks); });
+        return BoundMasks(std::move(dense), masks.size());
+    }
+
+    py::list rle(int num_threads) const {
+        const MaskView& masks = checked_view();
+        const int threads = threads_arg(num_threads);
+        std::vector<std::string> texts;
+        without_gil([&] { texts = ops::masks_rle(masks, threads); });
+        py::list counts;
+        for (const std::string& text : texts) counts.append(py::bytes(text));
+        return counts;
+    }
+
+    static BoundMasks encode(const py::handle& mask, int num_threads) {
+        const py::array array = any_strides<bool>(mask, "mask", "bool (N, H, W)");
+        if (array.ndim() != 3) {
+            throw ValueError(message("mask: got shape ", shape_text(array), ", expected bool (N, H, W)"));
+        }
+        const Size size = size_arg("mask", array.shape(1), array.shape(2));
+        const int64_t strides[3] = {array.strides(0), array.strides(1), array.strides(2)};
+        const int threads = threads_arg(num_threads);
         PackedMasks masks;
-        without_gil([&] { masks = ops::masks_from_segments(map, size, rows, threads); });
-        return masks;
-    }));
-}
+        const auto* data = static_cast<const uint8_t*>(array.data());
+        const int64_t count = array.shape(0);
+        without_gil([&] { masks = ops::masks_encode(data, count, size, strides, threads); });
+        return BoundMasks(std::move(masks), size);
+    }
+
+    static BoundMasks from_segments(const py::handle& segments, const py::handle& queries, int num_threads) {
+        const auto rows = copy_of(vector_arg<int64_t>(queries, "queries", "int64 (N,)"));
+        const int threads = threads_arg(num_threads);
+        return with_segments(segments, [&](const auto* map, Size size) {
+            PackedMasks masks;
+            without_gil([&] { masks = ops::masks_from_segments(map, size, rows, threads); });
+            return BoundMasks(std::move(masks), size);
+        });
+    }
+
+  private:
+    MaskView view_of(Size size) const {
+        const auto starts = span_of<int64_t>(offsets_);
+        if (boxes_.shape(1) != 4) {
+            throw ValueError(message("boxes: got shape ", shape_text(boxes_), ", expected int32 (N, 4)"));
+        }
+        static_assert(sizeof(Box) == 4 * sizeof(int32_t));
+        std::vector<Box> copied(static_cast<size_t>(boxes_.shape(0)));
+        if (!copied.empty()) std::memcpy(copied.data(), boxes_.data(), copied.size() * sizeof(Box));
+        return MaskView(span_of<uint64_t>(bits_), {starts.begin(), starts.end()}, std::move(copied), size);
+    }
+
+    // ndarray.resize(refcheck=False) moves an array's memory under those who hold it.
+    const MaskView& checked_view() const {
+        const auto now = span_of<uint64_t>(bits_), then = view_.bits();
+        if (now.data() != then.data() || now.size() != then.size()) {
+            throw ValueError(message("bits: got an array that was resized, from ", then.size(), " to ",
+                                     now.size(), " words, expected one that stays as it was checked"));
+        }
+        return view_;
+    }
+
+    py::array bits_, offsets_, boxes_;
+    MaskView view_;
+};
 
 py::array labels(const py::handle& segments, const py::handle& queries, const py::handle& class_ids,
                  int num_threads) {
@@ -247,16 +280,22 @@ py::array labels(const py::handle& segments, const py::handle& queries, const py
 void register_masks(py::module_& m) {
     using py::arg;
     const py::kw_only kw;
-    m.def("masks_check", &check, arg("bits"), arg("offsets"), arg("boxes"), arg("size"));
-    m.def("masks_decode", &decode, arg("bits"), arg("offsets"), arg("boxes"), arg("size"), kw,
-          arg("out") = py::none(), arg("num_threads") = 0);
-    m.def("masks_crops", &crops, arg("bits"), arg("offsets"), arg("boxes"), arg("size"));
-    m.def("masks_area", &area, arg("bits"), arg("offsets"), arg("boxes"), arg("size"));
-    m.def("masks_compact", &compact, arg("bits"), arg("offsets"), arg("boxes"), arg("size"));
-    m.def("masks_rle", &rle, arg("bits"), arg("offsets"), arg("boxes"), arg("size"), kw,
-          arg("num_threads") = 0);
-    m.def("masks_encode", &encode, arg("mask"), kw, arg("num_threads") = 0);
-    m.def("masks_from_segments", &from_segments, arg("segments"), arg("queries"), kw, arg("num_threads") = 0);
+    py::class_<BoundMasks>(m, "Masks")
+        .def(py::init<const py::handle&, const py::handle&, const py::handle&, const PySize&>(), arg("bits"),
+             arg("offsets"), arg("boxes"), arg("size"))
+        .def_property_readonly("bits", &BoundMasks::bits)
+        .def_property_readonly("offsets", &BoundMasks::offsets)
+        .def_property_readonly("boxes", &BoundMasks::boxes)
+        .def_property_readonly("size", &BoundMasks::size)
+        .def("check_form", &BoundMasks::check_form)
+        .def("decode", &BoundMasks::decode, kw, arg("out") = py::none(), arg("num_threads") = 0)
+        .def("crops", &BoundMasks::crops)
+        .def("area", &BoundMasks::area)
+        .def("compact", &BoundMasks::compact)
+        .def("rle", &BoundMasks::rle, kw, arg("num_threads") = 0)
+        .def_static("encode", &BoundMasks::encode, arg("mask"), kw, arg("num_threads") = 0)
+        .def_static("from_segments", &BoundMasks::from_segments, arg("segments"), arg("queries"), kw,
+                    arg("num_threads") = 0);
     m.def("label_map", &labels, arg("segments"), arg("queries"), arg("class_ids"), kw,
           arg("num_threads") = 0);
 }

@@ -25,10 +25,10 @@ T choose(const char* argument, const std::string& name, const Choice<T> (&choice
     throw ValueError(message(argument, ": got '", name, "', expected one of ", names));
 }
 
-inline constexpr Choice<ops::Colour> kColours[] = {
-    {"rgb", ops::Colour::rgb},   {"bgr", ops::Colour::bgr},   {"rgba", ops::Colour::rgba},
-    {"bgra", ops::Colour::bgra}, {"gray", ops::Colour::gray}, {"nv12", ops::Colour::nv12},
-    {"i420", ops::Colour::i420}, {"yuyv", ops::Colour::yuyv}, {"uyvy", ops::Colour::uyvy},
+inline constexpr Choice<ops::Color> kColors[] = {
+    {"rgb", ops::Color::rgb},   {"bgr", ops::Color::bgr},   {"rgba", ops::Color::rgba},
+    {"bgra", ops::Color::bgra}, {"gray", ops::Color::gray}, {"nv12", ops::Color::nv12},
+    {"i420", ops::Color::i420}, {"yuyv", ops::Color::yuyv}, {"uyvy", ops::Color::uyvy},
 };
 inline constexpr Choice<ops::YuvMatrix> kMatrices[] = {{"bt601", ops::YuvMatrix::bt601},
                                                        {"bt709", ops::YuvMatrix::bt709}};

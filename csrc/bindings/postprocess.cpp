@@ -61,8 +61,8 @@ View item(View view, int64_t i) {
 // content (height, width), offset (top, left), input (height, width)
 using LetterboxTuple = std::array<std::array<int32_t, 2>, 3>;
 
-// One dict an image. `class_names` counts the caller's names, -1 where there are none; `sizes` and
-// `letterboxes` have one entry an image.
+// One dict per image. `class_names` counts the caller's names, -1 where there are none; `sizes` and
+// `letterboxes` have one entry per image.
 py::list postprocess(py::object mask_logits, py::object class_logits, bool batched,
                      const std::vector<std::array<int64_t, 2>>& sizes, double threshold,
                      double mask_threshold, bool use_mask_score, bool predict_all_pixels, bool softmax,

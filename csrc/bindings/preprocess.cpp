@@ -47,11 +47,11 @@ Borrowed borrow_out(py::handle out, DType dtype, Size size) {
 }
 
 py::tuple preprocess(py::object image, std::array<int64_t, 2> size, std::array<float, 3> mean,
-                     std::array<float, 3> std, const std::string& color, const std::string& resize,
+                     std::array<float, 3> stddev, const std::string& color, const std::string& resize,
                      const std::string& dtype, py::object out, const std::string& yuv_matrix,
                      const std::string& yuv_range) {
     ops::PreprocessArguments arguments;
-    arguments.colour = choose("color", color, kColours);
+    arguments.color = choose("color", color, kColors);
     arguments.matrix = choose("yuv_matrix", yuv_matrix, kMatrices);
     arguments.limited_range = choose("yuv_range", yuv_range, kRanges);
     arguments.letterbox = choose("resize", resize, kResizes);
@@ -59,7 +59,7 @@ py::tuple preprocess(py::object image, std::array<int64_t, 2> size, std::array<f
     ops::check_sides("size", size[0], size[1]);
     arguments.size = {static_cast<int32_t>(size[0]), static_cast<int32_t>(size[1])};
     std::copy(mean.begin(), mean.end(), arguments.mean);
-    std::copy(std.begin(), std.end(), arguments.std);
+    std::copy(stddev.begin(), stddev.end(), arguments.stddev);
 
     std::vector<Borrowed> planes;
     if (py::isinstance<py::tuple>(image)) {

@@ -7,7 +7,7 @@
 
 namespace fai {
 
-enum class Pixels : uint8_t { rgb, grey, yuv };
+enum class Pixels : uint8_t { rgb, gray, yuv };
 
 // Up to three planes, R, G, B or Y, U, V, that share a row's pixel stride; strides in bytes, of any sign.
 struct FrameLayout {

@@ -12,7 +12,7 @@ namespace fai {
 // thread, without a lock, so that a child that is forked at any moment can go on with it.
 class Recycler {
   public:
-    // Uninitialised memory, aligned to 64 bytes. Throws std::bad_alloc.
+    // Uninitialized memory, aligned to 64 bytes. Throws std::bad_alloc.
     void* take(size_t bytes);
 
     // Takes memory back to the recycler that it is from.

@@ -8,7 +8,7 @@
 
 namespace fai {
 
-// Uninitialised room for values of T that only grows; what a call leaves in it is lost at the next get().
+// Uninitialized room for values of T that only grows; what a call leaves in it is lost at the next get().
 // One that grew past `kKeepBytes` for an unusually large call is given back at the next smaller one.
 template <class T>
 class Scratch {

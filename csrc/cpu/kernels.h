@@ -1,4 +1,4 @@
-// The CPU kernels as the ops see them: plain structs, and one table of functions an instruction set.
+// The CPU kernels as the ops see them: plain structs, and one table of functions per instruction set.
 #pragma once
 
 #include <cstdint>
@@ -47,7 +47,7 @@ struct InstanceTask {
     float mask_threshold;
     bool want_sum;
     uint64_t* words;      // (rows of the extent's pixels, word_stride), written whole
-    int64_t word_stride;  // words a row
+    int64_t word_stride;  // words per row
     int32_t word_begin;   // frame column of the first bit, divided by 64
     int32_t row_begin;    // frame row of the first row
     float* scratch;       // instance_scratch(columns) floats
@@ -90,9 +90,9 @@ inline int64_t semantic_integers(int32_t competitors) { return static_cast<int64
 // ---- preprocess
 
 enum class RowFormat : uint8_t {
-    packed,  // channels within four bytes: one load a pixel
+    packed,  // channels within four bytes: one load per pixel
     planar,  // three channels anywhere
-    grey,    // one channel
+    gray,    // one channel
     yuv,     // luma and chroma anywhere, V within four bytes of U or in a plane of its own
 };
 
@@ -135,7 +135,7 @@ struct Kernels {
     Extent (*find_extent[2])(const Plane& logits, float level);
     Region (*draw_instance[2])(const InstanceTask& task);
     void (*draw_segments[2])(const SemanticTask& task);
-    // out[c * columns + x] = channel c of the row at output column x, 0..255; grey fills c = 0 only.
+    // out[c * columns + x] = channel c of the row at output column x, 0..255; gray fills c = 0 only.
     void (*load_row)(const RowPlan& plan, const SourceRow& row, float* out);
     void (*blend_rows)(const BlendTask& task);
 };

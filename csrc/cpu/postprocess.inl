@@ -2,7 +2,7 @@
 //
 // Bytes. Instance: the logits of the queries whose class score passes are read once (Q' * h * w * itemsize),
 // the boxes' bits are written. Semantic: logits are read where a query can still win, the segments (H * W
-// bytes) written. Both also run one sigmoid a node they use; pixels cost only where a boundary passes.
+// bytes) written. Both also run one sigmoid per node they use; pixels cost only where a boundary passes.
 
 #include <cmath>
 #include <cstring>
@@ -16,8 +16,8 @@ namespace fai::cpu::FAI_ISA {
 namespace {
 
 FAI_HD uint32_t low_bits(int n) { return n >= kLanes ? 0xffffu : (1u << n) - 1u; }
-FAI_HD int smaller(int a, int b) { return a < b ? a : b; }
-FAI_HD int larger(int a, int b) { return a > b ? a : b; }
+FAI_HD int min_i32(int a, int b) { return a < b ? a : b; }
+FAI_HD int max_i32(int a, int b) { return a > b ? a : b; }
 
 // ---- class scores (step 1)
 
@@ -31,7 +31,7 @@ void class_score(const void* data, int32_t count, bool softmax, double* score, i
     F32 top = broadcast(kLowest);  // over the classes
     bool nan = false;
     for (int32_t k = 0; k < classes; k += kLanes) {
-        const int n = smaller(classes - k, kLanes);
+        const int n = min_i32(classes - k, kLanes);
         const F32 v = load_first(logits + k, n);
         nan |= any(is_nan(v));
         top = maximum(top, select(mask_of(low_bits(n)), v, broadcast(kLowest)));
@@ -43,7 +43,7 @@ void class_score(const void* data, int32_t count, bool softmax, double* score, i
 
     *class_id = 0;
     for (int32_t k = 0; k < classes; k += kLanes) {
-        const int n = smaller(classes - k, kLanes);
+        const int n = min_i32(classes - k, kLanes);
         const uint32_t hits = bits(load_first(logits + k, n) >= broadcast(best)) & low_bits(n);
         if (hits) {
             *class_id = k + __builtin_ctz(hits);
@@ -64,7 +64,7 @@ void class_score(const void* data, int32_t count, bool softmax, double* score, i
     F32 total = broadcast(0.0f);
     const F32 floor = broadcast(-87.0f);
     for (int32_t k = 0; k < count; k += kLanes) {
-        const int n = smaller(count - k, kLanes);
+        const int n = min_i32(count - k, kLanes);
         const F32 x = load_first(logits + k, n) - broadcast(largest);
         const F32 e = math::exponential(maximum(x, floor));
         total = total + select(mask_of(low_bits(n)) & (x >= floor), e, broadcast(0.0f));
@@ -87,7 +87,7 @@ Extent find_extent(const Plane& plane, float level) {
         const T* row = data + y * plane.row_stride;
         uint32_t row_hits = 0;
         for (int k = 0; k < blocks; ++k) {
-            const int n = smaller(plane.columns - k * kLanes, kLanes);
+            const int n = min_i32(plane.columns - k * kLanes, kLanes);
             const F32 v = load_first(row + k * kLanes, n);
             const uint32_t hits = bits(v >= wanted) & low_bits(n);
             nans |= bits(is_nan(v));
@@ -95,7 +95,7 @@ Extent find_extent(const Plane& plane, float level) {
             row_hits |= hits;
         }
         if (row_hits) {
-            extent.row_begin = smaller(extent.row_begin, y);
+            extent.row_begin = min_i32(extent.row_begin, y);
             extent.row_end = y + 1;
         }
     }
@@ -104,7 +104,7 @@ Extent find_extent(const Plane& plane, float level) {
     extent.column_begin = plane.columns;
     for (int k = 0; k < blocks; ++k) {
         if (!column_hits[k]) continue;
-        extent.column_begin = smaller(extent.column_begin, k * kLanes + __builtin_ctz(column_hits[k]));
+        extent.column_begin = min_i32(extent.column_begin, k * kLanes + __builtin_ctz(column_hits[k]));
         extent.column_end = k * kLanes + 32 - __builtin_clz(column_hits[k]);
     }
     return extent;
@@ -131,10 +131,10 @@ Region draw_instance(const InstanceTask& task) {
     const T* logits = static_cast<const T*>(task.logits.data);
     const int32_t rows = task.logits.rows, columns = task.logits.columns;
     // One node more on each side: the mask may reach into the cells around its nodes.
-    const int32_t left = larger(task.extent.column_begin - 1, 0);
-    const int32_t right = smaller(task.extent.column_end, columns - 1);  // last node
-    const int32_t top = larger(task.extent.row_begin - 1, 0);
-    const int32_t bottom = smaller(task.extent.row_end, rows - 1);
+    const int32_t left = max_i32(task.extent.column_begin - 1, 0);
+    const int32_t right = min_i32(task.extent.column_end, columns - 1);  // last node
+    const int32_t top = max_i32(task.extent.row_begin - 1, 0);
+    const int32_t bottom = min_i32(task.extent.row_end, rows - 1);
     const int32_t loaded = right - left + 1;
     const bool reaches_edge =
         right == columns - 1;  // then the clamped cell after the last node is ours as well
@@ -154,7 +154,7 @@ Region draw_instance(const InstanceTask& task) {
             held[slot] = row;
             const T* source = logits + row * task.logits.row_stride + left;
             for (int32_t k = 0; k < blocks; ++k) {
-                const int n = larger(smaller(loaded - k * kLanes, kLanes), 0);
+                const int n = max_i32(min_i32(loaded - k * kLanes, kLanes), 0);
                 store(node_row[slot] + k * kLanes, math::sigmoid(load_first(source + k * kLanes, n)));
             }
             if (reaches_edge) node_row[slot][loaded] = node_row[slot][loaded - 1];
@@ -174,13 +174,13 @@ Region draw_instance(const InstanceTask& task) {
         std::memset(words, 0, static_cast<size_t>(task.word_stride) * sizeof *words);
         const int32_t i = task.y.cell[y];
         if (i != cell_row) {
-            // Flushed once a cell row, so that the float lanes never grow large.
+            // Flushed once per cell row, so that the float lanes never grow large.
             sum_of_rows += sum(full_sum);
             full_sum = broadcast(0.0f);
             cell_row = i;
         }
         const float* above = nodes_of(i);
-        const float* below = nodes_of(smaller(i + 1, rows - 1));
+        const float* below = nodes_of(min_i32(i + 1, rows - 1));
         const F32 fraction = broadcast(task.y.fraction[y]);
         std::memset(node_bits, 0, static_cast<size_t>(word_count) * sizeof *node_bits);
         uint32_t seen = 0;
@@ -188,7 +188,7 @@ Region draw_instance(const InstanceTask& task) {
             const F32 v = math::lerp(load(above + k * kLanes), load(below + k * kLanes), fraction);
             store(value + k * kLanes, v);
             const uint32_t hits =
-                bits(math::inside(v, threshold)) & low_bits(smaller(cells + 1 - k * kLanes, kLanes));
+                bits(math::inside(v, threshold)) & low_bits(min_i32(cells + 1 - k * kLanes, kLanes));
             node_bits[k >> 2] |= static_cast<uint64_t>(hits) << (16 * (k & 3));
             seen |= hits;
         }
@@ -214,9 +214,9 @@ Region draw_instance(const InstanceTask& task) {
             if (x1 >= x2) return;
             fill_bits(words, x1 - 64 * task.word_begin, x2 - 64 * task.word_begin);
             region.area += x2 - x1;
-            region.x1 = smaller(region.x1, x1);
-            region.x2 = larger(region.x2, x2);
-            region.y1 = smaller(region.y1, y);
+            region.x1 = min_i32(region.x1, x1);
+            region.x2 = max_i32(region.x2, x2);
+            region.y1 = min_i32(region.y1, y);
             region.y2 = y + 1;
         };
         bool on = node_bits[0] & 1;
@@ -233,7 +233,7 @@ Region draw_instance(const InstanceTask& task) {
                 int32_t count = 0;
                 for (int32_t x = x1; x < x2; x += kLanes) {
                     const auto hit = math::inside(math::lerp(a, b, load(task.x.fraction + x)), threshold);
-                    count += __builtin_popcount(bits(hit) & low_bits(smaller(x2 - x, kLanes)));
+                    count += __builtin_popcount(bits(hit) & low_bits(min_i32(x2 - x, kLanes)));
                 }
                 const int32_t from = on ? x1 : x2 - count, to = on ? x1 + count : x2;
                 if (task.want_sum) {
@@ -271,10 +271,10 @@ FAI_HD void fill(L* out, L value, int32_t n) {
 }
 
 FAI_HD void grow(Region& region, int32_t x1, int32_t y1, int32_t x2, int32_t y2) {
-    region.x1 = smaller(region.x1, x1);
-    region.y1 = smaller(region.y1, y1);
-    region.x2 = larger(region.x2, x2);
-    region.y2 = larger(region.y2, y2);
+    region.x1 = min_i32(region.x1, x1);
+    region.y1 = min_i32(region.y1, y1);
+    region.x2 = max_i32(region.x2, x2);
+    region.y2 = max_i32(region.y2, y2);
 }
 
 // Levels of logits that are told apart without a sigmoid: below kLowLogit[level] a probability is less than
@@ -299,11 +299,11 @@ FAI_HD Region& give(const SemanticTask& task, const Candidate& candidate, int32_
 
 // Decides the pixels of columns [x, x + n), n <= 16, of one cell row's pixel rows [y1, y2), each for one of
 // the `count` contestants (indices of candidates, in order of their queries) with these scores. `corners`
-// holds four vectors a contestant: its nodes above left, above right, below left and below right of each
+// holds four vectors per contestant: its nodes above left, above right, below left and below right of each
 // column.
 template <class L, bool want_sum>
-FAI_HD void contest(const SemanticTask& task, const int32_t* contestants, const float* scores, int32_t count,
-                    const float* corners, int32_t x, int n, int32_t y1, int32_t y2) {
+FAI_HD void semantic_argmax(const SemanticTask& task, const int32_t* contestants, const float* scores,
+                            int32_t count, const float* corners, int32_t x, int n, int32_t y1, int32_t y2) {
     const F32 across = load(task.x.fraction + x);
     for (int32_t y = y1; y < y2; ++y) {
         const F32 down = broadcast(task.y.fraction[y]);
@@ -315,7 +315,7 @@ FAI_HD void contest(const SemanticTask& task, const int32_t* contestants, const 
             const F32 right = math::lerp(load(corner + kLanes), load(corner + 3 * kLanes), down);
             const F32 m = math::lerp(left, right, across);
             const F32 worth = m * broadcast(scores[c]);
-            const Mask wins = math::takes(worth, best);
+            const Mask wins = math::wins(worth, best);
             best = select(wins, worth, best);
             if constexpr (want_sum) best_m = select(wins, m, best_m);
             winner = select(wins, broadcast_int(c), winner);
@@ -364,10 +364,10 @@ void draw_segments_of(const SemanticTask& task) {
     Candidate* candidates = task.candidates;
 
     for (int32_t block = 0; block < task.columns; block += kBlockCells) {
-        const int32_t cells = smaller(task.columns - block, kBlockCells);
+        const int32_t cells = min_i32(task.columns - block, kBlockCells);
         const int32_t x1 = task.x.first[block], x2 = task.x.first[block + cells];
         if (x1 == x2) continue;
-        const int32_t loaded = smaller(task.columns - block, kLanes);
+        const int32_t loaded = min_i32(task.columns - block, kLanes);
         const uint32_t valid = low_bits(cells), beyond = ~low_bits(loaded) & 0xffffu;
         const auto source_of = [&](int32_t position, int32_t row) {
             return logits + task.query[position] * task.query_stride + row * task.row_stride + block;
@@ -409,14 +409,14 @@ void draw_segments_of(const SemanticTask& task) {
         for (int32_t i = task.row_begin; i < task.row_end; ++i) {
             const int32_t y1 = task.y.first[i], y2 = task.y.first[i + 1];
             if (y1 == y2) continue;
-            const int32_t below = smaller(i + 1, task.rows - 1);
+            const int32_t below = min_i32(i + 1, task.rows - 1);
             // Lanes without a cell never keep a competitor in.
             F32 guaranteed = select(mask_of(valid), broadcast(-1.0f), broadcast(2.0f));
             int32_t survivors = 0;
             const auto examine = [&](int32_t position) {
                 examined[position] = i;
                 const F32 score = broadcast(task.score[position]);
-                const int low = smaller(level_of(position, below), level_of(position, i));
+                const int low = min_i32(level_of(position, below), level_of(position, i));
                 if (low && all(guaranteed > score * broadcast(kLowProbability[low]))) return;
                 const F32 a = nodes_of(position, i), b = nodes_of(position, below);
                 const F32 least = minimum(a, b), most = maximum(a, b);
@@ -469,7 +469,7 @@ void draw_segments_of(const SemanticTask& task) {
                 region.sum += sum(select(mask_of(valid), part, broadcast(0.0f)));
             } else {
                 for (int32_t x = x1; x < x2; x += kLanes) {
-                    const int n = smaller(x2 - x, kLanes);
+                    const int n = min_i32(x2 - x, kLanes);
                     // The cells that these pixels lie in, and who can win in one of them.
                     const int32_t from = task.x.cell[x] - block, to = task.x.cell[x + n - 1] - block;
                     const uint32_t here = low_bits(to + 1) & ~low_bits(from);
@@ -494,9 +494,9 @@ void draw_segments_of(const SemanticTask& task) {
                         store(corner + 3 * kLanes, permute(next_lane(b), index));
                     }
                     if (task.want_sum) {
-                        contest<L, true>(task, list, scores, contestants, corners, x, n, y1, y2);
+                        semantic_argmax<L, true>(task, list, scores, contestants, corners, x, n, y1, y2);
                     } else {
-                        contest<L, false>(task, list, scores, contestants, corners, x, n, y1, y2);
+                        semantic_argmax<L, false>(task, list, scores, contestants, corners, x, n, y1, y2);
                     }
                 }
             }

@@ -1,5 +1,5 @@
 // Preprocessing, written once and compiled per instruction set: a source row is resampled horizontally into
-// float planes, two such rows are blended and normalised into an output row.
+// float planes, two such rows are blended and normalized into an output row.
 //
 // Bytes: the source rows that an output row touches are read once (each row's planes stay in L1 between the
 // output rows that share it), the output is written once: H_src_used * W * C + 3 * h * w * itemsize.
@@ -50,7 +50,7 @@ FAI_HD void read_tap(const RowPlan& plan, const SourceRow& row, const int32_t* l
         Columns::read(row.plane[0], luma, plan.shift, 3, out);
     } else if constexpr (format == RowFormat::planar) {
         for (int c = 0; c < 3; ++c) Columns::read(row.plane[c], luma, kNone, 1, out + c);
-    } else if constexpr (format == RowFormat::grey) {
+    } else if constexpr (format == RowFormat::gray) {
         Columns::read(row.plane[0], luma, kNone, 1, out);
     } else {
         F y, uv[2];
@@ -74,7 +74,7 @@ FAI_HD void read_tap(const RowPlan& plan, const SourceRow& row, const int32_t* l
 template <RowFormat format, bool two_taps, class Columns>
 FAI_HD void load_columns(const RowPlan& plan, const SourceRow& row, int32_t x, float* out) {
     using F = typename Columns::Number;
-    constexpr int kChannels = format == RowFormat::grey ? 1 : 3;
+    constexpr int kChannels = format == RowFormat::gray ? 1 : 3;
     F left[3], right[3];
     read_tap<format, Columns>(plan, row, plan.left + x, plan.chroma_left + x, left);
     if constexpr (two_taps) {
@@ -86,7 +86,7 @@ FAI_HD void load_columns(const RowPlan& plan, const SourceRow& row, int32_t x, f
         Columns::put(out + static_cast<int64_t>(c) * plan.columns + x, left[c]);
 }
 
-// Both taps of packed pixels with one load a column.
+// Both taps of packed pixels with one load per column.
 FAI_HD void load_pairs(const RowPlan& plan, const SourceRow& row, int32_t x, float* out) {
     I32 low, high;
     gather_pairs(row.plane[0], plan.left + x, low, high);
@@ -130,8 +130,8 @@ void load_row(const RowPlan& plan, const SourceRow& row, float* out) {
             return load_row_taps<RowFormat::packed>(plan, row, out);
         case RowFormat::planar:
             return load_row_taps<RowFormat::planar>(plan, row, out);
-        case RowFormat::grey:
-            return load_row_taps<RowFormat::grey>(plan, row, out);
+        case RowFormat::gray:
+            return load_row_taps<RowFormat::gray>(plan, row, out);
         case RowFormat::yuv:
             return load_row_taps<RowFormat::yuv>(plan, row, out);
     }

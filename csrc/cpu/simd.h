@@ -29,8 +29,8 @@ inline constexpr int kRegisterBytes = 32;
 #else
 inline constexpr int kRegisterBytes = 16;
 #endif
-inline constexpr int kPart = kRegisterBytes / 4;  // lanes a register
-inline constexpr int kParts = kLanes / kPart;     // registers a vector
+inline constexpr int kLanesPerRegister = kRegisterBytes / 4;   // lanes per register
+inline constexpr int kRegisters = kLanes / kLanesPerRegister;  // registers per vector
 
 typedef float NativeF __attribute__((vector_size(kRegisterBytes), may_alias));
 typedef int32_t NativeI __attribute__((vector_size(kRegisterBytes), may_alias));
@@ -39,22 +39,22 @@ typedef uint32_t NativeU __attribute__((vector_size(kRegisterBytes), may_alias))
 typedef float MemoryF __attribute__((vector_size(kRegisterBytes), may_alias, aligned(1)));
 typedef int32_t MemoryI __attribute__((vector_size(kRegisterBytes), may_alias, aligned(1)));
 
-#define FAI_EACH for (int k = 0; k < kParts; ++k)
+#define FAI_FOR_REGISTERS for (int k = 0; k < kRegisters; ++k)
 
 struct F32 {
-    NativeF r[kParts];
+    NativeF r[kRegisters];
 };
 
 struct I32 {
-    NativeI r[kParts];
+    NativeI r[kRegisters];
 };
 
-// A yes or no a lane.
+// A yes or no per lane.
 struct Mask {
 #if defined(__AVX512BW__)
     __mmask16 bits;
 #else
-    NativeI r[kParts];  // all ones or all zeros
+    NativeI r[kRegisters];  // all ones or all zeros
 #endif
 };
 
@@ -62,84 +62,84 @@ struct Mask {
 
 FAI_HD F32 broadcast(float value) {
     F32 v;
-    FAI_EACH v.r[k] = NativeF{} + value;
+    FAI_FOR_REGISTERS v.r[k] = NativeF{} + value;
     return v;
 }
 FAI_HD F32 broadcast(const F32&, float value) { return broadcast(value); }
 FAI_HD I32 broadcast_int(int32_t value) {
     I32 v;
-    FAI_EACH v.r[k] = NativeI{} + value;
+    FAI_FOR_REGISTERS v.r[k] = NativeI{} + value;
     return v;
 }
 FAI_HD F32 load(const float* p) {
     F32 v;
-    FAI_EACH v.r[k] = reinterpret_cast<const MemoryF*>(p)[k];
+    FAI_FOR_REGISTERS v.r[k] = reinterpret_cast<const MemoryF*>(p)[k];
     return v;
 }
 FAI_HD I32 load(const int32_t* p) {
     I32 v;
-    FAI_EACH v.r[k] = reinterpret_cast<const MemoryI*>(p)[k];
+    FAI_FOR_REGISTERS v.r[k] = reinterpret_cast<const MemoryI*>(p)[k];
     return v;
 }
-FAI_HD void store(float* p, const F32& v) { FAI_EACH reinterpret_cast<MemoryF*>(p)[k] = v.r[k]; }
-FAI_HD void store(int32_t* p, const I32& v) { FAI_EACH reinterpret_cast<MemoryI*>(p)[k] = v.r[k]; }
+FAI_HD void store(float* p, const F32& v) { FAI_FOR_REGISTERS reinterpret_cast<MemoryF*>(p)[k] = v.r[k]; }
+FAI_HD void store(int32_t* p, const I32& v) { FAI_FOR_REGISTERS reinterpret_cast<MemoryI*>(p)[k] = v.r[k]; }
 
 // ---- arithmetic
 
 FAI_HD F32 operator+(const F32& a, const F32& b) {
     F32 v;
-    FAI_EACH v.r[k] = a.r[k] + b.r[k];
+    FAI_FOR_REGISTERS v.r[k] = a.r[k] + b.r[k];
     return v;
 }
 FAI_HD F32 operator-(const F32& a, const F32& b) {
     F32 v;
-    FAI_EACH v.r[k] = a.r[k] - b.r[k];
+    FAI_FOR_REGISTERS v.r[k] = a.r[k] - b.r[k];
     return v;
 }
 FAI_HD F32 operator*(const F32& a, const F32& b) {
     F32 v;
-    FAI_EACH v.r[k] = a.r[k] * b.r[k];
+    FAI_FOR_REGISTERS v.r[k] = a.r[k] * b.r[k];
     return v;
 }
 FAI_HD F32 operator/(const F32& a, const F32& b) {
     F32 v;
-    FAI_EACH v.r[k] = a.r[k] / b.r[k];
+    FAI_FOR_REGISTERS v.r[k] = a.r[k] / b.r[k];
     return v;
 }
 FAI_HD I32 operator+(const I32& a, const I32& b) {
     I32 v;
-    FAI_EACH v.r[k] = a.r[k] + b.r[k];
+    FAI_FOR_REGISTERS v.r[k] = a.r[k] + b.r[k];
     return v;
 }
 FAI_HD I32 operator-(const I32& a, const I32& b) {
     I32 v;
-    FAI_EACH v.r[k] = a.r[k] - b.r[k];
+    FAI_FOR_REGISTERS v.r[k] = a.r[k] - b.r[k];
     return v;
 }
 FAI_HD I32 operator&(const I32& a, const I32& b) {
     I32 v;
-    FAI_EACH v.r[k] = a.r[k] & b.r[k];
+    FAI_FOR_REGISTERS v.r[k] = a.r[k] & b.r[k];
     return v;
 }
 template <int n>
 FAI_HD I32 shift_right(const I32& a) {
     I32 v;
-    FAI_EACH v.r[k] = (NativeI)((NativeU)a.r[k] >> n);
+    FAI_FOR_REGISTERS v.r[k] = (NativeI)((NativeU)a.r[k] >> n);
     return v;
 }
 FAI_HD I32 shift_right(const I32& a, int n) {
     I32 v;
-    FAI_EACH v.r[k] = (NativeI)((NativeU)a.r[k] >> n);
+    FAI_FOR_REGISTERS v.r[k] = (NativeI)((NativeU)a.r[k] >> n);
     return v;
 }
 FAI_HD F32 to_float(const I32& a) {
     F32 v;
-    FAI_EACH v.r[k] = __builtin_convertvector(a.r[k], NativeF);
+    FAI_FOR_REGISTERS v.r[k] = __builtin_convertvector(a.r[k], NativeF);
     return v;
 }
 FAI_HD F32 power_of_two(const F32& n) {
     F32 v;
-    FAI_EACH v.r[k] = (NativeF)((__builtin_convertvector(n.r[k], NativeI) + 127) << 23);
+    FAI_FOR_REGISTERS v.r[k] = (NativeF)((__builtin_convertvector(n.r[k], NativeI) + 127) << 23);
     return v;
 }
 
@@ -149,11 +149,11 @@ FAI_HD F32 minimum(const F32& a, const F32& b) {
 #if defined(__AVX512BW__)
     v.r[0] = (NativeF)_mm512_min_ps((__m512)a.r[0], (__m512)b.r[0]);
 #elif defined(__AVX2__)
-    FAI_EACH v.r[k] = (NativeF)_mm256_min_ps((__m256)a.r[k], (__m256)b.r[k]);
+    FAI_FOR_REGISTERS v.r[k] = (NativeF)_mm256_min_ps((__m256)a.r[k], (__m256)b.r[k]);
 #elif defined(__SSE2__)
-    FAI_EACH v.r[k] = (NativeF)_mm_min_ps((__m128)a.r[k], (__m128)b.r[k]);
+    FAI_FOR_REGISTERS v.r[k] = (NativeF)_mm_min_ps((__m128)a.r[k], (__m128)b.r[k]);
 #else
-    FAI_EACH v.r[k] = a.r[k] < b.r[k] ? a.r[k] : b.r[k];
+    FAI_FOR_REGISTERS v.r[k] = a.r[k] < b.r[k] ? a.r[k] : b.r[k];
 #endif
     return v;
 }
@@ -162,11 +162,11 @@ FAI_HD F32 maximum(const F32& a, const F32& b) {
 #if defined(__AVX512BW__)
     v.r[0] = (NativeF)_mm512_max_ps((__m512)a.r[0], (__m512)b.r[0]);
 #elif defined(__AVX2__)
-    FAI_EACH v.r[k] = (NativeF)_mm256_max_ps((__m256)a.r[k], (__m256)b.r[k]);
+    FAI_FOR_REGISTERS v.r[k] = (NativeF)_mm256_max_ps((__m256)a.r[k], (__m256)b.r[k]);
 #elif defined(__SSE2__)
-    FAI_EACH v.r[k] = (NativeF)_mm_max_ps((__m128)a.r[k], (__m128)b.r[k]);
+    FAI_FOR_REGISTERS v.r[k] = (NativeF)_mm_max_ps((__m128)a.r[k], (__m128)b.r[k]);
 #else
-    FAI_EACH v.r[k] = a.r[k] > b.r[k] ? a.r[k] : b.r[k];
+    FAI_FOR_REGISTERS v.r[k] = a.r[k] > b.r[k] ? a.r[k] : b.r[k];
 #endif
     return v;
 }
@@ -199,39 +199,39 @@ FAI_HD I32 select(Mask m, const I32& yes, const I32& no) {
 #else
 FAI_HD Mask operator>=(const F32& a, const F32& b) {
     Mask m;
-    FAI_EACH m.r[k] = a.r[k] >= b.r[k];
+    FAI_FOR_REGISTERS m.r[k] = a.r[k] >= b.r[k];
     return m;
 }
 FAI_HD Mask operator>(const F32& a, const F32& b) {
     Mask m;
-    FAI_EACH m.r[k] = a.r[k] > b.r[k];
+    FAI_FOR_REGISTERS m.r[k] = a.r[k] > b.r[k];
     return m;
 }
 FAI_HD Mask operator<(const F32& a, const F32& b) { return b > a; }
 FAI_HD Mask is_nan(const F32& a) {
     Mask m;
-    FAI_EACH m.r[k] = a.r[k] != a.r[k];
+    FAI_FOR_REGISTERS m.r[k] = a.r[k] != a.r[k];
     return m;
 }
 FAI_HD Mask equal(const I32& a, const I32& b) {
     Mask m;
-    FAI_EACH m.r[k] = a.r[k] == b.r[k];
+    FAI_FOR_REGISTERS m.r[k] = a.r[k] == b.r[k];
     return m;
 }
 FAI_HD Mask operator&(const Mask& a, const Mask& b) {
     Mask m;
-    FAI_EACH m.r[k] = a.r[k] & b.r[k];
+    FAI_FOR_REGISTERS m.r[k] = a.r[k] & b.r[k];
     return m;
 }
 FAI_HD uint32_t bits(const Mask& m) {
     uint32_t result = 0;
 #if defined(__AVX2__)
-    FAI_EACH result |= static_cast<uint32_t>(_mm256_movemask_ps((__m256)m.r[k])) << (8 * k);
+    FAI_FOR_REGISTERS result |= static_cast<uint32_t>(_mm256_movemask_ps((__m256)m.r[k])) << (8 * k);
 #elif defined(__SSE2__)
-    FAI_EACH result |= static_cast<uint32_t>(_mm_movemask_ps((__m128)m.r[k])) << (4 * k);
+    FAI_FOR_REGISTERS result |= static_cast<uint32_t>(_mm_movemask_ps((__m128)m.r[k])) << (4 * k);
 #else
     const NativeI weights = {1, 2, 4, 8};
-    FAI_EACH {
+    FAI_FOR_REGISTERS {
         const NativeI w = m.r[k] & weights;
         result |= static_cast<uint32_t>(w[0] | w[1] | w[2] | w[3]) << (4 * k);
     }
@@ -241,18 +241,19 @@ FAI_HD uint32_t bits(const Mask& m) {
 FAI_HD Mask mask_of(uint32_t wanted) {
     Mask m;
     NativeI lane;
-    for (int i = 0; i < kPart; ++i) lane[i] = 1 << i;
-    FAI_EACH m.r[k] = ((NativeI{} + static_cast<int32_t>(wanted >> (kPart * k))) & lane) != 0;
+    for (int i = 0; i < kLanesPerRegister; ++i) lane[i] = 1 << i;
+    FAI_FOR_REGISTERS m.r[k] =
+        ((NativeI{} + static_cast<int32_t>(wanted >> (kLanesPerRegister * k))) & lane) != 0;
     return m;
 }
 FAI_HD F32 select(const Mask& m, const F32& yes, const F32& no) {
     F32 v;
-    FAI_EACH v.r[k] = (NativeF)((m.r[k] & (NativeI)yes.r[k]) | (~m.r[k] & (NativeI)no.r[k]));
+    FAI_FOR_REGISTERS v.r[k] = (NativeF)((m.r[k] & (NativeI)yes.r[k]) | (~m.r[k] & (NativeI)no.r[k]));
     return v;
 }
 FAI_HD I32 select(const Mask& m, const I32& yes, const I32& no) {
     I32 v;
-    FAI_EACH v.r[k] = (m.r[k] & yes.r[k]) | (~m.r[k] & no.r[k]);
+    FAI_FOR_REGISTERS v.r[k] = (m.r[k] & yes.r[k]) | (~m.r[k] & no.r[k]);
     return v;
 }
 #endif
@@ -295,7 +296,7 @@ FAI_HD F32 permute(const F32& v, const I32& index) {
     return {{(NativeF)_mm512_permutexvar_ps((__m512i)index.r[0], (__m512)v.r[0])}};
 #elif defined(__AVX2__)
     F32 result;
-    FAI_EACH {
+    FAI_FOR_REGISTERS {
         const __m256 low = _mm256_permutevar8x32_ps((__m256)v.r[0], (__m256i)index.r[k]);
         const __m256 high = _mm256_permutevar8x32_ps((__m256)v.r[1], (__m256i)index.r[k]);
         // Bit 3 of the index chooses the half; blendv looks at bit 31.
@@ -320,7 +321,7 @@ FAI_HD F32 permute(const F32& v, const I32& index) {
 FAI_HD float half_to_float(uint16_t h) {
     const uint32_t sign = static_cast<uint32_t>(h & 0x8000u) << 16;
     const uint32_t magnitude = h & 0x7fffu;
-    // The exponent is moved up by 112 with a multiplication, which also normalises subnormal halves.
+    // The exponent is moved up by 112 with a multiplication, which also normalizes subnormal halves.
     uint32_t shifted = magnitude << 13;
     float value;
     std::memcpy(&value, &shifted, 4);
@@ -358,11 +359,13 @@ FAI_HD F32 load(const uint16_t* p) {
     return {{(NativeF)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))}};
 #elif defined(__F16C__)
     F32 v;
-    FAI_EACH v.r[k] = (NativeF)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p) + k));
+    FAI_FOR_REGISTERS v.r[k] =
+        (NativeF)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p) + k));
     return v;
 #elif defined(__aarch64__)
     F32 v;
-    FAI_EACH v.r[k] = (NativeF)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p + kPart * k)));
+    FAI_FOR_REGISTERS v.r[k] =
+        (NativeF)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p + kLanesPerRegister * k)));
     return v;
 #else
     alignas(64) float lane[kLanes];
@@ -375,10 +378,11 @@ FAI_HD void store(uint16_t* p, const F32& v) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
                         _mm512_cvtps_ph((__m512)v.r[0], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 #elif defined(__F16C__)
-    FAI_EACH _mm_storeu_si128(reinterpret_cast<__m128i*>(p) + k,
-                              _mm256_cvtps_ph((__m256)v.r[k], _MM_FROUND_TO_NEAREST_INT));
+    FAI_FOR_REGISTERS _mm_storeu_si128(reinterpret_cast<__m128i*>(p) + k,
+                                       _mm256_cvtps_ph((__m256)v.r[k], _MM_FROUND_TO_NEAREST_INT));
 #elif defined(__aarch64__)
-    FAI_EACH vst1_u16(p + kPart * k, vreinterpret_u16_f16(vcvt_f16_f32((float32x4_t)v.r[k])));
+    FAI_FOR_REGISTERS vst1_u16(p + kLanesPerRegister * k,
+                               vreinterpret_u16_f16(vcvt_f16_f32((float32x4_t)v.r[k])));
 #else
     alignas(64) float lane[kLanes];
     store(lane, v);
@@ -442,7 +446,7 @@ FAI_HD I32 gather_bytes(const uint8_t* base, const int32_t* offset) {
 // Eight bytes from each of base + offset[0..15]: the first four in the lanes of `low`, the others in `high`.
 FAI_HD void gather_pairs(const uint8_t* base, const int32_t* offset, I32& low, I32& high) {
 #if defined(__AVX2__)
-    // Two loads a register, arranged so that one shuffle within 128-bit lanes leaves the columns in order.
+    // Two loads per register, arranged so that one shuffle within 128-bit lanes leaves the columns in order.
     const auto two = [&](int i) {
         const __m128 first =
             _mm_castsi128_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(base + offset[i])));
@@ -455,7 +459,7 @@ FAI_HD void gather_pairs(const uint8_t* base, const int32_t* offset, I32& low, I
     low.r[0] = (NativeI)_mm512_shuffle_ps((__m512)a.r[0], (__m512)b.r[0], 0x88);
     high.r[0] = (NativeI)_mm512_shuffle_ps((__m512)a.r[0], (__m512)b.r[0], 0xdd);
 #else
-    for (int k = 0; k < kParts; ++k) {
+    for (int k = 0; k < kRegisters; ++k) {
         low.r[k] = (NativeI)_mm256_shuffle_ps((__m256)a.r[k], (__m256)b.r[k], 0x88);
         high.r[k] = (NativeI)_mm256_shuffle_ps((__m256)a.r[k], (__m256)b.r[k], 0xdd);
     }
@@ -493,6 +497,6 @@ FAI_HD void store_narrow(T* p, const I32& v, int n) {
     }
 }
 
-#undef FAI_EACH
+#undef FAI_FOR_REGISTERS
 
 }  // namespace fai::cpu::FAI_ISA

@@ -6,7 +6,7 @@
 
 namespace fai::math {
 
-// R = y*Y + y0 + rv*V, G = y*Y + y0 + gu*U + gv*V, B = y*Y + y0 + bu*U with U, V centred on 0.
+// R = y*Y + y0 + rv*V, G = y*Y + y0 + gu*U + gv*V, B = y*Y + y0 + bu*U with U, V centerd on 0.
 struct YuvCoefficients {
     float y, y0, rv, gu, gv, bu;
 

@@ -44,7 +44,7 @@ FAI_HD auto inside(F m, F mask_threshold) {
 
 // Semantic: does a query with score * m = `value` take the pixel from a query before it? Never on a tie.
 template <class F>
-FAI_HD auto takes(F value, F best) {
+FAI_HD auto wins(F value, F best) {
     return value > best;
 }
 

@@ -1,4 +1,4 @@
-// Where a pixel's samples are in a frame, and how two resampled rows become normalised values.
+// Where a pixel's samples are in a frame, and how two resampled rows become normalized values.
 #pragma once
 
 #include <cstdint>
@@ -25,12 +25,12 @@ FAI_HD Rgb<float> read_pixel(const FrameLayout& frame, const uint8_t* const (&ro
     const auto sample = [](const uint8_t* p) { return static_cast<float>(*p); };
     if (frame.pixels == Pixels::rgb) return {sample(row[0] + at), sample(row[1] + at), sample(row[2] + at)};
     const float luma = sample(row[0] + at);
-    if (frame.pixels == Pixels::grey) return {luma, luma, luma};
+    if (frame.pixels == Pixels::gray) return {luma, luma, luma};
     const int64_t chroma = (column >> 1) * frame.chroma_stride;
     return yuv_to_rgb(luma, sample(row[1] + chroma) - 128.0f, sample(row[2] + chroma) - 128.0f, yuv);
 }
 
-// (top * (1 - t) + bottom * t - mean) / std, with t, mean and std folded into the weights and the bias.
+// (top * (1 - t) + bottom * t - mean) / stddev, with t, mean and stddev folded into the weights and the bias.
 template <class F>
 FAI_HD F blend(F top, F top_weight, F bottom, F bottom_weight, F bias) {
     return (top * top_weight + bottom * bottom_weight) + bias;

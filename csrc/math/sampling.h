@@ -1,14 +1,15 @@
-// Where an output pixel samples its input: bilinear, half-pixel centres, edges clamped, no antialias
+// Where an output pixel samples its input: bilinear, half-pixel centers, edges clamped, no antialias
 // (the specification's step 2; torch's interpolate(mode="bilinear", align_corners=False)).
 #pragma once
 
 #include <cstdint>
 
+#include "csrc/core/tap.h"
 #include "csrc/math/hd.h"
 
 namespace fai::math {
 
-// One axis: output index i has its centre at source coordinate (i + 0.5) * scale + offset - 0.5.
+// One axis: output index i has its center at source coordinate (i + 0.5) * scale + offset - 0.5.
 struct Axis {
     double scale;
     double offset;
@@ -18,12 +19,6 @@ struct Axis {
     static FAI_HD Axis stretch(int32_t inputs, int32_t outputs) {
         return {static_cast<double>(inputs) / outputs, 0.0, inputs};
     }
-};
-
-// The sample left of (or at) the centre, and how far the centre lies towards the next one, in [0, 1).
-struct Tap {
-    int32_t index;
-    float fraction;
 };
 
 FAI_HD Tap tap_at(double position, int32_t inputs) {
@@ -41,8 +36,8 @@ FAI_HD Tap tap(const Axis& axis, int32_t output) {
     return tap_at((output + 0.5) * axis.scale + axis.offset - 0.5, axis.inputs);
 }
 
-// Rounded where torch rounds on CPUs with fused multiply-add (scale and centre to float), because networks
-// were trained on frames resized so. At 2000 samples that moves a centre by up to 1e-4 of a sample.
+// Rounded where torch rounds on CPUs with fused multiply-add (scale and center to float), because networks
+// were trained on frames resized so. At 2000 samples that moves a center by up to 1e-4 of a sample.
 FAI_HD Tap tap_as_torch(const Axis& axis, int32_t output) {
     const double scale = static_cast<float>(axis.scale);
     return tap_at(static_cast<float>(scale * (output + 0.5) - 0.5), axis.inputs);

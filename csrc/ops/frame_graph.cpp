@@ -25,7 +25,7 @@ void check_spec(const cuda::GraphSpec& spec) {
         }
     };
     check_count("batch", spec.batch, 256);
-    check_sides("size", spec.tensor.height, spec.tensor.width);
+    check_sides("size", spec.input_size.height, spec.input_size.width);
     check_sides("mask_logits", spec.rows, spec.columns);
     check_count("mask_logits' queries", spec.queries,
                 spec.predict_all_pixels ? kMaxSemanticQueries : kMaxInstanceQueries);
@@ -34,13 +34,10 @@ void check_spec(const cuda::GraphSpec& spec) {
     check_count("class_logits' values", int64_t{spec.queries} * spec.class_columns, kMaxValues);
 }
 
-std::vector<cuda::Tap> taps(int32_t inputs, int32_t outputs) {
+std::vector<Tap> taps(int32_t inputs, int32_t outputs) {
     const math::Axis axis = math::Axis::stretch(inputs, outputs);
-    std::vector<cuda::Tap> taps(static_cast<size_t>(outputs));
-    for (int32_t i = 0; i < outputs; ++i) {
-        const math::Tap tap = math::tap_as_torch(axis, i);
-        taps[i] = {tap.index, tap.fraction};
-    }
+    std::vector<Tap> taps(static_cast<size_t>(outputs));
+    for (int32_t i = 0; i < outputs; ++i) taps[i] = math::tap_as_torch(axis, i);
     return taps;
 }
 
@@ -50,19 +47,19 @@ void check_finite(const char* name, double value) {
 
 }  // namespace
 
-FrameGraph::FrameGraph(const cuda::GraphSpec& spec, const float (&mean)[3], const float (&deviation)[3])
-    : graph_((check_spec(spec), check_normalisation(mean, deviation), spec)),
+FrameGraph::FrameGraph(const cuda::GraphSpec& spec, const float (&mean)[3], const float (&stddev)[3])
+    : graph_((check_spec(spec), check_normalization(mean, stddev), spec)),
       geometry_(static_cast<size_t>(spec.batch)) {
     std::copy_n(mean, 3, mean_);
-    std::copy_n(deviation, 3, std_);
+    std::copy_n(stddev, 3, stddev_);
 }
 
 void FrameGraph::check(FrameRequest& request) const {
-    request.frame.size = graph_.spec().tensor;
+    request.frame.size = graph_.spec().input_size;
     check_finite("threshold", request.threshold);
     check_finite("mask_threshold", request.mask_threshold);
     // Before anything is copied: what it points to may be no frame at all.
-    source_of(request.frame);
+    frame_view_of(request.frame);
     for (int i = 0; request.on_device && i < request.frame.plane_count; ++i) {
         const int device = graph_.device_of(request.frame.planes[i].data);
         if (device != graph_.spec().device) {
@@ -90,37 +87,37 @@ void FrameGraph::place_planes(int image, FrameRequest& request) {
     }
 }
 
-cuda::Frame FrameGraph::describe(int image, const FrameRequest& request) {
+cuda::DeviceFrame FrameGraph::describe(int image, const FrameRequest& request) {
     const cuda::GraphSpec& spec = graph_.spec();
-    const Source source = source_of(request.frame);
-    const Placement placement = place(source.size, spec.tensor, request.frame.letterbox);
+    const FrameView view = frame_view_of(request.frame);
+    const Placement placement = place(view.size, spec.input_size, request.frame.letterbox);
     Geometry& geometry = geometry_[image];
     const bool same =
-        geometry.known && geometry.frame == source.size && geometry.letterboxed == request.frame.letterbox;
+        geometry.known && geometry.frame == view.size && geometry.letterboxed == request.frame.letterbox;
     if (!same) {
         geometry.known = false;
-        geometry.frame = source.size;
+        geometry.frame = view.size;
         geometry.letterboxed = request.frame.letterbox;
         geometry.placement = placement;
-        geometry.rows = taps(source.size.height, placement.content.height);
-        geometry.columns = taps(source.size.width, placement.content.width);
+        geometry.rows = taps(view.size.height, placement.content.height);
+        geometry.columns = taps(view.size.width, placement.content.width);
         const Size masks{spec.rows, spec.columns};
         const MaskAxes axes = request.frame.letterbox
-                                  ? letterboxed_axes(masks, source.size, spec.tensor, placement)
-                                  : stretched_axes(masks, source.size);
-        geometry.x = geometry.x_table.build(axes.x, source.size.width);
-        geometry.y = geometry.y_table.build(axes.y, source.size.height);
+                                  ? letterboxed_axes(masks, view.size, spec.input_size, placement)
+                                  : stretched_axes(masks, view.size);
+        geometry.x = geometry.x_table.build(axes.x, view.size.width);
+        geometry.y = geometry.y_table.build(axes.y, view.size.height);
     }
     geometry.threshold = request.threshold;
     geometry.use_mask_score = request.use_mask_score;
 
-    cuda::Frame frame;
-    frame.layout = source;
+    cuda::DeviceFrame frame;
+    frame.layout = view;
     for (int c = 0; c < 3; ++c) {
-        frame.plane[c] = source.plane[c];
+        frame.plane[c] = view.plane[c];
         // The CPU reads a packed pixel from its lowest byte on.
-        if (source.format == cpu::RowFormat::packed) frame.plane[c] = source.plane[0] + source.shift[c] / 8;
-        frame.scale[c] = 1.0f / std_[c];
+        if (view.format == cpu::RowFormat::packed) frame.plane[c] = view.plane[0] + view.shift[c] / 8;
+        frame.scale[c] = 1.0f / stddev_[c];
         frame.bias[c] = -mean_[c] * frame.scale[c];
     }
     const math::YuvCoefficients yuv = yuv_coefficients(request.frame);
@@ -131,7 +128,7 @@ cuda::Frame FrameGraph::describe(int image, const FrameRequest& request) {
     frame.content = placement.content;
     frame.rows = geometry.rows.data();
     frame.columns = geometry.columns.data();
-    frame.size = source.size;
+    frame.size = view.size;
     frame.x = geometry.x;
     frame.y = geometry.y;
     frame.new_tables = !same;

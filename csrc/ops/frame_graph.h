@@ -12,7 +12,7 @@
 
 namespace fai::ops {
 
-// A frame, and what is asked of it. `frame`'s size, mean and std are the graph's.
+// A frame, and what is asked of it. `frame`'s size, mean and stddev are the graph's.
 struct FrameRequest {
     PreprocessArguments frame;
     bool on_device = false;  // all planes in the memory of the graph's device, else all in the host's
@@ -29,7 +29,7 @@ struct FrameResult {
     std::vector<int64_t> class_id;
     std::vector<int64_t> query;
     std::vector<int64_t> area;
-    std::vector<int32_t> boxes;  // 4 a row
+    std::vector<int32_t> boxes;  // 4 per row
     std::vector<int64_t> offsets;
     std::vector<cuda::Row> rows;  // as the device knows them
     std::shared_ptr<const cuda::Result> memory;
@@ -38,10 +38,10 @@ struct FrameResult {
 class FrameGraph {
   public:
     // Throws ValueError, CudaError.
-    FrameGraph(const cuda::GraphSpec& spec, const float (&mean)[3], const float (&deviation)[3]);
+    FrameGraph(const cuda::GraphSpec& spec, const float (&mean)[3], const float (&stddev)[3]);
 
-    cuda::FrameGraph& device() { return graph_; }
-    const cuda::FrameGraph& device() const { return graph_; }
+    cuda::DeviceGraph& device() { return graph_; }
+    const cuda::DeviceGraph& device() const { return graph_; }
 
     // How ordinary memory is copied; for benchmarks.
     void set_staging(const StagingOptions& options) { staging_ = options; }
@@ -61,7 +61,7 @@ class FrameGraph {
         Placement placement;
         bool letterboxed = false;
         bool known = false;
-        std::vector<cuda::Tap> rows, columns;
+        std::vector<Tap> rows, columns;
         PixelAxisTable x_table, y_table;
         PixelAxis x, y;
         double threshold = 0;
@@ -72,16 +72,16 @@ class FrameGraph {
     // Makes a frame's planes those that the device will read. Sends what lies in pinned memory; what must be
     // staged is left in host_[image].
     void place_planes(int image, FrameRequest& request);
-    cuda::Frame describe(int image, const FrameRequest& request);
+    cuda::DeviceFrame describe(int image, const FrameRequest& request);
     void start(const FrameGraph* after);
 
-    cuda::FrameGraph graph_;
-    float mean_[3], std_[3];
+    cuda::DeviceGraph graph_;
+    float mean_[3], stddev_[3];
     std::vector<Geometry> geometry_;
     StagingOptions staging_;
     // Of the frame that is being submitted, kept so that nothing is allocated for the next.
     std::vector<FrameRequest> requests_;
-    std::vector<cuda::Frame> frames_;
+    std::vector<cuda::DeviceFrame> frames_;
     struct HostFrame {
         Staging staging;
         uint8_t* room = nullptr;  // null where there is nothing to stage

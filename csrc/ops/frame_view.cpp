@@ -12,16 +12,16 @@ namespace {
 
 using cpu::RowFormat;
 
-int channels_of(Colour colour) {
-    switch (colour) {
-        case Colour::rgb:
-        case Colour::bgr:
+int channels_of(Color color) {
+    switch (color) {
+        case Color::rgb:
+        case Color::bgr:
             return 3;
-        case Colour::rgba:
-        case Colour::bgra:
+        case Color::rgba:
+        case Color::bgra:
             return 4;
-        case Colour::yuyv:
-        case Colour::uyvy:
+        case Color::yuyv:
+        case Color::uyvy:
             return 2;
         default:
             return 1;
@@ -34,61 +34,61 @@ int channels_of(Colour colour) {
 
 const uint8_t* bytes(const View& view) { return static_cast<const uint8_t*>(view.data); }
 
-Source packed_source(const View& view, Colour colour) {
-    const int channels = channels_of(colour);
+FrameView packed_view(const View& view, Color color) {
+    const int channels = channels_of(color);
     if (view.ndim != 3 || view.shape[2] != channels) {
         wrong_shape(view, channels == 3   ? "(H, W, 3) for color 'rgb' or 'bgr'"
                           : channels == 4 ? "(H, W, 4) for color 'rgba' or 'bgra'"
                                           : "(H, W, 2) for color 'yuyv' or 'uyvy'");
     }
-    Source source;
+    FrameView frame;
     check_sides("image", view.shape[0], view.shape[1]);
-    source.size = {static_cast<int32_t>(view.shape[0]), static_cast<int32_t>(view.shape[1])};
+    frame.size = {static_cast<int32_t>(view.shape[0]), static_cast<int32_t>(view.shape[1])};
     const int64_t pixel = view.strides[1], channel = view.strides[2];
 
-    if (colour == Colour::yuyv || colour == Colour::uyvy) {
-        if (source.size.width % 2) wrong_shape(view, "an even width for color 'yuyv' or 'uyvy'");
-        const int luma = colour == Colour::yuyv ? 0 : 1;
-        source.format = RowFormat::yuv;
-        source.plane[0] = bytes(view) + luma * channel;
-        source.plane[1] = bytes(view) + (1 - luma) * channel;
-        source.plane[2] = source.plane[1] + pixel;
-        source.pixel_stride = pixel;
-        source.chroma_stride = 2 * pixel;
-        for (int64_t& stride : source.row_stride) stride = view.strides[0];
+    if (color == Color::yuyv || color == Color::uyvy) {
+        if (frame.size.width % 2) wrong_shape(view, "an even width for color 'yuyv' or 'uyvy'");
+        const int luma = color == Color::yuyv ? 0 : 1;
+        frame.format = RowFormat::yuv;
+        frame.plane[0] = bytes(view) + luma * channel;
+        frame.plane[1] = bytes(view) + (1 - luma) * channel;
+        frame.plane[2] = frame.plane[1] + pixel;
+        frame.pixel_stride = pixel;
+        frame.chroma_stride = 2 * pixel;
+        for (int64_t& stride : frame.row_stride) stride = view.strides[0];
     } else {
-        const bool reversed = colour == Colour::bgr || colour == Colour::bgra;
-        source.pixel_stride = pixel;
+        const bool reversed = color == Color::bgr || color == Color::bgra;
+        frame.pixel_stride = pixel;
         for (int c = 0; c < 3; ++c) {
-            source.plane[c] = bytes(view) + (reversed ? 2 - c : c) * channel;
-            source.row_stride[c] = view.strides[0];
+            frame.plane[c] = bytes(view) + (reversed ? 2 - c : c) * channel;
+            frame.row_stride[c] = view.strides[0];
         }
         if (channel == 1 || channel == -1) {
             // The lowest byte of a pixel, from which every channel is a shift.
             const uint8_t* lowest = bytes(view) + (channel < 0 ? -(channels - 1) : 0);
-            source.format = RowFormat::packed;
-            source.window = channels;
-            for (int c = 0; c < 3; ++c) source.shift[c] = 8 * static_cast<int>(source.plane[c] - lowest);
-            source.plane[0] = lowest;
+            frame.format = RowFormat::packed;
+            frame.window = channels;
+            for (int c = 0; c < 3; ++c) frame.shift[c] = 8 * static_cast<int>(frame.plane[c] - lowest);
+            frame.plane[0] = lowest;
         } else {
-            source.format = RowFormat::planar;
+            frame.format = RowFormat::planar;
         }
     }
-    return source;
+    return frame;
 }
 
-Source grey_source(const View& view) {
+FrameView gray_view(const View& view) {
     if (view.ndim != 2 && !(view.ndim == 3 && view.shape[2] == 1)) {
         wrong_shape(view, "(H, W) or (H, W, 1) for color 'gray'");
     }
     check_sides("image", view.shape[0], view.shape[1]);
-    Source source;
-    source.format = RowFormat::grey;
-    source.size = {static_cast<int32_t>(view.shape[0]), static_cast<int32_t>(view.shape[1])};
-    source.plane[0] = bytes(view);
-    source.row_stride[0] = view.strides[0];
-    source.pixel_stride = view.strides[1];
-    return source;
+    FrameView frame;
+    frame.format = RowFormat::gray;
+    frame.size = {static_cast<int32_t>(view.shape[0]), static_cast<int32_t>(view.shape[1])};
+    frame.plane[0] = bytes(view);
+    frame.row_stride[0] = view.strides[0];
+    frame.pixel_stride = view.strides[1];
+    return frame;
 }
 
 void check_plane(const View& view, const char* name, int64_t rows, int64_t columns, int64_t channels) {
@@ -102,15 +102,15 @@ void check_plane(const View& view, const char* name, int64_t rows, int64_t colum
 }
 
 // nv12 and i420, from one array as OpenCV has them or from their planes as decoders do.
-Source planar_yuv_source(const PreprocessArguments& arguments) {
-    const bool interleaved = arguments.colour == Colour::nv12;
+FrameView planar_yuv_view(const PreprocessArguments& arguments) {
+    const bool interleaved = arguments.color == Color::nv12;
     const View& luma = arguments.planes[0];
-    Source source;
-    source.format = RowFormat::yuv;
-    source.chroma_row_shift = 1;
-    source.plane[0] = bytes(luma);
-    source.row_stride[0] = luma.strides[0];
-    source.pixel_stride = luma.strides[1];
+    FrameView frame;
+    frame.format = RowFormat::yuv;
+    frame.chroma_row_shift = 1;
+    frame.plane[0] = bytes(luma);
+    frame.row_stride[0] = luma.strides[0];
+    frame.pixel_stride = luma.strides[1];
     if (arguments.plane_count == 1) {
         if (luma.ndim != 2 || luma.shape[0] % 3 || luma.shape[1] % 2 || luma.shape[0] < 3) {
             wrong_shape(luma,
@@ -118,23 +118,23 @@ Source planar_yuv_source(const PreprocessArguments& arguments) {
         }
         const int64_t height = luma.shape[0] / 3 * 2, width = luma.shape[1];
         check_sides("image", height, width);
-        source.size = {static_cast<int32_t>(height), static_cast<int32_t>(width)};
+        frame.size = {static_cast<int32_t>(height), static_cast<int32_t>(width)};
         const int64_t row = luma.strides[0], pixel = luma.strides[1];
         const uint8_t* chroma = bytes(luma) + height * row;
         if (interleaved) {
-            source.plane[1] = chroma;
-            source.plane[2] = chroma + pixel;
-            source.chroma_stride = 2 * pixel;
-            source.row_stride[1] = source.row_stride[2] = row;
+            frame.plane[1] = chroma;
+            frame.plane[2] = chroma + pixel;
+            frame.chroma_stride = 2 * pixel;
+            frame.row_stride[1] = frame.row_stride[2] = row;
         } else {
-            source.plane[1] = source.plane[2] = chroma;
-            source.row_stride[1] = source.row_stride[2] = row;
-            source.chroma_stride = pixel;
-            source.folded = true;
-            source.first_row[2] = source.size.height / 2;
-            source.half_row = width / 2 * pixel;
+            frame.plane[1] = frame.plane[2] = chroma;
+            frame.row_stride[1] = frame.row_stride[2] = row;
+            frame.chroma_stride = pixel;
+            frame.folded = true;
+            frame.first_row[2] = frame.size.height / 2;
+            frame.half_row = width / 2 * pixel;
         }
-        return source;
+        return frame;
     }
     const int planes = interleaved ? 2 : 3;
     if (arguments.plane_count != planes) {
@@ -144,67 +144,67 @@ Source planar_yuv_source(const PreprocessArguments& arguments) {
     }
     if (luma.ndim != 2 && !(luma.ndim == 3 && luma.shape[2] == 1)) wrong_shape(luma, "(H, W) for plane Y");
     check_sides("image", luma.shape[0], luma.shape[1]);
-    source.size = {static_cast<int32_t>(luma.shape[0]), static_cast<int32_t>(luma.shape[1])};
+    frame.size = {static_cast<int32_t>(luma.shape[0]), static_cast<int32_t>(luma.shape[1])};
     const int64_t rows = (luma.shape[0] + 1) / 2, columns = (luma.shape[1] + 1) / 2;
     if (interleaved) {
         const View& chroma = arguments.planes[1];
         check_plane(chroma, "UV", rows, columns, 2);
-        source.plane[1] = bytes(chroma);
-        source.plane[2] = bytes(chroma) + chroma.strides[2];
-        source.chroma_stride = chroma.strides[1];
-        source.row_stride[1] = source.row_stride[2] = chroma.strides[0];
+        frame.plane[1] = bytes(chroma);
+        frame.plane[2] = bytes(chroma) + chroma.strides[2];
+        frame.chroma_stride = chroma.strides[1];
+        frame.row_stride[1] = frame.row_stride[2] = chroma.strides[0];
     } else {
         check_plane(arguments.planes[1], "U", rows, columns, 1);
         check_plane(arguments.planes[2], "V", rows, columns, 1);
         for (int c = 1; c < 3; ++c) {
-            source.plane[c] = bytes(arguments.planes[c]);
-            source.row_stride[c] = arguments.planes[c].strides[0];
+            frame.plane[c] = bytes(arguments.planes[c]);
+            frame.row_stride[c] = arguments.planes[c].strides[0];
         }
-        source.chroma_stride = arguments.planes[1].strides[1];
-        if (arguments.planes[2].strides[1] != source.chroma_stride) {
-            throw ValueError(message("image: got planes U and V with pixel strides of ", source.chroma_stride,
+        frame.chroma_stride = arguments.planes[1].strides[1];
+        if (arguments.planes[2].strides[1] != frame.chroma_stride) {
+            throw ValueError(message("image: got planes U and V with pixel strides of ", frame.chroma_stride,
                                      " and ", arguments.planes[2].strides[1], " bytes, expected equal ones"));
         }
     }
-    return source;
+    return frame;
 }
 
 Pixels pixels_of(RowFormat format) {
-    return format == RowFormat::grey ? Pixels::grey : format == RowFormat::yuv ? Pixels::yuv : Pixels::rgb;
+    return format == RowFormat::gray ? Pixels::gray : format == RowFormat::yuv ? Pixels::yuv : Pixels::rgb;
 }
 
 }  // namespace
 
-Source source_of(const PreprocessArguments& arguments) {
+FrameView frame_view_of(const PreprocessArguments& arguments) {
     for (int i = 0; i < arguments.plane_count; ++i) {
         if (arguments.planes[i].dtype != DType::u8) {
             throw TypeError(
                 message("image: got dtype ", name_of(arguments.planes[i].dtype), ", expected uint8"));
         }
     }
-    const bool planar_yuv = arguments.colour == Colour::nv12 || arguments.colour == Colour::i420;
+    const bool planar_yuv = arguments.color == Color::nv12 || arguments.color == Color::i420;
     if (arguments.plane_count != 1 && !planar_yuv) {
         throw ValueError(message("image: got a tuple of ", arguments.plane_count,
                                  " planes, expected one array (planes are for color 'nv12' and 'i420')"));
     }
-    Source source = planar_yuv                         ? planar_yuv_source(arguments)
-                    : arguments.colour == Colour::gray ? grey_source(arguments.planes[0])
-                                                       : packed_source(arguments.planes[0], arguments.colour);
-    source.pixels = pixels_of(source.format);
-    if (source.format == RowFormat::yuv) {
-        const int64_t apart = source.plane[2] - source.plane[1];
-        const bool same_rows = source.row_stride[1] == source.row_stride[2];
+    FrameView frame = planar_yuv                       ? planar_yuv_view(arguments)
+                      : arguments.color == Color::gray ? gray_view(arguments.planes[0])
+                                                       : packed_view(arguments.planes[0], arguments.color);
+    frame.pixels = pixels_of(frame.format);
+    if (frame.format == RowFormat::yuv) {
+        const int64_t apart = frame.plane[2] - frame.plane[1];
+        const bool same_rows = frame.row_stride[1] == frame.row_stride[2];
         if (same_rows && apart > 0 && apart <= 3) {
-            source.v_shift = static_cast<int>(8 * apart);
-            source.chroma_window = static_cast<int>(apart) + 1;
+            frame.v_shift = static_cast<int>(8 * apart);
+            frame.chroma_window = static_cast<int>(apart) + 1;
         }
     }
-    const int64_t reach = std::max(std::abs(source.pixel_stride), std::abs(source.chroma_stride));
-    if (reach > (int64_t{1} << 30) / source.size.width) {
+    const int64_t reach = std::max(std::abs(frame.pixel_stride), std::abs(frame.chroma_stride));
+    if (reach > (int64_t{1} << 30) / frame.size.width) {
         throw ValueError(message("image: got a pixel stride of ", reach, " bytes, expected at most ",
-                                 (int64_t{1} << 30) / source.size.width));
+                                 (int64_t{1} << 30) / frame.size.width));
     }
-    return source;
+    return frame;
 }
 
 math::YuvCoefficients yuv_coefficients(const PreprocessArguments& arguments) {
@@ -213,13 +213,13 @@ math::YuvCoefficients yuv_coefficients(const PreprocessArguments& arguments) {
                : math::YuvCoefficients::make(0.2126, 0.0722, arguments.limited_range);
 }
 
-void check_normalisation(const float (&mean)[3], const float (&deviation)[3]) {
+void check_normalization(const float (&mean)[3], const float (&stddev)[3]) {
     for (int c = 0; c < 3; ++c) {
         if (!std::isfinite(mean[c])) {
             throw ValueError(message("mean: got ", mean[c], ", expected finite numbers"));
         }
-        if (!std::isfinite(deviation[c]) || !std::isfinite(1.0f / deviation[c])) {
-            throw ValueError(message("std: got ", deviation[c], ", expected finite numbers other than 0"));
+        if (!std::isfinite(stddev[c]) || !std::isfinite(1.0f / stddev[c])) {
+            throw ValueError(message("std: got ", stddev[c], ", expected finite numbers other than 0"));
         }
     }
 }

@@ -8,7 +8,7 @@
 
 namespace fai::ops {
 
-struct Source : FrameLayout {
+struct FrameView : FrameLayout {
     cpu::RowFormat format;
     const uint8_t* plane[3] = {nullptr, nullptr, nullptr};
     int window = 1;  // bytes that a packed pixel, a luma or a chroma sample takes
@@ -18,11 +18,11 @@ struct Source : FrameLayout {
 };
 
 // Only adds up addresses: the planes may lie in a GPU's memory. Throws TypeError, ValueError naming `image`.
-Source source_of(const PreprocessArguments& arguments);
+FrameView frame_view_of(const PreprocessArguments& arguments);
 
 math::YuvCoefficients yuv_coefficients(const PreprocessArguments& arguments);
 
 // Throws ValueError naming `mean` or `std`.
-void check_normalisation(const float (&mean)[3], const float (&deviation)[3]);
+void check_normalization(const float (&mean)[3], const float (&stddev)[3]);
 
 }  // namespace fai::ops

@@ -175,7 +175,7 @@ void transpose64(uint64_t* rows) {
 class Runs {
   public:
     void flip(int64_t position) {
-        // One column's last pixel and the next one's first are neighbours: a run may pass between them.
+        // One column's last pixel and the next one's first are neighbors: a run may pass between them.
         if (!flips_.empty() && flips_.back() == position) {
             flips_.pop_back();
         } else {
@@ -252,7 +252,7 @@ std::string rle(const uint64_t* words, const Box& box, Size size) {
 int64_t popcount(const uint64_t* words, int64_t n) {
     constexpr uint64_t k55 = 0x5555555555555555, k33 = 0x3333333333333333, k0f = 0x0f0f0f0f0f0f0f0f;
     int64_t total = 0;
-    // The baseline has no popcnt instruction. Sums per byte vectorise; 31 of at most 8 fit into a byte.
+    // The baseline has no popcnt instruction. Sums per byte vectorize; 31 of at most 8 fit into a byte.
     while (n > 0) {
         const int64_t chunk = std::min<int64_t>(n, 31);
         uint64_t bytes = 0;

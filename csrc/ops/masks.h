@@ -1,5 +1,5 @@
-// Packed masks: one bit a pixel, cropped to the mask's box. What a detection keeps of its mask, and every way
-// to get it out again.
+// Packed masks: one bit per pixel, cropped to the mask's box. What a detection keeps of its mask, and every
+// way to get it out again.
 //
 // Mask i occupies rows y1..y2-1 of its box; a row is ceil(x2/64) - floor(x1/64) words, and bit b (lowest
 // first) of the row's word k is frame column 64*(floor(x1/64)+k)+b. Words are thus aligned to the frame's
@@ -46,6 +46,7 @@ class MaskView {
 
     int64_t count() const { return static_cast<int64_t>(boxes_.size()); }
     Size size() const { return size_; }
+    std::span<const uint64_t> bits() const { return bits_; }
     const Box& box(int64_t i) const { return boxes_[i]; }
     const uint64_t* words(int64_t i) const { return bits_.data() + offsets_[i]; }
 

@@ -33,7 +33,7 @@ cpu::PixelAxis PixelAxisTable::build(const math::Axis& axis, int32_t pixels) {
     int32_t started = 0;  // cells whose first pixel is known
     prefix[0] = 0.0;
     for (int32_t i = 0; i < pixels; ++i) {
-        const math::Tap tap = math::tap(axis, i);
+        const Tap tap = math::tap(axis, i);
         cell[i] = tap.index;
         fraction[i] = tap.fraction;
         prefix[i + 1] = prefix[i] + tap.fraction;

@@ -28,17 +28,17 @@ constexpr int64_t kMaxTaskRegions = int64_t{1} << 20;
 // The CPU's sigmoid is within 2e-7 of the true one, so this much below the threshold is surely outside.
 constexpr double kSigmoidSlack = 1e-6;
 
-struct Query {
+struct ScoredQuery {
     int32_t index;
     double score;
     int64_t class_id;
     Region region = Region::empty();
 };
 
-struct Network {
+struct MaskLogits {
     int32_t queries, rows, columns;
     int64_t query_stride, row_stride;  // in values
-    int half;                          // index into the kernels' pairs
+    int dtype_index;                   // index into the kernels' pairs
     const char* data;
     size_t item;
 
@@ -73,7 +73,7 @@ void check_rows(const char* name, const View& view) {
         throw ValueError(message(name, ": got rows that are not contiguous, expected contiguous ones"));
 }
 
-Network network_of(const View& masks) {
+MaskLogits mask_logits_of(const View& masks) {
     const size_t item = item_size(masks.dtype);
     return {static_cast<int32_t>(masks.shape[0]),          static_cast<int32_t>(masks.shape[1]),
             static_cast<int32_t>(masks.shape[2]),          masks.strides[0] / static_cast<int64_t>(item),
@@ -82,12 +82,12 @@ Network network_of(const View& masks) {
 }
 
 // Step 1. A score that is NaN takes its query out.
-std::vector<Query> score_queries(const PostprocessArguments& arguments, const cpu::Kernels& kernels) {
+std::vector<ScoredQuery> score_queries(const PostprocessArguments& arguments, const cpu::Kernels& kernels) {
     const View& logits = arguments.class_logits;
-    std::vector<Query> queries;
+    std::vector<ScoredQuery> queries;
     queries.reserve(static_cast<size_t>(logits.shape[0]));
     for (int64_t q = 0; q < logits.shape[0]; ++q) {
-        Query query{static_cast<int32_t>(q), 0.0, 0};
+        ScoredQuery query{static_cast<int32_t>(q), 0.0, 0};
         kernels.class_score[logits.dtype == DType::f16](
             static_cast<const char*>(logits.data) + q * logits.strides[0],
             static_cast<int32_t>(logits.shape[1]), arguments.softmax, &query.score, &query.class_id);
@@ -116,8 +116,8 @@ struct Axes {
     cpu::PixelAxis x, y;
 };
 
-Axes build_axes(const PostprocessArguments& arguments, const Network& network) {
-    const Size masks{network.rows, network.columns};
+Axes build_axes(const PostprocessArguments& arguments, const MaskLogits& logits) {
+    const Size masks{logits.rows, logits.columns};
     const MaskAxes axes = arguments.letterboxed
                               ? letterboxed_axes(masks, arguments.size, arguments.tensor, arguments.placement)
                               : stretched_axes(masks, arguments.size);
@@ -125,7 +125,7 @@ Axes build_axes(const PostprocessArguments& arguments, const Network& network) {
 }
 
 // Steps 4 to 6 for a query whose region is known.
-bool keep(const PostprocessArguments& arguments, Query& query) {
+bool keep(const PostprocessArguments& arguments, ScoredQuery& query) {
     if (query.region.area < 2) return false;
     if (arguments.use_mask_score) {
         query.score *= query.region.sum / (static_cast<double>(query.region.area) + 0.01);
@@ -134,15 +134,15 @@ bool keep(const PostprocessArguments& arguments, Query& query) {
 }
 
 // By the score as it is handed out, so that equal ones are in order of their queries.
-void sort_by_score(std::vector<Query>& queries) {
-    std::sort(queries.begin(), queries.end(), [](const Query& a, const Query& b) {
+void sort_by_score(std::vector<ScoredQuery>& queries) {
+    std::sort(queries.begin(), queries.end(), [](const ScoredQuery& a, const ScoredQuery& b) {
         const float x = static_cast<float>(a.score), y = static_cast<float>(b.score);
         return x != y ? x > y : a.index < b.index;
     });
 }
 
-void write_rows(const std::vector<Query>& rows, Postprocessed& result) {
-    for (const Query& row : rows) {
+void write_rows(const std::vector<ScoredQuery>& rows, Postprocessed& result) {
+    for (const ScoredQuery& row : rows) {
         result.confidence.push_back(static_cast<float>(row.score));
         result.class_id.push_back(row.class_id);
         result.query.push_back(row.index);
@@ -154,7 +154,7 @@ void write_rows(const std::vector<Query>& rows, Postprocessed& result) {
 // A mask drawn into the rectangle that it can at most cover, before it is cropped to its box.
 struct Canvas {
     int64_t begin = 0;   // first word
-    int64_t stride = 0;  // words a row
+    int64_t stride = 0;  // words per row
     int32_t word_begin = 0, row_begin = 0;
     int64_t rows = 0;
 };
@@ -178,11 +178,11 @@ Canvas canvas_of(const cpu::Extent& extent, const Axes& axes) {
     return canvas;
 }
 
-void draw_instances(const PostprocessArguments& arguments, const Network& network,
-                    const cpu::Kernels& kernels, int threads, std::vector<Query>& queries,
+void draw_instances(const PostprocessArguments& arguments, const MaskLogits& logits,
+                    const cpu::Kernels& kernels, int threads, std::vector<ScoredQuery>& queries,
                     Postprocessed& result) {
     std::erase_if(queries,
-                  [&](const Query& query) { return !math::above(query.score, arguments.threshold); });
+                  [&](const ScoredQuery& query) { return !math::above(query.score, arguments.threshold); });
     const double wanted = arguments.mask_threshold;
     if (wanted > 1.0 || queries.empty()) {
         queries.clear();
@@ -196,10 +196,10 @@ void draw_instances(const PostprocessArguments& arguments, const Network& networ
     const auto count = static_cast<int64_t>(queries.size());
     std::vector<cpu::Extent> extents(queries.size());
     parallel_for(count, threads, [&](int64_t i) {
-        extents[i] = kernels.find_extent[network.half](network.plane(queries[i].index), level);
+        extents[i] = kernels.find_extent[logits.dtype_index](logits.plane(queries[i].index), level);
     });
 
-    const Axes axes = build_axes(arguments, network);
+    const Axes axes = build_axes(arguments, logits);
     std::vector<Canvas> canvases(queries.size());
     int64_t words = 0;
     for (size_t i = 0; i < queries.size(); ++i) {
@@ -213,25 +213,25 @@ void draw_instances(const PostprocessArguments& arguments, const Network& networ
     parallel_for(count, threads, [&](int64_t i) {
         const Canvas& canvas = canvases[i];
         if (canvas.rows == 0 || canvas.stride == 0) return;
-        queries[i].region = kernels.draw_instance[network.half](
-            {network.plane(queries[i].index), extents[i], axes.x, axes.y, static_cast<float>(wanted),
+        queries[i].region = kernels.draw_instance[logits.dtype_index](
+            {logits.plane(queries[i].index), extents[i], axes.x, axes.y, static_cast<float>(wanted),
              arguments.use_mask_score, drawn + canvas.begin, canvas.stride, canvas.word_begin,
              canvas.row_begin,
-             t_worker.floats.get(static_cast<size_t>(cpu::instance_scratch(network.columns))),
-             t_worker.words.get(static_cast<size_t>(network.columns) / 64 + 2)});
+             t_worker.floats.get(static_cast<size_t>(cpu::instance_scratch(logits.columns))),
+             t_worker.words.get(static_cast<size_t>(logits.columns) / 64 + 2)});
     });
 
-    std::vector<Query> rows;
-    for (Query& query : queries) {
+    std::vector<ScoredQuery> rows;
+    for (ScoredQuery& query : queries) {
         if (keep(arguments, query)) rows.push_back(query);
     }
     // A kept row still finds its canvas by its query.
-    std::vector<int32_t> canvas_of_query(static_cast<size_t>(network.queries));
+    std::vector<int32_t> canvas_of_query(static_cast<size_t>(logits.queries));
     for (size_t i = 0; i < queries.size(); ++i) canvas_of_query[queries[i].index] = static_cast<int32_t>(i);
     sort_by_score(rows);
 
     result.words = 0;
-    for (const Query& row : rows) {
+    for (const ScoredQuery& row : rows) {
         result.offsets.push_back(result.words);
         const Region& region = row.region;
         result.words +=
@@ -252,13 +252,14 @@ void draw_instances(const PostprocessArguments& arguments, const Network& networ
     queries = std::move(rows);
 }
 
-void draw_semantic(const PostprocessArguments& arguments, const Network& network, const cpu::Kernels& kernels,
-                   int threads, std::vector<Query>& queries, void* segments) {
-    const Axes axes = build_axes(arguments, network);
+void draw_semantic(const PostprocessArguments& arguments, const MaskLogits& logits,
+                   const cpu::Kernels& kernels, int threads, std::vector<ScoredQuery>& queries,
+                   void* segments) {
+    const Axes axes = build_axes(arguments, logits);
     const bool wide = segment_item_size(arguments) == 2;
     const auto rows_per_task = static_cast<int32_t>(
-        std::max<int64_t>(kCellRowsPerTask, int64_t{network.rows} * network.queries / kMaxTaskRegions));
-    const int64_t tasks = (network.rows + rows_per_task - 1) / rows_per_task;
+        std::max<int64_t>(kCellRowsPerTask, int64_t{logits.rows} * logits.queries / kMaxTaskRegions));
+    const int64_t tasks = (logits.rows + rows_per_task - 1) / rows_per_task;
 
     // A query with NaN in its mask must not compete, but looking for NaN everywhere first would read what
     // nobody needs. So all compete, and where one that has NaN was met, everything is drawn again without it.
@@ -278,19 +279,19 @@ void draw_semantic(const PostprocessArguments& arguments, const Network& network
         parallel_for(tasks, threads, [&](int64_t task) {
             const auto begin = static_cast<int32_t>(task * rows_per_task);
             const int64_t mine = task * static_cast<int64_t>(competitors);
-            kernels.draw_segments[network.half](
-                {network.data,
-                 network.rows,
-                 network.columns,
-                 network.query_stride,
-                 network.row_stride,
+            kernels.draw_segments[logits.dtype_index](
+                {logits.data,
+                 logits.rows,
+                 logits.columns,
+                 logits.query_stride,
+                 logits.row_stride,
                  static_cast<int32_t>(competitors),
                  index.data(),
                  score.data(),
                  axes.x,
                  axes.y,
                  begin,
-                 std::min(begin + rows_per_task, network.rows),
+                 std::min(begin + rows_per_task, logits.rows),
                  segments,
                  wide,
                  arguments.use_mask_score,
@@ -302,7 +303,7 @@ void draw_semantic(const PostprocessArguments& arguments, const Network& network
                  t_worker.integers.get(
                      static_cast<size_t>(cpu::semantic_integers(static_cast<int32_t>(competitors))))});
         });
-        std::vector<uint8_t> out(competitors, 0);
+        std::vector<uint8_t> rejected(competitors, 0);
         for (int64_t task = 0; task < tasks; ++task) {
             for (size_t i = 0; i < competitors; ++i) {
                 const Region& part =
@@ -315,21 +316,22 @@ void draw_semantic(const PostprocessArguments& arguments, const Network& network
                 whole.y2 = std::max(whole.y2, part.y2);
                 whole.area += part.area;
                 whole.sum += part.sum;
-                out[i] |= has_nan[task * static_cast<int64_t>(competitors) + static_cast<int64_t>(i)];
+                rejected[i] |= has_nan[task * static_cast<int64_t>(competitors) + static_cast<int64_t>(i)];
             }
         }
         // Winners may have NaN where they were not read.
         parallel_for(static_cast<int64_t>(competitors), threads, [&](int64_t i) {
-            if (queries[i].region.area == 0 || out[i]) return;
+            if (queries[i].region.area == 0 || rejected[i]) return;
             constexpr float kAboveAll = std::numeric_limits<float>::infinity();
-            out[i] = kernels.find_extent[network.half](network.plane(queries[i].index), kAboveAll).has_nan;
+            rejected[i] =
+                kernels.find_extent[logits.dtype_index](logits.plane(queries[i].index), kAboveAll).has_nan;
         });
-        const bool clean = std::find(out.begin(), out.end(), 1) == out.end();
+        const bool clean = std::find(rejected.begin(), rejected.end(), 1) == rejected.end();
         if (clean) break;
         size_t i = 0;
-        std::erase_if(queries, [&](const Query&) { return out[i++] != 0; });
+        std::erase_if(queries, [&](const ScoredQuery&) { return rejected[i++] != 0; });
     }
-    std::erase_if(queries, [&](Query& query) { return !keep(arguments, query); });
+    std::erase_if(queries, [&](ScoredQuery& query) { return !keep(arguments, query); });
     sort_by_score(queries);
 }
 
@@ -389,14 +391,14 @@ void postprocess(const PostprocessArguments& arguments, void* segments, Postproc
     check(arguments);
     check_rows("mask_logits", arguments.mask_logits);
     check_rows("class_logits", arguments.class_logits);
-    const Network network = network_of(arguments.mask_logits);
+    const MaskLogits logits = mask_logits_of(arguments.mask_logits);
     const cpu::Kernels& kernels = cpu::kernels();
     const int threads = resolve_threads(arguments.num_threads);
-    std::vector<Query> queries = score_queries(arguments, kernels);
+    std::vector<ScoredQuery> queries = score_queries(arguments, kernels);
     if (arguments.predict_all_pixels) {
-        draw_semantic(arguments, network, kernels, threads, queries, segments);
+        draw_semantic(arguments, logits, kernels, threads, queries, segments);
     } else {
-        draw_instances(arguments, network, kernels, threads, queries, result);
+        draw_instances(arguments, logits, kernels, threads, queries, result);
     }
     write_rows(queries, result);
 }

@@ -32,7 +32,7 @@ struct Postprocessed {
     std::vector<int64_t> class_id;
     std::vector<int64_t> query;
     std::vector<int64_t> area;
-    std::vector<int32_t> boxes;  // 4 a row
+    std::vector<int32_t> boxes;  // 4 per row
     std::vector<int64_t> offsets;
     std::unique_ptr<uint64_t[]> bits;
     int64_t words = 0;

@@ -1,11 +1,11 @@
-// From a frame to the normalised planar tensor that an engine takes.
+// From a frame to the normalized planar tensor that an engine takes.
 #pragma once
 
 #include "csrc/core/types.h"
 
 namespace fai::ops {
 
-enum class Colour { rgb, bgr, rgba, bgra, gray, nv12, i420, yuyv, uyvy };
+enum class Color { rgb, bgr, rgba, bgra, gray, nv12, i420, yuyv, uyvy };
 enum class YuvMatrix { bt601, bt709 };
 
 // Where the frame lies in the tensor; the rest is padding.
@@ -15,7 +15,7 @@ struct Placement {
 };
 
 struct PreprocessArguments {
-    Colour colour = Colour::rgb;
+    Color color = Color::rgb;
     // One view (H, W, C), (H, W), or (3H/2, W) for nv12 and i420; or the planes of nv12 (Y, UV) and i420 (Y,
     // U, V).
     View planes[3];
@@ -23,7 +23,7 @@ struct PreprocessArguments {
     YuvMatrix matrix = YuvMatrix::bt601;
     bool limited_range = true;
     float mean[3] = {0, 0, 0};  // of R, G, B on the 0..255 scale
-    float std[3] = {1, 1, 1};
+    float stddev[3] = {1, 1, 1};
     Size size;               // of the tensor
     bool letterbox = false;  // else stretched
 };
@@ -31,7 +31,7 @@ struct PreprocessArguments {
 // The frame's own size. Throws TypeError, ValueError naming `image`.
 Size frame_size(const PreprocessArguments& arguments);
 
-// The whole tensor for a stretched frame; for a letterboxed one the largest centred box of its aspect.
+// The whole tensor for a stretched frame; for a letterboxed one the largest centerd box of its aspect.
 Placement place(Size frame, Size tensor, bool letterbox);
 
 // Writes the tensor (3, height, width), contiguous, of out_dtype (f32 or f16), all of it. Throws TypeError,

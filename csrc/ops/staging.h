@@ -21,8 +21,8 @@ struct StagingOptions {
     int64_t piece_bytes = int64_t{1} << 17;
     // Of those that the process may use; more copy no faster.
     int threads = 8;
-    // With cpu::copy_past_cache(). What lies modified in the caches of several cores reaches the device at half
-    // the speed (bench/staging.py on an H100: 449 us in place of 232 for a frame of 1080 x 1920).
+    // With cpu::copy_past_cache(). What lies modified in the caches of several cores reaches the device at
+    // half the speed (bench/staging.py on an H100: 449 us in place of 232 for a frame of 1080 x 1920).
     bool past_cache = true;
 };
 

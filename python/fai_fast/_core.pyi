@@ -38,56 +38,41 @@ def postprocess(
     letterboxes: Sequence[tuple[tuple[int, int], tuple[int, int], tuple[int, int]] | None],
     num_threads: int,
 ) -> list[dict[str, Any]]: ...
-def masks_check(
-    bits: npt.NDArray[np.uint64],
-    offsets: npt.NDArray[np.int64],
-    boxes: npt.NDArray[np.int32],
-    size: tuple[int, int],
-) -> None: ...
-def masks_decode(
-    bits: npt.NDArray[np.uint64],
-    offsets: npt.NDArray[np.int64],
-    boxes: npt.NDArray[np.int32],
-    size: tuple[int, int],
-    *,
-    out: npt.NDArray[np.bool_] | None = None,
-    num_threads: int = 0,
-) -> npt.NDArray[np.bool_]: ...
-def masks_crops(
-    bits: npt.NDArray[np.uint64],
-    offsets: npt.NDArray[np.int64],
-    boxes: npt.NDArray[np.int32],
-    size: tuple[int, int],
-) -> list[npt.NDArray[np.bool_]]: ...
-def masks_area(
-    bits: npt.NDArray[np.uint64],
-    offsets: npt.NDArray[np.int64],
-    boxes: npt.NDArray[np.int32],
-    size: tuple[int, int],
-) -> npt.NDArray[np.int64]: ...
-def masks_compact(
-    bits: npt.NDArray[np.uint64],
-    offsets: npt.NDArray[np.int64],
-    boxes: npt.NDArray[np.int32],
-    size: tuple[int, int],
-) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64], npt.NDArray[np.int32]]: ...
-def masks_rle(
-    bits: npt.NDArray[np.uint64],
-    offsets: npt.NDArray[np.int64],
-    boxes: npt.NDArray[np.int32],
-    size: tuple[int, int],
-    *,
-    num_threads: int = 0,
-) -> list[bytes]: ...
-def masks_encode(
-    mask: npt.NDArray[np.bool_], *, num_threads: int = 0
-) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64], npt.NDArray[np.int32]]: ...
-def masks_from_segments(
-    segments: npt.NDArray[np.uint8] | npt.NDArray[np.uint16],
-    queries: npt.NDArray[np.int64],
-    *,
-    num_threads: int = 0,
-) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64], npt.NDArray[np.int32]]: ...
+
+class Masks:
+    def __init__(
+        self,
+        bits: npt.NDArray[np.uint64],
+        offsets: npt.NDArray[np.int64],
+        boxes: npt.NDArray[np.int32],
+        size: tuple[int, int],
+    ) -> None: ...
+    @property
+    def bits(self) -> npt.NDArray[np.uint64]: ...
+    @property
+    def offsets(self) -> npt.NDArray[np.int64]: ...
+    @property
+    def boxes(self) -> npt.NDArray[np.int32]: ...
+    @property
+    def size(self) -> tuple[int, int]: ...
+    def check_form(self) -> None: ...
+    def decode(
+        self, *, out: npt.NDArray[np.bool_] | None = None, num_threads: int = 0
+    ) -> npt.NDArray[np.bool_]: ...
+    def crops(self) -> list[npt.NDArray[np.bool_]]: ...
+    def area(self) -> npt.NDArray[np.int64]: ...
+    def compact(self) -> Masks: ...
+    def rle(self, *, num_threads: int = 0) -> list[bytes]: ...
+    @staticmethod
+    def encode(mask: npt.NDArray[np.bool_], *, num_threads: int = 0) -> Masks: ...
+    @staticmethod
+    def from_segments(
+        segments: npt.NDArray[np.uint8] | npt.NDArray[np.uint16],
+        queries: npt.NDArray[np.int64],
+        *,
+        num_threads: int = 0,
+    ) -> Masks: ...
+
 def label_map(
     segments: npt.NDArray[np.uint8] | npt.NDArray[np.uint16],
     queries: npt.NDArray[np.int64],
@@ -149,8 +134,8 @@ class FrameGraph:
     def class_logits(self) -> int: ...
     def capture(self, enqueue: Callable[[int], object]) -> str | None: ...
     def run_uncaptured(self, enqueue: Callable[[int], object], reason: str) -> str: ...
-    def enqueue_before(self) -> None: ...
-    def enqueue_after(self) -> None: ...
+    def enqueue_preprocess(self) -> None: ...
+    def enqueue_postprocess(self) -> None: ...
     def adopt(self, graph: int, owner: object) -> None: ...
     def submit(
         self,

@@ -91,13 +91,13 @@ Size size_of(Input& input) {
 
 void preprocess(Input& input, Output& output) {
     ops::PreprocessArguments arguments;
-    arguments.colour = static_cast<ops::Colour>(input.integer());
+    arguments.color = static_cast<ops::Color>(input.integer());
     arguments.letterbox = input.integer();
     const DType dtype = input.integer() ? DType::f16 : DType::f32;
     arguments.size = size_of(input);
-    const auto mean = input.values<float>(3), deviation = input.values<float>(3);
+    const auto mean = input.values<float>(3), stddev = input.values<float>(3);
     std::copy(mean.begin(), mean.end(), arguments.mean);
-    std::copy(deviation.begin(), deviation.end(), arguments.std);
+    std::copy(stddev.begin(), stddev.end(), arguments.stddev);
     const auto shape = input.values<int64_t>(static_cast<size_t>(input.integer()));
     size_t count = 1;
     for (const int64_t side : shape) count *= static_cast<size_t>(side);

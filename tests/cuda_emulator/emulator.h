@@ -20,7 +20,7 @@ struct Counters {
     std::size_t contexts;                    // ever made, a bit for each device
     std::size_t mallocs;                     // of device and pinned memory, ever
     std::size_t kernels;                     // executed, in graphs or alone
-    std::size_t graph_launches, synchronisations;
+    std::size_t graph_launches, synchronizations;
     std::size_t waits;             // of a stream for an event, outside of captures
     std::size_t copies_to_device;  // executed, in graphs or alone
     std::size_t bytes_to_device, bytes_to_host;

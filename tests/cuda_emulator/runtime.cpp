@@ -675,9 +675,9 @@ cudaError_t set_async(Runtime& r, void* pointer, int value, std::size_t count, c
     });
 }
 
-// Every synchronisation ends so: what was wrong until here shows here.
-cudaError_t synchronised(Runtime& r) {
-    ++r.counters.synchronisations;
+// Every synchronization ends so: what was wrong until here shows here.
+cudaError_t synchronized(Runtime& r) {
+    ++r.counters.synchronizations;
     r.check_guards();
     return r.sticky;
 }
@@ -987,7 +987,7 @@ cudaError_t cudaDeviceSynchronize() {
         for (const auto& capture : r.captures) capture->invalid = true;
         if (!r.captures.empty()) return cudaErrorStreamCaptureUnsupported;
         r.finish_all(false);
-        return synchronised(r);
+        return synchronized(r);
     });
 }
 
@@ -1187,7 +1187,7 @@ cudaError_t cudaStreamSynchronize(cudaStream_t handle) {
             r.finish_all(true);
         }
         r.finish(*stream);
-        return synchronised(r);
+        return synchronized(r);
     });
 }
 
@@ -1336,7 +1336,7 @@ cudaError_t cudaEventSynchronize(cudaEvent_t handle) {
         if (!event) return cudaErrorInvalidResourceHandle;
         if (event->capture) return cudaErrorCapturedEvent;
         if (event->mark) r.finish(*event->mark);
-        return synchronised(r);
+        return synchronized(r);
     });
 }
 
@@ -1592,7 +1592,7 @@ long long cuda_emulator_get(const char* name) {
                                                        {"kernels", c.kernels},
                                                        {"graph_launches", c.graph_launches},
                                                        {"contexts", c.contexts},
-                                                       {"synchronisations", c.synchronisations},
+                                                       {"synchronizations", c.synchronizations},
                                                        {"waits", c.waits},
                                                        {"copies_to_device", c.copies_to_device},
                                                        {"bytes_to_device", c.bytes_to_device},

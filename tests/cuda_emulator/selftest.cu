@@ -589,7 +589,7 @@ void test_memory() {
     }
     const auto after = cuda_emulator::counters();
     REQUIRE(after.device_bytes == before.device_bytes && after.pinned_bytes == before.pinned_bytes);
-    REQUIRE(after.synchronisations == before.synchronisations + 2);
+    REQUIRE(after.synchronizations == before.synchronizations + 2);
     CHECK(cudaFree(nullptr));
     cudaGetLastError();
 }

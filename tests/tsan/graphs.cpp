@@ -22,7 +22,7 @@ using namespace fai;
 
 constexpr Size kTensor{32, 32};
 constexpr int32_t kQueries = 4, kRows = 8, kColumns = 8, kClasses = 3;
-constexpr float kMean[3] = {0, 0, 0}, kStd[3] = {1, 1, 1};
+constexpr float kMean[3] = {0, 0, 0}, kStddev[3] = {1, 1, 1};
 
 void expect(bool holds, const char* what) {
     if (holds) return;
@@ -37,7 +37,7 @@ struct Graph {
 
     static cuda::GraphSpec spec() {
         cuda::GraphSpec spec;
-        spec.tensor = kTensor;
+        spec.input_size = kTensor;
         spec.images = DType::f32;
         spec.queries = kQueries;
         spec.rows = kRows;
@@ -48,7 +48,7 @@ struct Graph {
         return spec;
     }
 
-    Graph() : graph(spec(), kMean, kStd) {
+    Graph() : graph(spec(), kMean, kStddev) {
         const std::string reason = graph.device().capture(
             [this](uintptr_t stream) { cuda::launch_host_function(stream, &Graph::engine, this); });
         expect(reason.empty(), "a captured graph");
@@ -57,7 +57,7 @@ struct Graph {
     }
 
     static void engine(void* context) {
-        cuda::FrameGraph& device = static_cast<Graph*>(context)->graph.device();
+        cuda::DeviceGraph& device = static_cast<Graph*>(context)->graph.device();
         const float value = *reinterpret_cast<const float*>(device.images());
         const int number = static_cast<int>(value + 0.5f) % (kQueries * kClasses);
         auto* masks = reinterpret_cast<float*>(device.mask_logits());

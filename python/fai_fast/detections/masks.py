@@ -56,32 +56,47 @@ class PackedMasks(_Immutable):
         ([[30, 10, 50, 20], [0, 0, 0, 0]], [200, 0])
     """
 
-    __slots__ = ("bits", "boxes", "offsets", "size")
+    __slots__ = ("_checked", "bits", "boxes", "offsets", "size")
     bits: UInt64
     offsets: Int64
     boxes: Int32
     size: tuple[int, int]
+    _checked: _core.Masks | None
 
     def __init__(self, bits: UInt64, offsets: Int64, boxes: Int32, size: Sequence[int]) -> None:
         size = check_size("size", size)
-        _core.masks_check(bits, offsets, boxes, size)
+        _core.Masks(bits, offsets, boxes, size)
         # Checked again as copies, which nobody else can change.
         copies = np.array(bits), np.array(offsets), np.array(boxes)
-        _core.masks_check(*copies, size)
-        self._set(bits=copies[0], offsets=copies[1], boxes=copies[2], size=size)
+        checked = _core.Masks(*copies, size)
+        checked.check_form()
+        self._set(bits=copies[0], offsets=copies[1], boxes=copies[2], size=size, _checked=checked)
 
     @classmethod
     def _wrap(cls, bits: UInt64, offsets: Int64, boxes: Int32, size: tuple[int, int]) -> PackedMasks:
         """Takes arrays over that are known to be right and that nobody else writes to."""
         self = cls.__new__(cls)
-        self._set(bits=bits, offsets=offsets, boxes=boxes, size=size)
+        self._set(bits=bits, offsets=offsets, boxes=boxes, size=size, _checked=None)
         return self
+
+    @classmethod
+    def _of(cls, masks: _core.Masks) -> PackedMasks:
+        """Takes masks over that nobody else writes to."""
+        self = cls.__new__(cls)
+        self._set(bits=masks.bits, offsets=masks.offsets, boxes=masks.boxes, size=masks.size, _checked=masks)
+        return self
+
+    def _masks(self) -> _core.Masks:
+        """The arrays as compiled code has checked them, which it does once."""
+        if self._checked is None:
+            self._set(_checked=_core.Masks(self.bits, self.offsets, self.boxes, self.size))
+        assert self._checked is not None
+        return self._checked
 
     @classmethod
     def from_bool(cls, mask: Bool, *, num_threads: int | None = None) -> PackedMasks:
         """Packs bool masks (N, H, W) of any strides. Raises TypeError, ValueError for anything else."""
-        packed = _core.masks_encode(mask, num_threads=check_threads("num_threads", num_threads))
-        return cls._wrap(*packed, (mask.shape[1], mask.shape[2]))
+        return cls._of(_core.Masks.encode(mask, num_threads=check_threads("num_threads", num_threads)))
 
     @classmethod
     def from_segments(
@@ -98,10 +113,8 @@ class PackedMasks(_Immutable):
             TypeError, ValueError: an argument has another dtype or shape, or a query is no value of
                 ``segments``.
         """
-        packed = _core.masks_from_segments(
-            segments, queries, num_threads=check_threads("num_threads", num_threads)
-        )
-        return cls._wrap(*packed, (segments.shape[0], segments.shape[1]))
+        threads = check_threads("num_threads", num_threads)
+        return cls._of(_core.Masks.from_segments(segments, queries, num_threads=threads))
 
     @classmethod
     def concatenate(cls, parts: Sequence[PackedMasks]) -> PackedMasks:
@@ -140,29 +153,25 @@ class PackedMasks(_Immutable):
             TypeError, ValueError: ``out`` does not fit.
         """
         threads = check_threads("num_threads", num_threads)
-        return _core.masks_decode(
-            self.bits, self.offsets, self.boxes, self.size, out=out, num_threads=threads
-        )
+        return self._masks().decode(out=out, num_threads=threads)
 
     def crops(self) -> list[Bool]:
         """Each mask as bool (y2 - y1, x2 - x1), cropped to its box."""
-        return _core.masks_crops(self.bits, self.offsets, self.boxes, self.size)
+        return self._masks().crops()
 
     def area(self) -> Int64:
         """int64 (N,), pixels of each mask."""
-        return _core.masks_area(self.bits, self.offsets, self.boxes, self.size)
+        return self._masks().area()
 
     def to_rle(self, *, num_threads: int | None = None) -> list[dict[str, Any]]:
         """COCO's compressed RLE of each mask, ``{"size": [H, W], "counts": bytes}``; pycocotools' bytes."""
         threads = check_threads("num_threads", num_threads)
-        counts = _core.masks_rle(self.bits, self.offsets, self.boxes, self.size, num_threads=threads)
+        counts = self._masks().rle(num_threads=threads)
         return [{"size": list(self.size), "counts": text} for text in counts]
 
     def compact(self) -> PackedMasks:
         """A copy with bits of its own, dense and in order."""
-        return PackedMasks._wrap(
-            *_core.masks_compact(self.bits, self.offsets, self.boxes, self.size), self.size
-        )
+        return PackedMasks._of(self._masks().compact())
 
     def __eq__(self, other: object) -> bool:
         """Whether the sizes and all pixels are equal."""

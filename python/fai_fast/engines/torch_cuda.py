@@ -263,9 +263,9 @@ def _captured(torch: Any, frame_graph: _core.FrameGraph, run: Run, device: int, 
         try:
             with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 try:
-                    frame_graph.enqueue_before()
+                    frame_graph.enqueue_preprocess()
                     run()
-                    frame_graph.enqueue_after()
+                    frame_graph.enqueue_postprocess()
                 except BaseException as error:
                     began = error
                     raise
