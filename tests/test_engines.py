@@ -20,7 +20,7 @@ import pytest
 from fai_fast.engines import cpu, precision, select
 from fai_fast.engines import onnxruntime as ort_engine
 from fai_fast.engines import openvino as ov_engine
-from fai_fast.engines.base import Port
+from fai_fast.engines.base import TensorSpec
 from fai_fast.errors import EngineError
 from helpers.processes import complaints
 
@@ -131,10 +131,10 @@ def run_script(script, **environment):
 @pytest.mark.parametrize("batch", [1, 3])
 def test_outputs_are_right_and_in_the_given_arrays(engine_module, file, dtype, tolerance, batch):
     engine = engine_module.load(file(dtype=dtype, batch=batch))
-    assert engine.inputs == (Port("images", dtype, (batch, 3, 32, 32)),)
+    assert engine.inputs == (TensorSpec("images", dtype, (batch, 3, 32, 32)),)
     assert engine.outputs == (
-        Port("mask_logits", dtype, (batch, QUERIES, 8, 8)),
-        Port("class_logits", dtype, (batch, QUERIES, COLUMNS)),
+        TensorSpec("mask_logits", dtype, (batch, QUERIES, 8, 8)),
+        TensorSpec("class_logits", dtype, (batch, QUERIES, COLUMNS)),
     )
     given = arrays(engine)
     context = engine.context(**given)
@@ -742,8 +742,8 @@ class Canned:
 
     def __init__(self, mask_logits, class_logits):
         self.outputs = (
-            Port("mask_logits", "float32", mask_logits.shape),
-            Port("class_logits", "float32", class_logits.shape),
+            TensorSpec("mask_logits", "float32", mask_logits.shape),
+            TensorSpec("class_logits", "float32", class_logits.shape),
         )
         self.mask_logits, self.class_logits = mask_logits, class_logits
         self.images = np.zeros((1, 3, 8, 8), np.float32)
@@ -813,7 +813,9 @@ def set_nan(array):
     ],
 )
 def test_agreement_holds_only_where_masks_and_classes_do(engine, holds):
-    found = precision.agreement(engine, canned(), precision.frames(Port("images", "float32", (1, 3, 8, 8))))
+    found = precision.agreement(
+        engine, canned(), precision.frames(TensorSpec("images", "float32", (1, 3, 8, 8)))
+    )
     assert found.holds is holds
     assert str(found).startswith("holds: mask IoU" if holds else "does not hold: mask IoU")
 
@@ -847,7 +849,7 @@ def test_the_engines_agree(file):
 
 
 def test_frames_are_like_normalized_pictures():
-    port = Port("images", "float16", (2, 3, 70, 100))
+    port = TensorSpec("images", "float16", (2, 3, 70, 100))
     first, second = precision.frames(port)
     assert first.shape == port.shape
     assert first.dtype == np.float16

@@ -20,7 +20,7 @@ from fai_fast import _prepare as preparing
 from fai_fast._pipelines import DEPTH
 from fai_fast._prepare import Prepared
 from fai_fast.engines import select
-from fai_fast.engines.base import OpenContext, OpenEngine
+from fai_fast.engines.base import BaseEngine, OpenContext
 from fai_fast.errors import CudaError, EngineError, ExportError, FaiFastError
 from fai_fast.model import Model
 from gpu import FakeGpuEngine, Sampling
@@ -54,7 +54,7 @@ def model_of(task="instance", engine=None, **options):
         size=SIZE,
         batch_size=engine.inputs[0].shape[0],
         num_threads=None,
-        account={"precision": "fp32", "artefacts": {}},
+        provenance={"precision": "fp32", "artefacts": {}},
         weights=None,
     )
     model = Model(prepared)
@@ -751,7 +751,7 @@ def test_a_forked_child_is_refused():
 # --------------------------------------------------------------------------------------------- preparing
 
 
-class FakeCpuEngine(OpenEngine):
+class FakeCpuEngine(BaseEngine):
     """The same network on the CPU, between arrays."""
 
     name = "fake-cpu"

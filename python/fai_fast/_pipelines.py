@@ -143,7 +143,7 @@ class CpuPipeline(Pipeline):
         with self.contexts.borrow() as context:
             started = time.perf_counter()
             letterboxes = [
-                fill(self._spec, context, index, frame, request.layout)
+                preprocess_into(self._spec, context, index, frame, request.layout)
                 for index, frame in enumerate(request.frames)
             ]
             preprocessed = time.perf_counter()
@@ -216,7 +216,9 @@ class _CpuPending(Pending):
         return self._guard.inherited or self._future.done()
 
 
-def fill(spec: ModelSpec, context: Context, index: int, frame: Any, layout: Mapping[str, str]) -> Letterbox:
+def preprocess_into(
+    spec: ModelSpec, context: Context, index: int, frame: Any, layout: Mapping[str, str]
+) -> Letterbox:
     """Writes a frame into a context's input, as image `index` of its batch."""
     _, _, height, width = context.images.shape
     _, letterbox = preprocess_frame(

@@ -27,7 +27,15 @@ from fai_fast._options import (
     YuvRange,
     check_options,
 )
-from fai_fast._pipelines import ContextPool, CpuPipeline, GpuPipeline, InferFuture, Pipeline, Request, fill
+from fai_fast._pipelines import (
+    ContextPool,
+    CpuPipeline,
+    GpuPipeline,
+    InferFuture,
+    Pipeline,
+    Request,
+    preprocess_into,
+)
 from fai_fast._prepare import Prepared, prepare
 from fai_fast.detections import Detections
 from fai_fast.engines.base import Engine
@@ -399,7 +407,7 @@ class Model:
         self._check_open()
         frame = _frame(image, max_pixels)
         with self._contexts().borrow() as context:
-            letterbox = fill(self.spec, context, 0, frame, {"color": color, "resize": resize})
+            letterbox = preprocess_into(self.spec, context, 0, frame, {"color": color, "resize": resize})
             context.run()
             mask_logits, class_logits = context.mask_logits[:1].copy(), context.class_logits[:1].copy()
         boxed = letterbox if resize == "letterbox" else None
@@ -523,7 +531,7 @@ class Model:
             "classes": len(self.spec.classes),
             "im_size": self.size,
             "batch_size": self.batch_size,
-            **self._prepared.account,
+            **self._prepared.provenance,
             "engine": self._engine.info(),
             "execution": self._pipeline.info(),
             **({"memory": self._pipeline.memory()} if isinstance(self._pipeline, GpuPipeline) else {}),
