@@ -177,18 +177,6 @@ def test_queries_are_the_raw_triple(model, spec, frame):
     assert (masks != expected).mean() < 2e-3
 
 
-def test_a_mask_of_one_pixel_is_among_the_queries(model, monkeypatch):
-    from fai_fast.letterbox import Letterbox
-    from fai_fast.model import _lone_pixels
-
-    logits = np.full((1, 8, 8), -9, np.float32)
-    logits[0, 2, 3] = 9
-    box = Letterbox((8, 8), (64, 64), (64, 64), (0, 0))
-    found = fai_fast.postprocess(logits, np.array([[9.0, 0.0]], np.float32), (8, 8))
-    assert len(found) == 0
-    assert list(_lone_pixels(found, logits, box, 0.5)) == [(0, 2, 3)]
-
-
 def test_threads_give_the_same_bits(model, frame):
     frames = [np.roll(frame, shift, 1) for shift in range(6)]
     expected = [model.infer(image) for image in frames]

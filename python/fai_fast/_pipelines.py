@@ -158,6 +158,7 @@ class CpuPipeline(Pipeline):
                 mask_threshold=request.mask_threshold,
                 use_mask_score=request.use_mask_score,
                 predict_all_pixels=self._spec.config.predict_all_pixels,
+                class_activation="sigmoid" if self._spec.config.cls_sigmoid else "softmax",
                 class_names=self._spec.classes,
                 num_threads=self._num_threads,
             )
