@@ -24,8 +24,8 @@ from fai_fast.errors import EngineError
 from fai_fast.images import read_image
 from fai_fast.stream import Stream
 from fai_fast.weights import load_weights, read_file
+from helpers.videos import Fake, picture
 from PIL import Image
-from videos import Fake, picture
 
 FOLDER = Path(fai_fast.__file__).parent
 SIGNAL = signal.SIGUSR1

@@ -23,9 +23,9 @@ warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of fork
 import fai_fast, numpy as np
 from PIL import Image
 from fai_fast import _pipelines, evaluate, images
-from test_model import network
-from test_reference import small_spec
-from videos import arrays_for_ever, picture, until
+from helpers.networks import network
+from helpers.networks import small_spec
+from helpers.videos import arrays_for_ever, picture, until
 
 folder = Path(sys.argv[1])
 Image.fromarray(picture(0)).save(folder / "a.png")

@@ -17,14 +17,14 @@ from fai_fast.engines import gpu, onnxruntime_cuda, precision, torch_cuda
 from fai_fast.engines.base import TensorSpec
 from fai_fast.errors import CudaError, EngineError
 from fai_fast.weights import Weights, load_weights
-from test_engines import QUERIES, graph, truth
+from helpers.onnx_graphs import QUERIES, graph, truth
 
 torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 
 from fai_fast import reference  # noqa: E402
 from fai_fast.reference.deployed import Deployed, FoldedConv  # noqa: E402
-from golden_forward import golden_state  # noqa: E402
+from helpers.golden_forward import golden_state  # noqa: E402
 
 NAMES = ("images", "mask_logits", "class_logits")
 LONG = 60

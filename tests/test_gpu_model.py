@@ -11,10 +11,8 @@ import threading
 from collections import Counter
 
 import fai_fast
-import gpu
 import numpy as np
 import pytest
-import scenes
 from fai_fast import _core
 from fai_fast import _prepare as preparing
 from fai_fast._pipelines import DEPTH
@@ -23,7 +21,8 @@ from fai_fast.engines import select
 from fai_fast.engines.base import BaseEngine, OpenContext
 from fai_fast.errors import CudaError, EngineError, ExportError, FaiFastError
 from fai_fast.model import Model
-from gpu import FakeGpuEngine, Sampling
+from helpers import gpu, scenes
+from helpers.gpu import FakeGpuEngine, Sampling
 from PIL import Image
 
 SIZE = (32, 48)

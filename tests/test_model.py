@@ -13,25 +13,15 @@ import fai_fast
 import numpy as np
 import pytest
 import torch
-from fai_fast import reference
+from helpers.networks import network, small_spec
 from PIL import Image
 from reference import stretch
-from test_reference import small_spec
 
 SIZE = (64, 96)
 
 
 # In float32, which is what results are compared with: "auto" takes bf16 or fp16 where the CPU has them.
 load = partial(fai_fast.load, precision="fp32")
-
-
-def network(spec, seed=0):
-    """A network whose queries are sure of themselves, so that there is something to detect."""
-    torch.manual_seed(seed)
-    model = reference.build(spec).eval()
-    with torch.no_grad():
-        model.head.predictor.forward_prediction_heads.classifier.weight *= 20
-    return model
 
 
 @pytest.fixture(scope="module")

@@ -62,7 +62,7 @@ def in_process(script, **environment):
     done = run_process(
         [sys.executable, "-W", "error", "-c", textwrap.dedent(script)],
         env={**os.environ, **environment},
-        cwd=os.path.dirname(__file__),
+        cwd=os.path.dirname(os.path.dirname(__file__)),
         capture_output=True,
         text=True,
         check=False,
