@@ -12,7 +12,7 @@ from unittest import mock
 import numpy as np
 from fai_fast import _core
 from fai_fast.engines import select, torch_cuda
-from fai_fast.engines.base import INPUT, OUTPUTS, Port
+from fai_fast.engines.base import INPUT, OUTPUTS, TensorSpec
 from fai_fast.engines.gpu import OpenGpuContext, OpenGpuEngine
 
 
@@ -32,7 +32,7 @@ class _Context(OpenGpuContext):
 class _Engine(OpenGpuEngine):
     name = torch_cuda.NAME
 
-    def __init__(self, network: Any, ports: Mapping[str, Port]) -> None:
+    def __init__(self, network: Any, ports: Mapping[str, TensorSpec]) -> None:
         super().__init__(ports, 0, {"version": "emulated", "precision": "fp32", "path": None})
         self._network = network
 
@@ -45,7 +45,7 @@ class _Engine(OpenGpuEngine):
         self._network = None
 
 
-def _view(address: int, port: Port) -> Any:
+def _view(address: int, port: TensorSpec) -> Any:
     """The emulated device's memory, which is the host's."""
     import torch
 
@@ -62,7 +62,7 @@ def _load(weights: Any, size: tuple[int, int], batch: int = 1, **_: Any) -> _Eng
         OUTPUTS[0]: (batch, config.num_queries, *(side // network.stride for side in size)),
         OUTPUTS[1]: (batch, config.num_queries, config.num_classes + 1),
     }
-    return _Engine(network, {name: Port(name, "float32", shape) for name, shape in shapes.items()})
+    return _Engine(network, {name: TensorSpec(name, "float32", shape) for name, shape in shapes.items()})
 
 
 @contextmanager

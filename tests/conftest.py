@@ -57,7 +57,7 @@ def put_on(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Host]:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skips what needs a GPU where there is none. With FAI_FAST_REQUIRE_GPU=1 it runs, and fails of what is missing."""
     if item.get_closest_marker("gpu") and os.environ.get("FAI_FAST_REQUIRE_GPU") != "1":
-        import gpu
+        from helpers import gpu
 
         if gpu.MISSING:
             pytest.skip(gpu.MISSING)

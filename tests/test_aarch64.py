@@ -14,9 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scenes
-import test_golden
 from fai_fast import _core
+from helpers import golden, scenes
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPILER = shutil.which("aarch64-linux-gnu-g++")
@@ -145,9 +144,9 @@ def assert_same(names, expected, found):
 
 def test_golden_cases(run):
     names, cases, expected = [], [], []
-    for path in test_golden.CASES:
-        case = test_golden.load(path)
-        options = {**test_golden.settings_of(case), "softmax": True}
+    for path in golden.CASES:
+        case = golden.load(path)
+        options = {**golden.settings_of(case), "softmax": True}
         for dtype in (np.float16, np.float32):
             arguments = (
                 case["mask_logits"].astype(dtype),

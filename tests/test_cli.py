@@ -16,59 +16,13 @@ from pathlib import Path
 import fai_fast
 import numpy as np
 import pytest
-from fai_fast import Detections, Latency, cli
+from fai_fast import cli
 from fai_fast.cli import options
 from fai_fast.cli.paths import find_pictures, output_names
 from fai_fast.errors import EngineError
+from helpers.models import SPEC, Bright
 from PIL import Image
 from pycocotools import mask as coco
-
-SPEC = fai_fast.spec("fai-mf-s-coco-ins")
-
-
-class Bright:
-    """Finds one object: the bright part of the picture."""
-
-    spec = SPEC
-    size = (384, 640)
-
-    def __init__(self):
-        self.thresholds = []
-        self.closed = False
-
-    def infer(self, image, *, threshold=None):
-        from fai_fast.images import is_encoded, read_image
-
-        frame = read_image(image) if is_encoded(image) else image
-        self.thresholds.append(threshold)
-        mask = (frame if frame.ndim == 2 else frame.mean(-1)) > 127
-        ys, xs = np.nonzero(mask)
-        n = int(len(ys) > 0)
-        return Detections(
-            xyxy=[[xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]] if n else [],
-            confidence=[0.75] * n,
-            class_id=[2] * n,
-            size=mask.shape,
-            class_names=SPEC.classes,
-            mask=mask[None][:n],
-        )._with_latency(Latency(0.0, 1.0, 2.0, 4.0))
-
-    def warmup(self):
-        return self
-
-    def benchmark(self, image, *, runs, warmup):
-        self.ran = image, runs, warmup
-        times = {"mean": 1.5, "p50": 1.0, "p90": 2.0, "p99": 3.0}
-        return dict.fromkeys(("decode", "preprocess", "engine", "postprocess", "total"), times)
-
-    def info(self):
-        return {"engine": {"engine": "fake", "device": "cpu"}, "precision": "fp32", "im_size": self.size}
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.closed = True
 
 
 @pytest.fixture
@@ -667,7 +621,7 @@ def network(tmp_path_factory):
     """A folder with a small model: model_info.json and its checkpoint."""
     import torch
     from fai_fast import reference
-    from test_reference import small_spec
+    from helpers.networks import small_spec
 
     spec = small_spec("fai_mf", "instance", transformer_predictor_dec_layers=1)
     spec = dataclasses.replace(spec, im_size=64)

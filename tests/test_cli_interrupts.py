@@ -18,8 +18,8 @@ import pytest
 from fai_fast import cli
 from fai_fast.cli import interrupts
 from fai_fast.cli.interrupts import Interrupt
+from helpers.videos import until
 from PIL import Image
-from videos import until
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 LONG = 120  # seconds that nothing here comes near
@@ -91,7 +91,7 @@ def interrupted(kind, script, *argv, again=0):
 
 # Finds a point in pictures; waits for the signal in the third.
 PREDICTS = """
-    from test_cli import Bright
+    from helpers.models import Bright
 
     class Model(Bright):
         def infer(self, image, **options):
@@ -143,7 +143,7 @@ def test_predict_to_stdout():
 
 
 def test_predict_keeps_what_it_has_when_the_engine_fails(monkeypatch, capsys):
-    from test_cli import Bright
+    from helpers.models import Bright
 
     class Failing(Bright):
         def infer(self, image, **options):
@@ -175,49 +175,13 @@ def test_predict_that_has_nothing_leaves_an_older_file_alone():
 
 # The data and the models of the evaluation's own tests, but slow ones.
 EVALUATES = """
-    from test_cli_interrupts import Slow
+    from helpers.models import Slow
 
     def ended():
         return signal.getsignal(signal.SIGTERM).__self__.came
 
     fai_fast.load = lambda *_, **options: Slow(pause, options)
 """
-
-
-class Slow:
-    """Finds the whole picture, and waits for the signal in the third picture of the last precision."""
-
-    size = (64, 64)
-
-    def __init__(self, pause, options):
-        self.spec = fai_fast.spec("fai-mf-n-shapes")
-        self.precision = options["precision"]
-        self.pause, self.seen = pause, 0
-
-    def submit(self, frame, **_):
-        self.seen += 1
-        if self.seen == 3 and self.precision in ("auto", "bf16"):
-            self.pause()
-        return self
-
-    def result(self, timeout=None):
-        return fai_fast.Detections(
-            xyxy=[[0, 0, 8, 8]],
-            confidence=[0.9],
-            class_id=[0],
-            size=(8, 8),
-            class_names=self.spec.classes,
-            mask=np.ones((1, 8, 8), bool),
-        )
-
-    def info(self):
-        return {"engine": {"engine": "fake"}, "precision": self.precision}
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
 
 
 def labelled(count=6):
@@ -305,7 +269,7 @@ def test_export(kind):
 @pytest.mark.parametrize("kind", SIGNALS)
 def test_stream(kind, again):
     script = """
-        from test_cli_stream import Model
+        from helpers.videos import Streamed as Model
         fai_fast.load = lambda *_, **__: Model(delay=lambda number: 0.005)
     """
     argv = [

@@ -16,23 +16,9 @@ import numpy as np
 import pytest
 from fai_fast import cli
 from fai_fast.errors import EngineError
-from fai_fast.stream import Stream
+from helpers.videos import SIZE, picture, stream_threads, until, value, write_video
+from helpers.videos import Streamed as Model
 from PIL import Image
-from videos import SIZE, Fake, picture, stream_threads, until, value, write_video
-
-
-class Model(Fake):
-    """In place of a network: `asked` is what load() got, `streamed` what stream() got."""
-
-    def stream(self, source, *, threshold=None, **options):
-        self.streamed = {"source": source, "threshold": threshold, **options}
-        return Stream(self, source, **options)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.close()
 
 
 @pytest.fixture
@@ -271,7 +257,7 @@ def test_ctrl_c_leaves_whole_files(folder, kind):
         signal.signal(signal.SIGINT, signal.default_int_handler)
         import fai_fast
         from fai_fast import cli
-        from test_cli_stream import Model
+        from helpers.videos import Streamed as Model
         def load(name, **arguments):
             return Model(delay=lambda number: 0.005)
         fai_fast.load = load

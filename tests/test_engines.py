@@ -20,60 +20,15 @@ import pytest
 from fai_fast.engines import cpu, precision, select
 from fai_fast.engines import onnxruntime as ort_engine
 from fai_fast.engines import openvino as ov_engine
-from fai_fast.engines.base import Port
+from fai_fast.engines.base import TensorSpec
 from fai_fast.errors import EngineError
+from helpers.onnx_graphs import COLUMNS, NAMES, QUERIES, graph, truth
 from helpers.processes import complaints
 
 onnx = pytest.importorskip("onnx")
 
-QUERIES, COLUMNS = 6, 5
-NAMES = ("images", "mask_logits", "class_logits")
 INSTALLED = [name for name in select.CPU_ENGINES if importlib.util.find_spec(name)]
 LONG = 60  # seconds that nothing here comes near: only a hang does
-
-
-def graph(dtype="float32", side=32, batch=1, seed=0, depth=0, names=NAMES, shape=None, opset=17):
-    """A small network: convolutions, an average pool and a 1x1 convolution, with its weights."""
-    rng = np.random.default_rng(seed)
-    kind = {"float32": onnx.TensorProto.FLOAT, "float16": onnx.TensorProto.FLOAT16}[dtype]
-    channels = 3
-    nodes, weights, at = [], {}, names[0]
-    for i in range(depth):
-        weights[f"body{i}"] = rng.normal(size=(32, channels, 3, 3)) / np.sqrt(9 * channels)
-        nodes.append(onnx.helper.make_node("Conv", [at, f"body{i}"], [f"conv{i}"], pads=[1] * 4))
-        nodes.append(onnx.helper.make_node("Relu", [f"conv{i}"], [f"relu{i}"]))
-        at, channels = f"relu{i}", 32
-    weights["heads"] = rng.normal(size=(QUERIES, channels, 1, 1))
-    weights["classes"] = rng.normal(size=(1, COLUMNS))
-    nodes += [
-        onnx.helper.make_node("AveragePool", [at], ["pooled"], kernel_shape=[4, 4], strides=[4, 4]),
-        onnx.helper.make_node("Conv", ["pooled", "heads"], [names[1]]),
-        onnx.helper.make_node("GlobalAveragePool", [names[1]], ["means"]),
-        onnx.helper.make_node("Reshape", ["means", "column"], ["scores"]),
-        onnx.helper.make_node("MatMul", ["scores", "classes"], [names[2]]),
-    ]
-    tensors = [onnx.numpy_helper.from_array(array.astype(dtype), name) for name, array in weights.items()]
-    tensors.append(onnx.numpy_helper.from_array(np.array([batch, QUERIES, 1]), "column"))
-    shapes = [
-        shape or [batch, 3, side, side],
-        [batch, QUERIES, side // 4, side // 4] if shape is None else None,
-        [batch, QUERIES, COLUMNS] if shape is None else None,
-    ]
-    values = [
-        onnx.helper.make_tensor_value_info(*item) for item in zip(names, [kind] * 3, shapes, strict=True)
-    ]
-    made = onnx.helper.make_graph(nodes, "graph", values[:1], values[1:], tensors)
-    model = onnx.helper.make_model(made, opset_imports=[onnx.helper.make_opsetid("", opset)], ir_version=9)
-    return model, weights
-
-
-def truth(images, weights):
-    """The network without convolutions in front, in float64."""
-    images = images.astype(np.float64)
-    b, c, h, w = images.shape
-    pooled = images.reshape(b, c, h // 4, 4, w // 4, 4).mean((3, 5))
-    masks = np.einsum("qc,bchw->bqhw", weights["heads"][:, :, 0, 0], pooled)
-    return masks, masks.mean((2, 3))[..., None] * weights["classes"]
 
 
 @pytest.fixture(scope="session")
@@ -131,10 +86,10 @@ def run_script(script, **environment):
 @pytest.mark.parametrize("batch", [1, 3])
 def test_outputs_are_right_and_in_the_given_arrays(engine_module, file, dtype, tolerance, batch):
     engine = engine_module.load(file(dtype=dtype, batch=batch))
-    assert engine.inputs == (Port("images", dtype, (batch, 3, 32, 32)),)
+    assert engine.inputs == (TensorSpec("images", dtype, (batch, 3, 32, 32)),)
     assert engine.outputs == (
-        Port("mask_logits", dtype, (batch, QUERIES, 8, 8)),
-        Port("class_logits", dtype, (batch, QUERIES, COLUMNS)),
+        TensorSpec("mask_logits", dtype, (batch, QUERIES, 8, 8)),
+        TensorSpec("class_logits", dtype, (batch, QUERIES, COLUMNS)),
     )
     given = arrays(engine)
     context = engine.context(**given)
@@ -742,8 +697,8 @@ class Canned:
 
     def __init__(self, mask_logits, class_logits):
         self.outputs = (
-            Port("mask_logits", "float32", mask_logits.shape),
-            Port("class_logits", "float32", class_logits.shape),
+            TensorSpec("mask_logits", "float32", mask_logits.shape),
+            TensorSpec("class_logits", "float32", class_logits.shape),
         )
         self.mask_logits, self.class_logits = mask_logits, class_logits
         self.images = np.zeros((1, 3, 8, 8), np.float32)
@@ -813,7 +768,9 @@ def set_nan(array):
     ],
 )
 def test_agreement_holds_only_where_masks_and_classes_do(engine, holds):
-    found = precision.agreement(engine, canned(), precision.frames(Port("images", "float32", (1, 3, 8, 8))))
+    found = precision.agreement(
+        engine, canned(), precision.frames(TensorSpec("images", "float32", (1, 3, 8, 8)))
+    )
     assert found.holds is holds
     assert str(found).startswith("holds: mask IoU" if holds else "does not hold: mask IoU")
 
@@ -847,7 +804,7 @@ def test_the_engines_agree(file):
 
 
 def test_frames_are_like_normalized_pictures():
-    port = Port("images", "float16", (2, 3, 70, 100))
+    port = TensorSpec("images", "float16", (2, 3, 70, 100))
     first, second = precision.frames(port)
     assert first.shape == port.shape
     assert first.dtype == np.float16

@@ -18,7 +18,7 @@ from fai_fast.exporter import verify as verification
 from fai_fast.exporter.builder import Builder, Value
 from fai_fast.exporter.graph import build_graph, float32_products
 from fai_fast.weights import load_weights
-from golden_forward import IMAGE_SIZE, NAMES, golden_image, golden_outputs, golden_state
+from helpers.golden_forward import IMAGE_SIZE, NAMES, golden_image, golden_outputs, golden_state
 
 torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")

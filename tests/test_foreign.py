@@ -18,14 +18,14 @@ import torch
 from fai_fast import _foreign as foreign
 from fai_fast import cli, download
 from fai_fast._pipelines import ContextPool
-from fai_fast.engines.base import OpenContext, Port
+from fai_fast.engines.base import OpenContext, TensorSpec
 from fai_fast.engines.gpu import translated
 from fai_fast.errors import EngineError
 from fai_fast.images import read_image
 from fai_fast.stream import Stream
 from fai_fast.weights import load_weights, read_file
+from helpers.videos import Fake, picture
 from PIL import Image
-from videos import Fake, picture
 
 FOLDER = Path(fai_fast.__file__).parent
 SIGNAL = signal.SIGUSR1
@@ -171,7 +171,7 @@ def test_engines(kind):
     class Engine:
         name = "fake"
 
-    port = Port("images", "float32", (1, 3, 2, 2))
+    port = TensorSpec("images", "float32", (1, 3, 2, 2))
     arrays = dict.fromkeys(("images", "mask_logits", "class_logits"), np.zeros(port.shape, np.float32))
     with limited(kind) as raised:
         raises(raised, kind, Context(Engine(), arrays).run)

@@ -23,9 +23,9 @@ warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of fork
 import fai_fast, numpy as np
 from PIL import Image
 from fai_fast import _pipelines, evaluate, images
-from test_model import network
-from test_reference import small_spec
-from videos import arrays_for_ever, picture, until
+from helpers.networks import network
+from helpers.networks import small_spec
+from helpers.videos import arrays_for_ever, picture, until
 
 folder = Path(sys.argv[1])
 Image.fromarray(picture(0)).save(folder / "a.png")
@@ -34,12 +34,12 @@ model = fai_fast.load(spec, weights=network(spec).state_dict(), im_size=(64, 96)
 twin = model.clone()
 frame = picture(0)
 gate, inside, held, released = (threading.Event() for _ in range(4))
-fill = _pipelines.fill
+preprocess_into = _pipelines.preprocess_into
 
 def slow(*arguments):
     inside.set()
     assert gate.wait(60)
-    return fill(*arguments)
+    return preprocess_into(*arguments)
 
 ended = model.submit(frame)
 ended.result()
@@ -47,7 +47,7 @@ streams = [model.stream(arrays_for_ever()) for _ in range(3)]
 for stream in streams:
     next(stream)
 unopened = model.stream(arrays_for_ever())
-_pipelines.fill = slow
+_pipelines.preprocess_into = slow
 late = [model.submit(frame) for _ in range(2)]
 assert inside.wait(60)
 def take():

@@ -10,14 +10,13 @@ import time
 import weakref
 
 import fai_fast
-import gpu
 import numpy as np
 import pytest
-import scenes
 from fai_fast import _core
 from fai_fast.errors import CudaError, EngineError
-from gpu import item
-from test_preprocess import frame as any_frame
+from helpers import gpu, scenes
+from helpers.frames import frame as any_frame
+from helpers.gpu import item
 
 LONG = os.environ.get("FAI_FAST_LONG") == "1"
 ANYWHERE = "a uint8 array .* in the memory of the CPU or of the model's GPU"
@@ -1153,7 +1152,8 @@ def test_a_graph_on_the_second_gpu_makes_no_context_on_the_first():
     said = gpu.in_process(
         """
         import threading
-        import gpu, numpy as np
+        import numpy as np
+        from helpers import gpu
         from fai_fast import _core
 
         def work():
@@ -1251,7 +1251,8 @@ def test_a_forked_child_is_refused():
     said = gpu.in_process(
         """
         import gc, os, sys
-        import gpu, numpy as np
+        import numpy as np
+        from helpers import gpu
         from fai_fast.errors import CudaError
 
         logits = np.full((2, 3, 3), 9, np.float32), np.array([[4, 0], [3, 0]], np.float32)
@@ -1297,7 +1298,8 @@ def test_a_process_may_end_with_everything_open():
         said = gpu.in_process(
             f"""
             import sys
-            import gpu, numpy as np
+            import numpy as np
+            from helpers import gpu
 
             logits = np.full((2, 3, 3), 9, np.float32), np.array([[4, 0], [3, 0]], np.float32)
             frame = np.zeros((20, 30, 3), np.uint8)

@@ -8,8 +8,8 @@ import fai_fast
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-import scenes
 import torch
+from helpers import scenes
 from hypothesis import HealthCheck, assume, given, settings
 from PIL import Image
 

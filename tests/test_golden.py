@@ -2,33 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-from pathlib import Path
-
 import fai_fast
 import numpy as np
 import pytest
 import reference
-
-CASES = sorted((Path(__file__).parent / "data" / "postprocess").glob("*.npz"))
-SETTINGS = ("threshold", "mask_threshold", "use_mask_score", "predict_all_pixels")
-
-
-def load(path):
-    with np.load(path) as stored:
-        return dict(stored)
-
-
-@functools.cache
-def truth_of(path):
-    case = load(path)
-    return reference.postprocess(
-        case["mask_logits"], case["class_logits"], case["size"].tolist(), **settings_of(case)
-    )
-
-
-def settings_of(case):
-    return {name: case[name].item() for name in SETTINGS}
+from helpers.golden import CASES, load, settings_of, truth_of
 
 
 def test_all_cases_are_here():

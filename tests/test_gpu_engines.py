@@ -12,19 +12,19 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
-from fai_fast import _core
+from fai_fast import _core, _forks
 from fai_fast.engines import gpu, onnxruntime_cuda, precision, torch_cuda
-from fai_fast.engines.base import Port
+from fai_fast.engines.base import TensorSpec
 from fai_fast.errors import CudaError, EngineError
 from fai_fast.weights import Weights, load_weights
-from test_engines import QUERIES, graph, truth
+from helpers.onnx_graphs import QUERIES, graph, truth
 
 torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 
 from fai_fast import reference  # noqa: E402
 from fai_fast.reference.deployed import Deployed, FoldedConv  # noqa: E402
-from golden_forward import golden_state  # noqa: E402
+from helpers.golden_forward import golden_state  # noqa: E402
 
 NAMES = ("images", "mask_logits", "class_logits")
 LONG = 60
@@ -127,9 +127,9 @@ def host(monkeypatch):
 
 
 PORTS = {
-    "images": Port("images", "float16", (2, 3, 8, 8)),
-    "mask_logits": Port("mask_logits", "float32", (2, 5, 4, 4)),
-    "class_logits": Port("class_logits", "float32", (2, 5, 3)),
+    "images": TensorSpec("images", "float16", (2, 3, 8, 8)),
+    "mask_logits": TensorSpec("mask_logits", "float32", (2, 5, 4, 4)),
+    "class_logits": TensorSpec("class_logits", "float32", (2, 5, 3)),
 }
 
 
@@ -363,9 +363,9 @@ def test_a_forked_child_is_told_and_destroys_nothing(host, monkeypatch):
     engine.close()
     bound.close()
     assert (bound.released, engine.unloaded) == (0, 0)
-    gpu._keep_inherited()
-    assert bound in gpu._inherited
-    gpu._inherited.clear()
+    _forks._keep_inherited()
+    assert bound in _forks._inherited
+    _forks._inherited.clear()
 
 
 # The network that torch-cuda runs
@@ -429,7 +429,7 @@ class Between:
 
     def __init__(self, name):
         self.run, self.arrays = on_cpu(name)
-        self.outputs = tuple(Port(name, "", self.arrays[name].shape) for name in NAMES[1:])
+        self.outputs = tuple(TensorSpec(name, "", self.arrays[name].shape) for name in NAMES[1:])
         self.images, self.mask_logits, self.class_logits = (self.arrays[name] for name in NAMES)
 
     def context(self):
@@ -468,7 +468,9 @@ def test_autocast_of_the_program_changes_nothing():
 def test_fp16_agrees_with_fp32():
     half, exact = Between("fp16"), Between("fp32")
     assert half.arrays["mask_logits"].dtype == np.float16
-    found = precision.agreement(half, exact, precision.frames(Port("images", "float16", (1, 3, 64, 96))))
+    found = precision.agreement(
+        half, exact, precision.frames(TensorSpec("images", "float16", (1, 3, 64, 96)))
+    )
     assert found.holds, str(found)
 
 
@@ -621,7 +623,7 @@ def torch_host(host, monkeypatch):
     )
     weights = shapes_weights()
     ports = {
-        name: Port(name, "float32", shape)
+        name: TensorSpec(name, "float32", shape)
         for name, shape in zip(NAMES, [(1, 3, 64, 96), (1, 25, 16, 24), (1, 25, 7)], strict=True)
     }
     info = {"version": "2.13", "precision": "fp32", "path": None}

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import fai_fast
-import gpu
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-import scenes
 from fai_fast import _core
-from gpu import MEAN, STD
+from helpers import gpu, scenes
+from helpers.frames import PACKED, PLANAR
+from helpers.frames import frame as any_frame
+from helpers.golden import CASES, load, settings_of, truth_of
+from helpers.gpu import MEAN, STD
+from helpers.logits import networks, options_of
 from hypothesis import given, settings
-from test_golden import CASES, load, settings_of, truth_of
-from test_postprocess import networks, options_of
-from test_preprocess import PACKED, PLANAR
-from test_preprocess import frame as any_frame
 
 pytestmark = gpu.needed
 

@@ -11,19 +11,18 @@ import threading
 from collections import Counter
 
 import fai_fast
-import gpu
 import numpy as np
 import pytest
-import scenes
 from fai_fast import _core
 from fai_fast import _prepare as preparing
 from fai_fast._pipelines import DEPTH
 from fai_fast._prepare import Prepared
 from fai_fast.engines import select
-from fai_fast.engines.base import OpenContext, OpenEngine
+from fai_fast.engines.base import BaseEngine, OpenContext
 from fai_fast.errors import CudaError, EngineError, ExportError, FaiFastError
 from fai_fast.model import Model
-from gpu import FakeGpuEngine, Sampling
+from helpers import gpu, scenes
+from helpers.gpu import FakeGpuEngine, Sampling
 from PIL import Image
 
 SIZE = (32, 48)
@@ -54,7 +53,7 @@ def model_of(task="instance", engine=None, **options):
         size=SIZE,
         batch_size=engine.inputs[0].shape[0],
         num_threads=None,
-        account={"precision": "fp32", "artefacts": {}},
+        provenance={"precision": "fp32", "artefacts": {}},
         weights=None,
     )
     model = Model(prepared)
@@ -751,7 +750,7 @@ def test_a_forked_child_is_refused():
 # --------------------------------------------------------------------------------------------- preparing
 
 
-class FakeCpuEngine(OpenEngine):
+class FakeCpuEngine(BaseEngine):
     """The same network on the CPU, between arrays."""
 
     name = "fake-cpu"

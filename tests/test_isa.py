@@ -12,9 +12,7 @@ from pathlib import Path
 import fai_fast
 import numpy as np
 import pytest
-import scenes
-import test_golden
-import test_preprocess
+from helpers import frames, golden, scenes
 
 ISAS = fai_fast.build_info()["isas_available"]
 
@@ -39,15 +37,15 @@ def digest_of(detections):
 def digests():
     """Name of each case and a digest of its result's bytes."""
     results = {}
-    for path in test_golden.CASES:
-        case = test_golden.load(path)
+    for path in golden.CASES:
+        case = golden.load(path)
         for dtype in (np.float16, np.float32):
             results[f"golden {path.stem} {dtype.__name__}"] = digest_of(
                 fai_fast.postprocess(
                     case["mask_logits"].astype(dtype),
                     case["class_logits"].astype(dtype),
                     case["size"],
-                    **test_golden.settings_of(case),
+                    **golden.settings_of(case),
                 )
             )
     for kind in (scenes.blobs, scenes.noise):
@@ -74,16 +72,16 @@ def digests():
                                 class_activation=activation,
                             )
                         )
-    for color in test_preprocess.PACKED + test_preprocess.PLANAR:
-        image = test_preprocess.frame(14, color, 134, 250)
+    for color in frames.PACKED + frames.PLANAR:
+        image = frames.frame(14, color, 134, 250)
         for size in ((77, 91), (134, 250), (160, 333), (3, 5)):
             for dtype in ("float16", "float32"):
                 for resize in ("stretch", "letterbox"):
                     tensor = fai_fast.preprocess(
                         image,
                         size,
-                        mean=test_preprocess.MEAN,
-                        std=test_preprocess.STD,
+                        mean=frames.MEAN,
+                        std=frames.STD,
                         color=color,
                         dtype=dtype,
                         resize=resize,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from fai_fast.losses import SetCriterion, Target, point_sample
 from fai_fast.reference import Output, Prediction, build
-from test_reference import small_spec
+from helpers.networks import small_spec
 
 P = 40
 

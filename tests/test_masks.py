@@ -12,7 +12,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 from fai_fast import PackedMasks, _core
-from guard import guarded
+from helpers.guard import guarded
 from pycocotools import mask as coco
 
 SIZES = [

@@ -13,25 +13,15 @@ import fai_fast
 import numpy as np
 import pytest
 import torch
-from fai_fast import reference
+from helpers.networks import network, small_spec
 from PIL import Image
 from reference import stretch
-from test_reference import small_spec
 
 SIZE = (64, 96)
 
 
 # In float32, which is what results are compared with: "auto" takes bf16 or fp16 where the CPU has them.
 load = partial(fai_fast.load, precision="fp32")
-
-
-def network(spec, seed=0):
-    """A network whose queries are sure of themselves, so that there is something to detect."""
-    torch.manual_seed(seed)
-    model = reference.build(spec).eval()
-    with torch.no_grad():
-        model.head.predictor.forward_prediction_heads.classifier.weight *= 20
-    return model
 
 
 @pytest.fixture(scope="module")
@@ -175,18 +165,6 @@ def test_queries_are_the_raw_triple(model, spec, frame):
     winner = (probability.max(-1)[:, None, None] * m).argmax(0)
     expected = np.where(winner == np.arange(len(m))[:, None, None], class_ids[:, None, None], -1)
     assert (masks != expected).mean() < 2e-3
-
-
-def test_a_mask_of_one_pixel_is_among_the_queries(model, monkeypatch):
-    from fai_fast.letterbox import Letterbox
-    from fai_fast.model import _lone_pixels
-
-    logits = np.full((1, 8, 8), -9, np.float32)
-    logits[0, 2, 3] = 9
-    box = Letterbox((8, 8), (64, 64), (64, 64), (0, 0))
-    found = fai_fast.postprocess(logits, np.array([[9.0, 0.0]], np.float32), (8, 8))
-    assert len(found) == 0
-    assert list(_lone_pixels(found, logits, box, 0.5)) == [(0, 2, 3)]
 
 
 def test_threads_give_the_same_bits(model, frame):

@@ -7,9 +7,11 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import reference
-import scenes
 import torch
-from guard import run_to_done
+from fai_fast.ops import raw_queries
+from helpers import scenes
+from helpers.guard import run_to_done
+from helpers.logits import networks, options_of, sides
 from hypothesis import given, settings
 
 INSTANCE = {"predict_all_pixels": False}
@@ -60,50 +62,6 @@ def same_bits(a, b):
 
 
 # ------------------------------------------------------------------------------------------- properties
-
-sides = st.integers(1, 40)
-special = st.sampled_from([np.nan, np.inf, -np.inf, 0.0, 100.0, -100.0])
-
-
-few = st.integers(1, 30)
-
-
-@st.composite
-def networks(draw, queries=few, side=sides):
-    """Mask and class logits, from realistic to hostile, and the options to run them with."""
-    activation = draw(st.sampled_from(["softmax", "sigmoid"]))
-    count = draw(queries)
-    grid = (draw(side), draw(side))
-    classes = draw(st.sampled_from([1, 2, 7, 80]))
-    dtype = draw(st.sampled_from([np.float32, np.float16]))
-    seed = draw(st.integers(0, 2**32 - 1))
-    kind = draw(st.sampled_from(["blobs", "noise", "soft", "whole"]))
-    if kind == "blobs":
-        mask_logits, class_logits = scenes.blobs(seed, count, grid, objects=5, classes=classes, dtype=dtype)
-    elif kind == "whole":
-        # Whole numbers: many exact ties and exact hits of the thresholds.
-        rng = np.random.default_rng(seed)
-        mask_logits = rng.integers(-2, 3, (count, *grid)).astype(dtype)
-        class_logits = rng.integers(-2, 3, (count, classes + 1)).astype(dtype)
-    else:
-        spread = 3.0 if kind == "noise" else 0.3
-        mask_logits, class_logits = scenes.noise(seed, count, grid, classes, spread, dtype)
-    if activation == "sigmoid":
-        class_logits = class_logits[:, :-1].copy()
-    for array in (mask_logits, class_logits):
-        for place, value in draw(st.lists(st.tuples(st.integers(0, 2**30), special), max_size=4)):
-            array.reshape(-1)[place % array.size] = value
-    return mask_logits, class_logits, activation
-
-
-options_of = st.fixed_dictionaries(
-    {
-        "threshold": st.sampled_from([0.5, 0.3, 0.05, 0.0, 1.0, -1.0, 2.0]) | st.floats(0, 1),
-        "mask_threshold": st.sampled_from([0.5, 0.5, 0.3, 0.0, 1.0, -0.5, 1.5]) | st.floats(0, 1),
-        "use_mask_score": st.booleans(),
-        "predict_all_pixels": st.booleans(),
-    }
-)
 
 
 @settings(max_examples=600)
@@ -596,7 +554,7 @@ def test_reads_nothing_outside_the_logits():
     """Logits that end, or begin, at a page that may not be touched."""
     script = """
         import fai_fast, numpy as np, scenes
-        from guard import guarded
+        from helpers.guard import guarded
         for dtype in (np.float16, np.float32):
             for seed, (queries, height, width) in enumerate([(3, 5, 7), (1, 1, 1), (17, 9, 33), (2, 31, 16)]):
                 masks, logits = scenes.noise(seed, queries, (height, width), classes=4, dtype=dtype)
@@ -616,3 +574,69 @@ def test_reads_nothing_outside_the_logits():
         print("done")
     """
     run_to_done(script)
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+@MODES
+def test_raw_queries_are_every_query(mode, activation):
+    rng = np.random.default_rng(11)
+    mask_logits = rng.normal(-3, 4, (9, 12, 16)).astype(np.float32)
+    class_logits = rng.normal(0, 3, (9, 4)).astype(np.float32)
+    size = (37, 90)
+    mask_logits[4] = -40
+    class_ids, scores, masks = raw_queries(
+        mask_logits, class_logits, size, class_activation=activation, **mode
+    )
+    odds = np.exp(class_logits.astype(np.float64))
+    probability = (
+        (odds / odds.sum(-1, keepdims=True))[:, :-1] if activation == "softmax" else odds / (1 + odds)
+    )
+    np.testing.assert_array_equal(class_ids, probability.argmax(-1))
+    np.testing.assert_allclose(scores, probability.max(-1), rtol=0, atol=1e-6)
+    assert (class_ids.dtype, scores.dtype, masks.dtype) == (np.int64, np.float32, np.int16)
+    result = fai_fast.postprocess(
+        mask_logits, class_logits, size, threshold=-1.0, class_activation=activation, **mode
+    )
+    assert 1 < len(result) < 9
+    expected = np.full((9, *size), -1, np.int16)
+    for query, class_id, mask in zip(result.query, result.class_id, result.mask, strict=True):
+        expected[query][mask] = class_id
+    assert np.array_equal(masks, expected)
+    assert (masks[4] == -1).all()
+
+
+@MODES
+def test_a_mask_of_one_pixel_is_among_the_raw_queries(mode):
+    mask_logits = np.full((2, 8, 8), -9, np.float32)
+    mask_logits[1] = 5
+    mask_logits[:, 2, 3] = 9, 1
+    class_logits = np.array([[5.0, 1.0, 0.0], [1.0, 4.0, 0.0]], np.float32)
+    assert fai_fast.postprocess(mask_logits, class_logits, (8, 8), threshold=-1.0, **mode).query.tolist() == [
+        1
+    ]
+    _, _, masks = raw_queries(mask_logits, class_logits, (8, 8), **mode)
+    assert np.argwhere(masks[0] != -1).tolist() == [[2, 3]]
+    assert masks[0, 2, 3] == 0
+
+
+@MODES
+def test_raw_queries_keep_their_place_beside_nan(mode):
+    rng = np.random.default_rng(12)
+    mask_logits = rng.normal(0, 4, (4, 8, 8)).astype(np.float32)
+    class_logits = np.array([[1, 5, 0], [6, 1, 0], [0, 7, 0], [3, 1, 0]], np.float32)
+    mask_logits[1, 2, 3] = np.nan
+    class_logits[2, 0] = np.nan
+    class_ids, scores, masks = raw_queries(mask_logits, class_logits, (16, 16), **mode)
+    assert class_ids.tolist() == [1, 0, 0, 0]
+    assert np.isnan(scores).tolist() == [False, False, True, False]
+    assert [bool((mask != -1).any()) for mask in masks] == [True, False, False, True]
+
+
+def test_no_raw_query_has_pixels_above_a_probability_of_one():
+    class_logits = np.array([[1, 5, 0], [6, 1, 0]], np.float32)
+    class_ids, scores, masks = raw_queries(
+        np.full((2, 4, 4), 50, np.float32), class_logits, (8, 8), mask_threshold=1.5
+    )
+    assert class_ids.tolist() == [1, 0]
+    assert (scores > 0.9).all()
+    assert (masks == -1).all()

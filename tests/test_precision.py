@@ -8,7 +8,7 @@ import pytest
 from fai_fast import cache, doctor
 from fai_fast.engines import openvino, precision
 from fai_fast.engines.precision import Agreement
-from test_reference import small_spec
+from helpers.networks import small_spec
 
 pytest.importorskip("openvino")
 

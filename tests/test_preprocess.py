@@ -14,30 +14,14 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import reference
-import scenes
 import torch
-from guard import run_to_done
+from helpers import scenes
+from helpers.frames import MEAN, PACKED, PLANAR, STD, frame
+from helpers.guard import run_to_done
 from hypothesis import given, settings
 from PIL import Image
 
-MEAN = (123.675, 116.28, 103.53)
-STD = (58.395, 57.12, 57.375)
 STEP = 1e-3  # of an 8-bit step, before normalizing
-
-PACKED = ("rgb", "bgr", "rgba", "bgra", "gray", "yuyv", "uyvy")
-PLANAR = ("nv12", "i420")
-CHANNELS = {"rgb": 3, "bgr": 3, "rgba": 4, "bgra": 4, "gray": 1, "yuyv": 2, "uyvy": 2}
-
-
-def frame(seed, color, height, width, planes=False):
-    """A frame of random bytes as preprocess expects it."""
-    if color in CHANNELS:
-        return scenes.image(seed, (height, width, CHANNELS[color]))
-    if not planes:
-        return scenes.image(seed, (height * 3 // 2, width))
-    half = -(-height // 2), -(-width // 2)
-    chroma = [(*half, 2)] if color == "nv12" else [half, half]
-    return tuple(scenes.image(seed + i, shape) for i, shape in enumerate([(height, width), *chroma]))
 
 
 def assert_close(tensor, expected, mean, std):
@@ -353,8 +337,8 @@ def test_reads_nothing_outside_the_frame():
     """Frames that end, or begin, at a page that may not be touched."""
     script = """
         import fai_fast, numpy as np
-        from guard import guarded
-        from test_preprocess import PACKED, PLANAR, frame
+        from helpers.guard import guarded
+        from helpers.frames import PACKED, PLANAR, frame
         for color in PACKED + PLANAR:
             for height, width in ((2, 2), (16, 16), (6, 34), (64, 50), (4, 1022)):
                 for planes in (False, True)[: 1 + (color in PLANAR)]:

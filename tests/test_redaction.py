@@ -22,9 +22,9 @@ from fai_fast.images import read_image
 from fai_fast.registry import load_spec
 from fai_fast.stream import Stream
 from fai_fast.weights import load_weights
+from helpers.videos import Fake
 from hypothesis import given
 from hypothesis import strategies as st
-from videos import Fake
 
 # None of them may be in any message, nor may any part of four letters.
 PASSWORDS = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import zlib
 
 import fai_fast
@@ -11,7 +10,8 @@ import pytest
 import torch
 from fai_fast import reference
 from fai_fast.reference.blocks import sine_position
-from golden_forward import NAMES, golden_image, golden_outputs, golden_state, state_shapes
+from helpers.golden_forward import NAMES, golden_image, golden_outputs, golden_state, state_shapes
+from helpers.networks import small_spec
 
 ALL = [*NAMES, "fai-bf-m-ade"]
 
@@ -55,36 +55,6 @@ def test_golden_outputs_are_reproduced(name):
     assert (np.abs(masks[:, ::4, ::4] - expected["masks_sub"]) / spread).max() < 1e-4
     np.testing.assert_allclose(masks.mean((1, 2)), expected["mask_mean"], atol=1e-3, rtol=1e-4)
     np.testing.assert_allclose(masks.std((1, 2)), expected["mask_std"], atol=1e-3, rtol=1e-4)
-
-
-def small_spec(family: str, task: str = "semantic", **changes):
-    """A network that is quick to run: the smallest backbone, few and narrow layers."""
-    base = fai_fast.spec("fai-mf-m-ade" if family == "fai_mf" else "bisenetformer-s-ade")
-    backbone = dataclasses.replace(base.config.backbone_config, base=16, layers=(2, 2, 2))
-    config = dataclasses.replace(
-        base.config,
-        backbone_config=backbone,
-        num_classes=3,
-        num_queries=7,
-        pixel_decoder_feat_dim=32,
-        pixel_decoder_out_dim=32,
-        transformer_predictor_out_dim=32,
-        head_out_dim=32,
-        transformer_predictor_hidden_dim=64,
-        transformer_predictor_dim_feedforward=48,
-        postprocessing_type=task,
-        predict_all_pixels=task == "semantic",
-        **changes,
-    )
-    return dataclasses.replace(
-        base,
-        name=f"small-{family}",
-        task=task,
-        classes=("a", "b", "c"),
-        config=config,
-        per_class={},
-        metrics={},
-    )
 
 
 @pytest.mark.parametrize("family", ["fai_mf", "bisenetformer"])

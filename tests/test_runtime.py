@@ -13,7 +13,7 @@ from pathlib import Path
 import fai_fast
 import numpy as np
 import pytest
-import scenes
+from helpers import scenes
 
 TESTS = Path(__file__).parent
 SANITIZED = bool(fai_fast.build_info()["sanitizers"])

@@ -25,10 +25,8 @@ import pytest
 from fai_fast.errors import EngineError
 from fai_fast.stream import Frame, Stream
 from fai_fast.stream.pixels import _ColorOverrides, decoded_pixels
-from PIL import Image
-from test_model import network
-from test_reference import small_spec
-from videos import (
+from helpers.networks import network, small_spec
+from helpers.videos import (
     SIZE,
     Fake,
     brightness,
@@ -41,6 +39,7 @@ from videos import (
     value,
     write_video,
 )
+from PIL import Image
 
 
 @pytest.fixture
@@ -1059,7 +1058,7 @@ def test_ctrl_c_stops_everything():
         signal.signal(signal.SIGINT, signal.default_int_handler)
         import threading
         from fai_fast.stream import Stream
-        from videos import Fake, picture, stream_threads, until
+        from helpers.videos import Fake, picture, stream_threads, until
         fake = Fake()
         def camera():
             yield picture(0)
@@ -1087,7 +1086,7 @@ def test_a_process_ends_with_streams_open(clip):
     code, out, err = python(
         f"""
         from fai_fast.stream import Stream
-        from videos import Fake, arrays_for_ever
+        from helpers.videos import Fake, arrays_for_ever
         fake = Fake()
         streams = [Stream(fake, source) for source in (arrays_for_ever(), {str(clip)!r})]
         streams.append(Stream(fake, "testsrc=size=64x48", format="lavfi"))

@@ -19,8 +19,8 @@ from fai_fast.errors import CudaError, EngineError, ExportError
 from fai_fast.exporter.graph import build_graph
 from fai_fast.exporter.tensorrt import TARGETS, read_record
 from fai_fast.weights import state_shapes
-from fake_tensorrt import MAGIC, World, fake, surface
-from golden_forward import golden_parameter
+from helpers.fake_tensorrt import MAGIC, World, fake, surface
+from helpers.golden_forward import golden_parameter
 
 onnx = pytest.importorskip("onnx")
 

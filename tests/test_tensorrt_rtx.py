@@ -14,7 +14,7 @@ from fai_fast.exporter import tensorrt
 from fai_fast.exporter.builder import Builder, Value
 from fai_fast.exporter.graph import build_graph
 from fai_fast.weights import state_shapes
-from golden_forward import golden_parameter
+from helpers.golden_forward import golden_parameter
 
 onnx = pytest.importorskip("onnx")
 if not any(importlib.util.find_spec(name) for name in ("tensorrt_rtx", "tensorrt_rtx_bindings")):

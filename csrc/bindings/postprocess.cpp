@@ -67,7 +67,7 @@ py::list postprocess(py::object mask_logits, py::object class_logits, bool batch
                      const std::vector<std::array<int64_t, 2>>& sizes, double threshold,
                      double mask_threshold, bool use_mask_score, bool predict_all_pixels, bool softmax,
                      int64_t class_names, const std::vector<std::optional<LetterboxTuple>>& letterboxes,
-                     int num_threads) {
+                     int num_threads, int64_t min_area) {
     constexpr const char* kMasks = "a float32 or float16 array (Q, h, w) in the CPU's memory";
     constexpr const char* kMaskBatch = "a float32 or float16 array (B, Q, h, w) in the CPU's memory";
     constexpr const char* kClasses = "a float32 or float16 array (Q, K) in the CPU's memory";
@@ -114,6 +114,7 @@ py::list postprocess(py::object mask_logits, py::object class_logits, bool batch
         arguments.predict_all_pixels = predict_all_pixels;
         arguments.softmax = softmax;
         arguments.num_threads = num_threads;
+        arguments.min_area = min_area;
         if (const auto& box = letterboxes[i]) {
             arguments.letterboxed = true;
             arguments.placement = {(*box)[1][0], (*box)[1][1], {(*box)[0][0], (*box)[0][1]}};
@@ -162,7 +163,7 @@ void register_postprocess(py::module_& m) {
     m.def("postprocess", postprocess, py::arg("mask_logits"), py::arg("class_logits"), py::arg("batched"),
           py::arg("sizes"), py::arg("threshold"), py::arg("mask_threshold"), py::arg("use_mask_score"),
           py::arg("predict_all_pixels"), py::arg("softmax"), py::arg("class_names"), py::arg("letterboxes"),
-          py::arg("num_threads"));
+          py::arg("num_threads"), py::arg("min_area") = ops::PostprocessArguments{}.min_area);
 }
 
 }  // namespace fai

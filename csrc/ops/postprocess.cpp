@@ -126,7 +126,8 @@ Axes build_axes(const PostprocessArguments& arguments, const MaskLogits& logits)
 
 // Steps 4 to 6 for a query whose region is known.
 bool keep(const PostprocessArguments& arguments, ScoredQuery& query) {
-    if (query.region.area < 2) return false;
+    if (query.region.area < arguments.min_area) return false;
+    if (query.region.area == 0) query.region = {};  // its box is zeros, not an inverted one
     if (arguments.use_mask_score) {
         query.score *= query.region.sum / (static_cast<double>(query.region.area) + 0.01);
     }
@@ -185,7 +186,9 @@ void draw_instances(const PostprocessArguments& arguments, const MaskLogits& log
                   [&](const ScoredQuery& query) { return !math::above(query.score, arguments.threshold); });
     const double wanted = arguments.mask_threshold;
     if (wanted > 1.0 || queries.empty()) {
-        queries.clear();
+        std::erase_if(queries, [&](ScoredQuery& query) { return !keep(arguments, query); });
+        sort_by_score(queries);
+        result.offsets.assign(queries.size(), 0);
         return;
     }
     const double surely_outside = wanted - kSigmoidSlack;
@@ -240,6 +243,7 @@ void draw_instances(const PostprocessArguments& arguments, const MaskLogits& log
     result.bits.reset(new uint64_t[static_cast<size_t>(result.words)]);
     for (size_t i = 0; i < rows.size(); ++i) {
         const Region& region = rows[i].region;
+        if (region.area == 0) continue;
         const Canvas& canvas = canvases[canvas_of_query[rows[i].index]];
         const int64_t width = (region.x2 + 63) / 64 - region.x1 / 64;
         const uint64_t* from = drawn + canvas.begin + (region.y1 - canvas.row_begin) * canvas.stride +
@@ -263,6 +267,7 @@ void draw_semantic(const PostprocessArguments& arguments, const MaskLogits& logi
 
     // A query with NaN in its mask must not compete, but looking for NaN everywhere first would read what
     // nobody needs. So all compete, and where one that has NaN was met, everything is drawn again without it.
+    std::vector<ScoredQuery> without_mask;
     for (;;) {
         sort_by_score(queries);
         const size_t competitors = queries.size();
@@ -329,8 +334,13 @@ void draw_semantic(const PostprocessArguments& arguments, const MaskLogits& logi
         const bool clean = std::find(rejected.begin(), rejected.end(), 1) == rejected.end();
         if (clean) break;
         size_t i = 0;
-        std::erase_if(queries, [&](const ScoredQuery&) { return rejected[i++] != 0; });
+        std::erase_if(queries, [&](const ScoredQuery& query) {
+            if (rejected[i++] == 0) return false;
+            without_mask.push_back({query.index, query.score, query.class_id});
+            return true;
+        });
     }
+    queries.insert(queries.end(), without_mask.begin(), without_mask.end());
     std::erase_if(queries, [&](ScoredQuery& query) { return !keep(arguments, query); });
     sort_by_score(queries);
 }

@@ -19,6 +19,8 @@ struct PostprocessArguments {
     bool use_mask_score = false;
     bool predict_all_pixels = false;
     bool softmax = true;
+    int64_t min_area =
+        2;  // pixels that a row has at least; 0 keeps the queries without any, NaN in their masks too
     bool letterboxed = false;
     Size tensor;          // letterboxed: the engine's input size
     Placement placement;  // letterboxed: where the frame lies in it

@@ -37,6 +37,7 @@ def postprocess(
     class_names: int,
     letterboxes: Sequence[tuple[tuple[int, int], tuple[int, int], tuple[int, int]] | None],
     num_threads: int,
+    min_area: int = ...,
 ) -> list[dict[str, Any]]: ...
 
 class Masks:

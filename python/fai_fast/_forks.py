@@ -1,7 +1,7 @@
 """What a forked child may not do: wait for its parent's threads, and for locks that they held. It has neither.
 
 Everything that waits for another thread asks a :class:`ProcessGuard` first; locks of modules, which anybody may need,
-are :class:`ForkSafeLock`.
+are :class:`ForkSafeLock`; what must not even be destroyed in a child goes to :func:`keep_in_children`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from types import TracebackType
 
 from fai_fast.errors import EngineError
 
-__all__ = ["ForkSafeLock", "ProcessGuard", "check_process"]
+__all__ = ["ForkSafeLock", "ProcessGuard", "check_process", "keep_in_children"]
 
 
 def check_process(owner: str, process: int, what: str = "the engine was loaded; load it") -> None:
@@ -75,6 +75,20 @@ class ForkSafeLock:
 
 
 _locks: weakref.WeakSet[ForkSafeLock] = weakref.WeakSet()
+_kept: weakref.WeakSet[object] = weakref.WeakSet()
+_inherited: list[object] = []
+
+
+def keep_in_children(thing: object) -> None:
+    """A forked child never destroys `thing`: it holds it until it ends. Does not block.
+
+    For what waits for threads, or calls a driver, that the child does not have.
+    """
+    _kept.add(thing)
+
+
+def _keep_inherited() -> None:
+    _inherited.extend(_kept)
 
 
 def _renew_locks() -> None:
@@ -83,4 +97,5 @@ def _renew_locks() -> None:
 
 
 if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_keep_inherited)
     os.register_at_fork(after_in_child=_renew_locks)

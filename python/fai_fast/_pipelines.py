@@ -143,7 +143,7 @@ class CpuPipeline(Pipeline):
         with self.contexts.borrow() as context:
             started = time.perf_counter()
             letterboxes = [
-                fill(self._spec, context, index, frame, request.layout)
+                preprocess_into(self._spec, context, index, frame, request.layout)
                 for index, frame in enumerate(request.frames)
             ]
             preprocessed = time.perf_counter()
@@ -158,6 +158,7 @@ class CpuPipeline(Pipeline):
                 mask_threshold=request.mask_threshold,
                 use_mask_score=request.use_mask_score,
                 predict_all_pixels=self._spec.config.predict_all_pixels,
+                class_activation="sigmoid" if self._spec.config.cls_sigmoid else "softmax",
                 class_names=self._spec.classes,
                 num_threads=self._num_threads,
             )
@@ -216,7 +217,9 @@ class _CpuPending(Pending):
         return self._guard.inherited or self._future.done()
 
 
-def fill(spec: ModelSpec, context: Context, index: int, frame: Any, layout: Mapping[str, str]) -> Letterbox:
+def preprocess_into(
+    spec: ModelSpec, context: Context, index: int, frame: Any, layout: Mapping[str, str]
+) -> Letterbox:
     """Writes a frame into a context's input, as image `index` of its batch."""
     _, _, height, width = context.images.shape
     _, letterbox = preprocess_frame(

@@ -34,14 +34,14 @@ _log = logging.getLogger("fai_fast")
 
 @dataclass(frozen=True)
 class Prepared:
-    """An engine that is ready, what it was made of, and the account that ``Model.info()`` gives of it."""
+    """An engine that is ready, what it was made of, and what ``Model.info()`` says of both."""
 
     spec: ModelSpec
     engine: Engine
     size: tuple[int, int]
     batch_size: int
     num_threads: int | None
-    account: dict[str, Any]
+    provenance: dict[str, Any]
     weights: Callable[[], Weights] | None
     """Reads them; None where they are only in a graph."""
     gpu: GpuEngine | None = None
@@ -58,7 +58,7 @@ class Graph:
     size: tuple[int, int]
     batch_size: int
     precision: str
-    account: dict[str, Any]
+    provenance: dict[str, Any]
     weights: Callable[[], Weights] | None = None
 
 
@@ -75,7 +75,7 @@ class Source:
     size: tuple[int, int]
     batch_size: int
     graph: Callable[[str], Graph]
-    account: dict[str, Any]
+    provenance: dict[str, Any]
     weights: Callable[[], Weights] | None
     weights_sha256: str | None
 
@@ -115,7 +115,7 @@ def prepare(
             if choice.device == "cuda":
                 return _on_gpu(source, choice, precision, cache_dir)
             graph = source.graph("fp32")
-            ready, account = _fastest(graph, choice.name, precision, threads, cache_dir)
+            ready, provenance = _fastest(graph, choice.name, precision, threads, cache_dir)
         except (EngineError, ExportError) as error:
             # The CPU's engines all take the same graph: what cannot be exported for one cannot for the next.
             hopeless = choice.device == "cpu" and isinstance(error, ExportError)
@@ -134,7 +134,7 @@ def prepare(
             size=graph.size,
             batch_size=graph.batch_size,
             num_threads=threads,
-            account={**graph.account, **account, "engine_reasons": dict(choice.reasons)},
+            provenance={**graph.provenance, **provenance, "engine_reasons": dict(choice.reasons)},
             weights=graph.weights,
         )
     raise AssertionError("select.candidates gives at least one")
@@ -160,7 +160,7 @@ def _source(
             given.size,
             given.batch_size,
             lambda _: given,
-            given.account,
+            given.provenance,
             None,
             weights_sha256=None,
         )
@@ -186,7 +186,7 @@ def _given_graph(
         size=exported.size,
         batch_size=exported.batch,
         precision=exported.precision,
-        account={
+        provenance={
             "weights": f"in {path}",
             "verification": exported.verification,
             "artefacts": {"graph": str(path)},
@@ -223,7 +223,7 @@ def _exported_source(
     height, width = size = exporter.check_im_size(spec.im_size if im_size is None else im_size)
     found = weights.locate(spec, source, cache_dir=cache_dir)
     chosen.result()  # an engine that does not work is better known before minutes of export
-    account = {"weights": found.source, "weights_sha256": found.sha256}
+    provenance = {"weights": found.source, "weights_sha256": found.sha256}
 
     def graph(precision: str) -> Graph:
         def export(path: Path) -> dict[str, Any]:
@@ -255,15 +255,15 @@ def _exported_source(
             size=size,
             batch_size=batch_size,
             precision=precision,
-            account={
-                **account,
+            provenance={
+                **provenance,
                 "verification": kept.info["verification"],
                 "artefacts": {"graph": _said(kept)},
             },
             weights=found.read,
         )
 
-    return Source(spec, size, batch_size, graph, account, found.read, found.sha256)
+    return Source(spec, size, batch_size, graph, provenance, found.read, found.sha256)
 
 
 # ------------------------------------------------------------------------------------------------------- GPU
@@ -318,11 +318,11 @@ def _on_gpu(source: Source, choice: select.Choice, precision: str, cache_dir: An
             size=source.size,
             batch_size=source.batch_size,
             num_threads=None,
-            account={
-                **(source.account if graph is None else graph.account),
+            provenance={
+                **(source.provenance if graph is None else graph.provenance),
                 "precision": candidate,
                 "precision_reason": "; ".join([*refused, reason]),
-                "artefacts": {**({} if graph is None else graph.account["artefacts"]), **said},
+                "artefacts": {**({} if graph is None else graph.provenance["artefacts"]), **said},
                 "engine_reasons": dict(choice.reasons),
             },
             weights=source.weights,
@@ -445,7 +445,7 @@ def _given_engine(
         size=record.size,
         batch_size=record.batch,
         num_threads=None,
-        account={
+        provenance={
             "weights": f"in {path}",
             "verification": record.verification,
             "precision": record.precision,
@@ -472,17 +472,17 @@ def _fastest(
                 "it computes natively on this CPU"
             )
         ready, said = _compiled(graph, name, precision, threads, cache_dir)
-        return ready, _account(graph, precision, "asked for", said)
+        return ready, _provenance(graph, precision, "asked for", said)
 
     refused: list[str] = []
     for candidate in precisions.candidates(name):
         ready, said = _compiled(graph, name, candidate, threads, cache_dir)
         if candidate == "fp32":
             reason = "; ".join(refused) or f"{name} computes no smaller precision natively on this CPU"
-            return ready, _account(graph, candidate, reason, said)
+            return ready, _provenance(graph, candidate, reason, said)
         holds, verdict = _agreement(graph, name, candidate, ready, threads, cache_dir)
         if holds:
-            return ready, _account(
+            return ready, _provenance(
                 graph, candidate, f"native on this CPU, and verified against fp32: {verdict}", said
             )
         ready.close()
@@ -546,11 +546,11 @@ def _measured_agreement(
     return bool(kept.info["holds"]), str(kept.info["verdict"])
 
 
-def _account(graph: Graph, precision: str, reason: str, artefacts: dict[str, str]) -> dict[str, Any]:
+def _provenance(graph: Graph, precision: str, reason: str, artefacts: dict[str, str]) -> dict[str, Any]:
     return {
         "precision": precision,
         "precision_reason": reason,
-        "artefacts": {**graph.account["artefacts"], **artefacts},
+        "artefacts": {**graph.provenance["artefacts"], **artefacts},
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -27,14 +27,21 @@ from fai_fast._options import (
     YuvRange,
     check_options,
 )
-from fai_fast._pipelines import ContextPool, CpuPipeline, GpuPipeline, InferFuture, Pipeline, Request, fill
+from fai_fast._pipelines import (
+    ContextPool,
+    CpuPipeline,
+    GpuPipeline,
+    InferFuture,
+    Pipeline,
+    Request,
+    preprocess_into,
+)
 from fai_fast._prepare import Prepared, prepare
 from fai_fast.detections import Detections
 from fai_fast.engines.base import Engine
 from fai_fast.errors import FaiFastError, WeightsError
 from fai_fast.images import check_max_pixels, is_encoded, read_image
-from fai_fast.letterbox import Letterbox
-from fai_fast.ops import frame_shape, postprocess_batch
+from fai_fast.ops import frame_shape, raw_queries
 from fai_fast.registry import ModelSpec, models
 from fai_fast.weights import Weights
 
@@ -399,31 +406,20 @@ class Model:
         self._check_open()
         frame = _frame(image, max_pixels)
         with self._contexts().borrow() as context:
-            letterbox = fill(self.spec, context, 0, frame, {"color": color, "resize": resize})
+            letterbox = preprocess_into(self.spec, context, 0, frame, {"color": color, "resize": resize})
             context.run()
             mask_logits, class_logits = context.mask_logits[:1].copy(), context.class_logits[:1].copy()
-        boxed = letterbox if resize == "letterbox" else None
-        mask_threshold = self.spec.config.mask_threshold
-        [found] = postprocess_batch(
-            mask_logits,
-            class_logits,
+        config = self.spec.config
+        return raw_queries(
+            mask_logits[0],
+            class_logits[0],
             letterbox.frame,
-            letterbox=boxed,
-            # No score is below zero: every query that has pixels is returned.
-            threshold=-1.0,
-            mask_threshold=mask_threshold,
-            predict_all_pixels=self.spec.config.predict_all_pixels,
+            letterbox=letterbox if resize == "letterbox" else None,
+            mask_threshold=config.mask_threshold,
+            predict_all_pixels=config.predict_all_pixels,
+            class_activation="sigmoid" if config.cls_sigmoid else "softmax",
             num_threads=self._prepared.num_threads,
         )
-        class_ids, scores = _best_classes(class_logits[0])
-        masks = np.full((len(class_ids), *letterbox.frame), -1, np.int16)
-        for query, (x1, y1, x2, y2), mask in zip(
-            found.query, found.xyxy.astype(np.int64), found.crops(), strict=True
-        ):
-            masks[query, y1:y2, x1:x2][mask] = class_ids[query]
-        for query, y, x in _lone_pixels(found, mask_logits[0], letterbox, mask_threshold):
-            masks[query, y, x] = class_ids[query]
-        return class_ids, scores, masks
 
     def _request(self, images: Sequence[Any], options: Mapping[str, Any]) -> Request:
         """The pictures, decoded where they are files, and what is asked of them, checked."""
@@ -523,7 +519,7 @@ class Model:
             "classes": len(self.spec.classes),
             "im_size": self.size,
             "batch_size": self.batch_size,
-            **self._prepared.account,
+            **self._prepared.provenance,
             "engine": self._engine.info(),
             "execution": self._pipeline.info(),
             **({"memory": self._pipeline.memory()} if isinstance(self._pipeline, GpuPipeline) else {}),
@@ -628,45 +624,3 @@ def _frame(image: Any, max_pixels: int | None) -> Any:
     """A frame in memory: the image itself, or decoded where it is a file. Arguments and errors as of read_image()."""
     max_pixels = check_max_pixels(max_pixels)
     return read_image(image, max_pixels=max_pixels) if is_encoded(image) else image
-
-
-def _best_classes(class_logits: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """The class of each row (Q,) and its probability, 'no object' left out."""
-    logits = class_logits.astype(np.float64)
-    odds = np.exp(logits - logits.max(-1, keepdims=True))
-    probability = (odds / odds.sum(-1, keepdims=True))[:, :-1]
-    return probability.argmax(-1), probability.max(-1).astype(np.float32)
-
-
-def _lone_pixels(
-    found: Detections, mask_logits: npt.NDArray[Any], letterbox: Letterbox, mask_threshold: float
-) -> Iterator[tuple[int, int, int]]:
-    """(query, y, x) of masks of a single pixel, which postprocessing drops as noise (step 4)."""
-    dropped = sorted(set(range(len(mask_logits))) - set(found.query.tolist()))
-    if found._source is not None:
-        for query in dropped:
-            for y, x in np.argwhere(found._source.segments == query):
-                yield query, int(y), int(x)
-        return
-    for query in dropped:
-        probability = 0.5 + 0.5 * np.tanh(0.5 * mask_logits[query].astype(np.float64))
-        if not probability.max() >= mask_threshold:
-            continue
-        rows = _taps(letterbox, 0, probability.shape[0])
-        columns = _taps(letterbox, 1, probability.shape[1])
-        inside = rows @ probability @ columns.T >= mask_threshold
-        for y, x in np.argwhere(inside):
-            yield query, int(y), int(x)
-
-
-def _taps(letterbox: Letterbox, axis: int, cells: int) -> npt.NDArray[np.float64]:
-    """The weights (pixels, cells) with which a frame's pixels see a mask's cells along an axis."""
-    pixels = letterbox.frame[axis]
-    scale = letterbox.content[axis] / pixels
-    at = ((np.arange(pixels) + 0.5) * scale + letterbox.offset[axis]) * cells / letterbox.input[axis] - 0.5
-    low = np.clip(at, 0, cells - 1)
-    first = low.astype(np.int64)
-    weights = np.zeros((pixels, cells))
-    weights[np.arange(pixels), first] += 1 - (low - first)
-    weights[np.arange(pixels), np.minimum(first + 1, cells - 1)] += low - first
-    return weights

@@ -308,6 +308,48 @@ def postprocess_batch(
     )
 
 
+def raw_queries(
+    mask_logits: npt.NDArray[Any],
+    class_logits: npt.NDArray[Any],
+    size: tuple[int, int],
+    *,
+    letterbox: Letterbox | None = None,
+    mask_threshold: float = 0.5,
+    predict_all_pixels: bool = False,
+    class_activation: Activation = "softmax",
+    num_threads: int | None = None,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.int16]]:
+    """What :meth:`fai_fast.Model.queries` returns, of a frame's logits (Q, h, w) and (Q, K). Arguments as above.
+
+    A query with NaN in its class logits has class 0 and the score NaN; one with NaN in its mask has no pixels.
+    """
+    [found] = _postprocess(
+        mask_logits,
+        class_logits,
+        batched=False,
+        sizes=[size],
+        letterboxes=[letterbox],
+        # No score is below zero.
+        threshold=-1.0,
+        mask_threshold=mask_threshold,
+        use_mask_score=False,
+        predict_all_pixels=predict_all_pixels,
+        class_activation=class_activation,
+        class_names=None,
+        num_threads=num_threads,
+        min_area=0,
+    )
+    queries = len(class_logits)
+    class_ids, scores = np.zeros(queries, np.int64), np.full(queries, np.nan, np.float32)
+    class_ids[found.query], scores[found.query] = found.class_id, found.confidence
+    masks = np.full((queries, *size), -1, np.int16)
+    for query, class_id, (x1, y1, x2, y2), mask in zip(
+        found.query, found.class_id, found.xyxy.astype(np.int64), found.crops(), strict=True
+    ):
+        masks[query, y1:y2, x1:x2][mask] = class_id
+    return class_ids, scores, masks
+
+
 def build_info() -> dict[str, Any]:
     """What was compiled in and what is in use.
 
@@ -338,6 +380,7 @@ def _postprocess(
     class_activation: Activation,
     class_names: Sequence[str] | None,
     num_threads: int | None,
+    min_area: int = 2,
 ) -> list[Detections]:
     softmax = check_choice("class_activation", class_activation, ACTIVATIONS) == "softmax"
     names = check_names("class_names", class_names)
@@ -354,6 +397,7 @@ def _postprocess(
         len(names) if names is not None else -1,
         [_letterbox_tuple(item, size) for item, size in zip(letterboxes, sizes, strict=True)],
         check_threads("num_threads", num_threads),
+        min_area,
     )
     return [Detections._from_core(rows, size, names) for rows, size in zip(results, sizes, strict=True)]
 

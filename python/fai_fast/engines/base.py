@@ -19,11 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fai_fast._foreign import explained
-from fai_fast._forks import ForkSafeLock
-from fai_fast._forks import check_process as check_process
+from fai_fast._forks import ForkSafeLock, ProcessGuard, keep_in_children
 from fai_fast.errors import EngineError
 
-__all__ = ["INPUT", "OUTPUTS", "Array", "Context", "Engine", "Port"]
+__all__ = ["INPUT", "OUTPUTS", "Array", "Context", "Engine", "Port", "TensorSpec"]
 
 Array = npt.NDArray[Any]
 """float32 or float16, C-contiguous."""
@@ -37,13 +36,9 @@ PACKAGES = ("openvino", "onnxruntime", "torch", "tensorrt", "tensorrt_rtx", "num
 _ALIGNMENT = 64  # bytes: a cache line, and the widest vector registers
 _DIMENSIONS = {"images": 4, "mask_logits": 4, "class_logits": 3}
 
-# A forked child holds its parent's engines for ever: their destructors wait for threads that it does not have.
-_opened: weakref.WeakSet[OpenContext | OpenEngine] = weakref.WeakSet()
-_inherited: list[OpenContext | OpenEngine] = []
-
 
 @dataclass(frozen=True)
-class Port:
+class TensorSpec:
     """An input or output of a graph: its name, "float32" or "float16", and its shape."""
 
     name: str
@@ -52,6 +47,10 @@ class Port:
 
     def __str__(self) -> str:
         return f"{self.name} {self.dtype} {self.shape}"
+
+
+Port = TensorSpec
+"""Its former name."""
 
 
 class Context(Protocol):
@@ -96,9 +95,9 @@ class Engine(Protocol):
     @property
     def name(self) -> str: ...
     @property
-    def inputs(self) -> tuple[Port]: ...
+    def inputs(self) -> tuple[TensorSpec]: ...
     @property
-    def outputs(self) -> tuple[Port, Port]: ...
+    def outputs(self) -> tuple[TensorSpec, TensorSpec]: ...
 
     def context(
         self, images: Array | None = None, mask_logits: Array | None = None, class_logits: Array | None = None
@@ -127,13 +126,13 @@ class Engine(Protocol):
 class OpenContext(ABC):
     """A context's arrays and life cycle; an engine adds how to run and what to let go of."""
 
-    def __init__(self, engine: OpenEngine, arrays: Mapping[str, Array]) -> None:
+    def __init__(self, engine: BaseEngine, arrays: Mapping[str, Array]) -> None:
         self._engine = engine.name
+        self._guard = ProcessGuard(engine.name)
         self._lock = threading.RLock()  # a signal handler may close the context that its thread is running
         self._closed = False
-        self._process = os.getpid()
         self._images, self._mask_logits, self._class_logits = (arrays[name] for name in (INPUT, *OUTPUTS))
-        _opened.add(self)
+        keep_in_children(self)
 
     @property
     def images(self) -> Array:
@@ -149,7 +148,7 @@ class OpenContext(ABC):
 
     def run(self) -> None:
         # Before the lock, which a thread that the child does not have may hold.
-        check_process(self._engine, self._process)
+        self._guard.check()
         with self._lock:
             if self._closed:
                 raise EngineError(
@@ -163,7 +162,7 @@ class OpenContext(ABC):
                 raise EngineError(f"{self._engine}: running failed: {reason(error)}") from error
 
     def close(self) -> None:
-        if os.getpid() != self._process:
+        if self._guard.inherited:
             return
         with self._lock:
             if not self._closed:
@@ -177,12 +176,12 @@ class OpenContext(ABC):
     def _release(self) -> None: ...
 
 
-class OpenEngine(ABC):
+class BaseEngine(ABC):
     """An engine's description and life cycle; an engine adds how to make a context and what to let go of."""
 
     name: str
 
-    def __init__(self, ports: Mapping[str, Port], info: Mapping[str, Any]) -> None:
+    def __init__(self, ports: Mapping[str, TensorSpec], info: Mapping[str, Any]) -> None:
         self._ports = ports
         self._info = {
             "engine": self.name,
@@ -192,16 +191,16 @@ class OpenEngine(ABC):
         }
         self._lock = threading.RLock()
         self._closed = False
-        self._process = os.getpid()
+        self._guard = ProcessGuard(self.name)
         self._contexts: weakref.WeakSet[OpenContext] = weakref.WeakSet()
-        _opened.add(self)
+        keep_in_children(self)
 
     @property
-    def inputs(self) -> tuple[Port]:
+    def inputs(self) -> tuple[TensorSpec]:
         return (self._ports[INPUT],)
 
     @property
-    def outputs(self) -> tuple[Port, Port]:
+    def outputs(self) -> tuple[TensorSpec, TensorSpec]:
         return self._ports[OUTPUTS[0]], self._ports[OUTPUTS[1]]
 
     def context(
@@ -209,7 +208,7 @@ class OpenEngine(ABC):
     ) -> OpenContext:
         given = {"images": images, "mask_logits": mask_logits, "class_logits": class_logits}
         arrays = bound_arrays(self._ports, given)
-        check_process(self.name, self._process)
+        self._guard.check()
         with self._lock:
             if self._closed:
                 raise EngineError(f"{self.name}: the engine is closed, load it again")
@@ -226,7 +225,7 @@ class OpenEngine(ABC):
         return dict(self._info)
 
     def close(self) -> None:
-        if os.getpid() != self._process:
+        if self._guard.inherited:
             return
         with self._lock:
             if self._closed:
@@ -244,7 +243,7 @@ class OpenEngine(ABC):
     def _release(self) -> None: ...
 
 
-def bound_arrays(ports: Mapping[str, Port], given: Mapping[str, Array | None]) -> dict[str, Array]:
+def bound_arrays(ports: Mapping[str, TensorSpec], given: Mapping[str, Array | None]) -> dict[str, Array]:
     """The given arrays, checked, and new ones for those that are None. Raises TypeError, ValueError."""
     arrays = {}
     for name, port in ports.items():
@@ -261,7 +260,7 @@ def bound_arrays(ports: Mapping[str, Port], given: Mapping[str, Array | None]) -
     return arrays
 
 
-def check_array(array: object, port: Port) -> None:
+def check_array(array: object, port: TensorSpec) -> None:
     """TypeError, ValueError unless an engine can read and write `port` in `array` itself."""
     if not isinstance(array, np.ndarray):
         raise TypeError(f"{port.name}: got {type(array).__name__}, expected a NumPy array")
@@ -278,7 +277,7 @@ def check_array(array: object, port: Port) -> None:
         )
 
 
-def aligned(port: Port) -> Array:
+def aligned(port: TensorSpec) -> Array:
     """A new array of zeros for `port` that starts at a multiple of 64 bytes."""
     dtype = np.dtype(port.dtype)
     room = np.zeros(int(np.prod(port.shape)) * dtype.itemsize + _ALIGNMENT, np.uint8)
@@ -286,7 +285,9 @@ def aligned(port: Port) -> Array:
     return room[start : room.size - (_ALIGNMENT - start)].view(dtype).reshape(port.shape)
 
 
-def check_ports(engine: str, path: Path, inputs: Sequence[Port], outputs: Sequence[Port]) -> dict[str, Port]:
+def check_ports(
+    engine: str, path: Path, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+) -> dict[str, TensorSpec]:
     """The ports by name. Raises EngineError unless they are those of a deployed graph, with fixed shapes."""
     names = ([port.name for port in inputs], sorted(port.name for port in outputs))
     if names != ([INPUT], sorted(OUTPUTS)):
@@ -333,7 +334,7 @@ def missing(engine: str, install: str, error: ImportError) -> EngineError:
     return EngineError(f"{engine}: cannot be imported ({reason(error)}); install it: pip install '{install}'")
 
 
-def describe(port: Port) -> str:
+def describe(port: TensorSpec) -> str:
     return f"{port.dtype} {port.shape}"
 
 
@@ -344,11 +345,3 @@ def reason(error: BaseException) -> str:
     text = next((line for line in lines if line and not line.startswith(places)), "") or " ".join(lines)
     text = text or type(error).__name__
     return text if len(text) <= 200 else text[:197] + "..."
-
-
-def _keep_inherited() -> None:
-    _inherited.extend(_opened)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_keep_inherited)

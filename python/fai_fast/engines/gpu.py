@@ -6,7 +6,6 @@ arrays.
 
 from __future__ import annotations
 
-import os
 import threading
 import weakref
 from abc import ABC, abstractmethod
@@ -17,16 +16,16 @@ from typing import Any, Protocol
 
 from fai_fast import _core
 from fai_fast._foreign import explained
+from fai_fast._forks import ProcessGuard, keep_in_children
 from fai_fast.engines.base import (
     INPUT,
     OUTPUTS,
     PACKAGES,
     Array,
+    BaseEngine,
     Engine,
     OpenContext,
-    OpenEngine,
-    Port,
-    check_process,
+    TensorSpec,
     reason,
 )
 from fai_fast.errors import CudaError, EngineError
@@ -47,10 +46,6 @@ __all__ = [
 
 # Of data centers' GPUs, which TensorRT-RTX builds for and then refuses to load on (1.7.1, on a 9.0).
 _NOT_BY_RTX = ((9, 0), (10, 0))
-
-# As in base.py: a forked child must not run destructors that call a driver which its parent set up.
-_opened: weakref.WeakSet[OpenGpuContext] = weakref.WeakSet()
-_inherited: list[OpenGpuContext] = []
 
 
 @dataclass(frozen=True)
@@ -167,28 +162,28 @@ class OpenGpuContext(ABC):
 
     def __init__(self, engine: OpenGpuEngine) -> None:
         self._engine = engine.name
+        self._guard = ProcessGuard(engine.name)
         self._lock = threading.RLock()  # a signal handler may close the context that its thread is running
         self._closed = False
-        self._process = os.getpid()
-        _opened.add(self)
+        keep_in_children(self)
 
     def enqueue(self, stream: int) -> None:
         # Before the lock, which a thread that the child does not have may hold.
-        check_process(self._engine, self._process)
+        self._guard.check()
         with self._lock:
             self._check_open()
             with translated(self._engine, "running failed"):
                 self._enqueue(stream)
 
     def capture(self, frame_graph: _core.FrameGraph) -> str | None:
-        check_process(self._engine, self._process)
+        self._guard.check()
         with self._lock:
             self._check_open()
             with translated(self._engine, "capturing failed"):
                 return self._capture(frame_graph)
 
     def close(self) -> None:
-        if os.getpid() != self._process:
+        if self._guard.inherited:
             return
         with self._lock:
             if not self._closed:
@@ -224,10 +219,10 @@ class OpenGpuContext(ABC):
     def _release(self) -> None: ...
 
 
-class OpenGpuEngine(OpenEngine):
+class OpenGpuEngine(BaseEngine):
     """A GPU engine's description and life cycle; an engine adds ``_bind_device`` and ``_unload``."""
 
-    def __init__(self, ports: Mapping[str, Port], device_index: int, info: Mapping[str, Any]) -> None:
+    def __init__(self, ports: Mapping[str, TensorSpec], device_index: int, info: Mapping[str, Any]) -> None:
         """`info` needs ``version``, ``precision``, ``path`` and what only this engine has."""
         found = device(device_index)
         major, minor = found.compute_capability
@@ -251,7 +246,7 @@ class OpenGpuEngine(OpenEngine):
             if address == 0:
                 raise ValueError(f"{name}: got 0, expected the address of device memory")
         _check_address("stream", stream)
-        check_process(self.name, self._process)
+        self._guard.check()
         with self._lock:
             if self._closed:
                 raise EngineError(f"{self.name}: the engine is closed, load it again")
@@ -353,11 +348,3 @@ def _check_address(name: str, value: object) -> None:
         raise TypeError(f"{name}: got {type(value).__name__}, expected an int, an address")
     if value < 0:
         raise ValueError(f"{name}: got {value}, expected an address")
-
-
-def _keep_inherited() -> None:
-    _inherited.extend(_opened)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_keep_inherited)

@@ -17,9 +17,9 @@ from fai_fast.engines.base import (
     OUTPUTS,
     PACKAGES,
     Array,
+    BaseEngine,
     OpenContext,
-    OpenEngine,
-    Port,
+    TensorSpec,
     check_file,
     check_ports,
     import_lock,
@@ -103,10 +103,10 @@ class Context(OpenContext):
         self._session = self._binding = None
 
 
-class Engine(OpenEngine):
+class Engine(BaseEngine):
     name = NAME
 
-    def __init__(self, session: Any, ports: Mapping[str, Port], threads: int, path: Path) -> None:
+    def __init__(self, session: Any, ports: Mapping[str, TensorSpec], threads: int, path: Path) -> None:
         super().__init__(
             ports,
             {
@@ -154,12 +154,12 @@ def imported(engine: str, install: str) -> Any:
                 del os.environ[_TELEMETRY]
 
 
-def session_ports(engine: str, session: Any, path: Path) -> dict[str, Port]:
+def session_ports(engine: str, session: Any, path: Path) -> dict[str, TensorSpec]:
     """The ports by name. Raises EngineError unless they are those of a deployed graph."""
     inputs, outputs = session.get_inputs(), session.get_outputs()
     return check_ports(engine, path, [_port(item) for item in inputs], [_port(item) for item in outputs])
 
 
-def _port(item: Any) -> Port:
+def _port(item: Any) -> TensorSpec:
     shape = tuple(side if isinstance(side, int) else -1 for side in item.shape)
-    return Port(item.name, _DTYPES.get(item.type, item.type), shape)
+    return TensorSpec(item.name, _DTYPES.get(item.type, item.type), shape)

@@ -16,7 +16,7 @@ from fai_fast import _core
 from fai_fast._arguments import check_choice, check_int
 from fai_fast._foreign import explained
 from fai_fast.engines import gpu, onnxruntime
-from fai_fast.engines.base import INPUT, OUTPUTS, PACKAGES, Port, check_file, reason
+from fai_fast.engines.base import INPUT, OUTPUTS, PACKAGES, TensorSpec, check_file, reason
 from fai_fast.engines.gpu import OpenGpuContext, OpenGpuEngine
 from fai_fast.errors import EngineError
 
@@ -131,7 +131,7 @@ class Context(OpenGpuContext):
 class Engine(OpenGpuEngine):
     name = NAME
 
-    def __init__(self, path: Path, ports: Mapping[str, Port], precision: str, device: int) -> None:
+    def __init__(self, path: Path, ports: Mapping[str, TensorSpec], precision: str, device: int) -> None:
         info = {"version": version(), "precision": precision, "path": str(path)}
         super().__init__(ports, device, info)
         self._path, self._precision = path, precision

@@ -23,9 +23,9 @@ from fai_fast.engines.base import (
     OUTPUTS,
     PACKAGES,
     Array,
+    BaseEngine,
     OpenContext,
-    OpenEngine,
-    Port,
+    TensorSpec,
     check_file,
     check_ports,
     import_lock,
@@ -172,11 +172,11 @@ class Context(OpenContext):
         self._request = self._blob = None
 
 
-class Engine(OpenEngine):
+class Engine(BaseEngine):
     name = NAME
 
     def __init__(
-        self, compiled: Any, ports: Mapping[str, Port], path: Path, blob: Array | None = None
+        self, compiled: Any, ports: Mapping[str, TensorSpec], path: Path, blob: Array | None = None
     ) -> None:
         hint = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         super().__init__(
@@ -303,7 +303,7 @@ def _read(path: Path) -> Any:
         raise EngineError(f"{NAME}: {path} cannot be read as ONNX: {reason(error)}") from error
 
 
-def _ports(model: Any, path: Path) -> dict[str, Port]:
+def _ports(model: Any, path: Path) -> dict[str, TensorSpec]:
     return check_ports(
         NAME,
         path,
@@ -312,7 +312,7 @@ def _ports(model: Any, path: Path) -> dict[str, Port]:
     )
 
 
-def _port(item: Any, expected: Any) -> Port:
+def _port(item: Any, expected: Any) -> TensorSpec:
     names = sorted(item.get_names())
     # A tensor has every name that a folded node gave it.
     name = next((name for name in names if name in expected), names[0] if names else "?")
@@ -321,4 +321,4 @@ def _port(item: Any, expected: Any) -> Port:
     shape = (
         () if sides.rank.is_dynamic else tuple(-1 if side.is_dynamic else side.get_length() for side in sides)
     )
-    return Port(name, _DTYPES.get(dtype, dtype), shape)
+    return TensorSpec(name, _DTYPES.get(dtype, dtype), shape)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fai_fast.engines import select
-from fai_fast.engines.base import Context, Engine, Port
+from fai_fast.engines.base import Context, Engine, TensorSpec
 
 __all__ = [
     "MAX_CLASS_PROBABILITY",
@@ -69,7 +69,7 @@ def candidates(engine: str) -> tuple[str, ...]:
     return (*(name for name in native if name != "fp32"), "fp32")
 
 
-def frames(port: Port, count: int = 2) -> Iterable[npt.NDArray[np.floating]]:
+def frames(port: TensorSpec, count: int = 2) -> Iterable[npt.NDArray[np.floating]]:
     """Seeded inputs for `port`, normalized like pictures: flat regions with edges, gradients and noise."""
     images, channels, height, width = port.shape
     for seed in range(count):

@@ -25,7 +25,7 @@ from typing import Any
 from fai_fast import _core, cache
 from fai_fast._arguments import check_choice, check_int
 from fai_fast.engines import gpu
-from fai_fast.engines.base import INPUT, OUTPUTS, Port, check_file, check_ports, reason
+from fai_fast.engines.base import INPUT, OUTPUTS, TensorSpec, check_file, check_ports, reason
 from fai_fast.engines.gpu import OpenGpuContext, OpenGpuEngine, translated
 from fai_fast.errors import EngineError, FaiFastError
 
@@ -284,12 +284,12 @@ class Flavour:
         except EngineError as error:
             raise EngineError(f"{self.name}: cannot build {path}: {error}") from None
 
-    def _ports(self, trt: Any, engine: Any, path: Path) -> dict[str, Port]:
+    def _ports(self, trt: Any, engine: Any, path: Path) -> dict[str, TensorSpec]:
         dtypes = {trt.DataType.HALF: "float16", trt.DataType.FLOAT: "float32"}
 
-        def port(name: str) -> Port:
+        def port(name: str) -> TensorSpec:
             dtype = engine.get_tensor_dtype(name)
-            return Port(name, dtypes.get(dtype, str(dtype)), tuple(engine.get_tensor_shape(name)))
+            return TensorSpec(name, dtypes.get(dtype, str(dtype)), tuple(engine.get_tensor_shape(name)))
 
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
@@ -403,7 +403,7 @@ class Engine(OpenGpuEngine):
         runtime: Any,
         engine: Any,
         kernels: _Kernels | None,
-        ports: Mapping[str, Port],
+        ports: Mapping[str, TensorSpec],
         path: Path,
         precision: str,
         device: int,

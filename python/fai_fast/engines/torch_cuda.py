@@ -13,7 +13,7 @@ from fai_fast import _core
 from fai_fast._arguments import check_choice, check_int, check_size
 from fai_fast._foreign import explained
 from fai_fast.engines import gpu
-from fai_fast.engines.base import INPUT, OUTPUTS, PACKAGES, Port, missing, reason
+from fai_fast.engines.base import INPUT, OUTPUTS, PACKAGES, TensorSpec, missing, reason
 from fai_fast.engines.gpu import OpenGpuContext, OpenGpuEngine, translated
 from fai_fast.errors import CudaError, EngineError
 
@@ -82,7 +82,7 @@ def load_weights(
         OUTPUTS[0]: (batch, queries, height // network.stride, width // network.stride),
         OUTPUTS[1]: (batch, queries, columns),
     }
-    ports = {name: Port(name, _DTYPES[precision], shape) for name, shape in shapes.items()}
+    ports = {name: TensorSpec(name, _DTYPES[precision], shape) for name, shape in shapes.items()}
     info = {
         "version": version(),
         "cuda": torch.version.cuda,
@@ -206,7 +206,9 @@ class Context(OpenGpuContext):
 class Engine(OpenGpuEngine):
     name = NAME
 
-    def __init__(self, network: Any, ports: Mapping[str, Port], device: int, info: Mapping[str, Any]) -> None:
+    def __init__(
+        self, network: Any, ports: Mapping[str, TensorSpec], device: int, info: Mapping[str, Any]
+    ) -> None:
         super().__init__(ports, device, info)
         self.precision: str = info["precision"]
         self._network: Any = network
@@ -226,7 +228,7 @@ class Engine(OpenGpuEngine):
 class DeviceArray:
     """Memory of the device, as torch.as_tensor takes it."""
 
-    def __init__(self, address: int, port: Port) -> None:
+    def __init__(self, address: int, port: TensorSpec) -> None:
         self.__cuda_array_interface__ = {
             "shape": port.shape,
             "typestr": {"float16": "<f2", "float32": "<f4"}[port.dtype],
@@ -236,7 +238,7 @@ class DeviceArray:
         }
 
 
-def _tensor(address: int, port: Port, device: int) -> torch.Tensor:
+def _tensor(address: int, port: TensorSpec, device: int) -> torch.Tensor:
     """Memory of the device as a tensor, in place."""
     import torch
 

@@ -35,7 +35,7 @@ def run_to_done(script: str) -> None:
     """Runs a script in a process of its own, where a touched page kills only that; it must end by printing "done"."""
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script)],
-        cwd=Path(__file__).parent,
+        cwd=Path(__file__).parents[1],
         capture_output=True,
         text=True,
         check=False,

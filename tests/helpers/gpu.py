@@ -15,7 +15,7 @@ import reference
 from cuda_emulator.control import Emulator
 from fai_fast import _core
 from fai_fast.detections import Detections
-from fai_fast.engines.base import INPUT, OUTPUTS, Port
+from fai_fast.engines.base import INPUT, OUTPUTS, TensorSpec
 from fai_fast.engines.gpu import OpenGpuContext, OpenGpuEngine
 from fai_fast.errors import CudaError
 
@@ -62,7 +62,7 @@ def in_process(script, **environment):
     done = run_process(
         [sys.executable, "-W", "error", "-c", textwrap.dedent(script)],
         env={**os.environ, **environment},
-        cwd=os.path.dirname(__file__),
+        cwd=os.path.dirname(os.path.dirname(__file__)),
         capture_output=True,
         text=True,
         check=False,
@@ -251,11 +251,11 @@ class Sampling:
         height, width = size
         self.step, self.dtype, self.mean, self.std = step, dtype, mean, std
         self.ports = {
-            "images": Port("images", dtype, (batch, 3, height, width)),
-            "mask_logits": Port(
+            "images": TensorSpec("images", dtype, (batch, 3, height, width)),
+            "mask_logits": TensorSpec(
                 "mask_logits", dtype, (batch, queries, -(-height // step), -(-width // step))
             ),
-            "class_logits": Port("class_logits", dtype, (batch, queries, columns)),
+            "class_logits": TensorSpec("class_logits", dtype, (batch, queries, columns)),
         }
         q, k = np.arange(queries), np.arange(columns)
         self.channel = q % 3

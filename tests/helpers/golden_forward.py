@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 NAMES = sorted(path.stem for path in (DATA / "forward").glob("*.npz"))
 # The weights are the same for both names.
 SAME_NETWORK = {"fai-bf-m-ade": "bisenetformer-m-ade"}

@@ -126,3 +126,19 @@ def _open(name):
 def arrays_for_ever():
     while True:
         yield picture(0)
+
+
+class Streamed(Fake):
+    """In place of a network: `asked` is what load() got, `streamed` what stream() got."""
+
+    def stream(self, source, *, threshold=None, **options):
+        from fai_fast.stream import Stream
+
+        self.streamed = {"source": source, "threshold": threshold, **options}
+        return Stream(self, source, **options)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
