@@ -454,7 +454,9 @@ def test_cache_lists_and_clears(capsys, folder):
     assert run(capsys, "cache", "path")[1] == f"{folder / 'cache'}\n"
     assert run(capsys, "cache")[:2] == (0, f"0 files, 0.0 MB, in {folder / 'cache'}\n")
     artefact(
-        folder / "cache" / "models" / "m" / "a.onnx", {"n": 1}, lambda path: path.write_bytes(bytes(2_000_000)) and None
+        folder / "cache" / "models" / "m" / "a.onnx",
+        {"n": 1},
+        lambda path: path.write_bytes(bytes(2_000_000)) and None,
     )
     out = run(capsys, "cache", "list")[1].splitlines()
     assert out[1].split()[0] == "models/m/a.onnx"

@@ -340,7 +340,7 @@ def test_nan_takes_its_query_out_and_no_other(semantic):
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_nothing_but_nan(semantic, dtype):
     masks, classes = np.full((5, 6, 7), np.nan, dtype), np.full((5, 4), np.nan, dtype)
-    found = compare(masks, classes, (19, 23), predict_all_pixels=semantic, threshold=-1.0)
+    found = compare(masks, classes, (19, 23), predict_all_pixels=semantic, threshold=0.0)
     assert len(found) == 0
     assert found.mask.shape == (0, 19, 23)
     if semantic:
@@ -354,7 +354,7 @@ def test_class_logits_without_a_finite_value(activation):
     classes[1, 2] = np.inf
     classes[2, 4] = 80000.0
     classes[3] = 1.0
-    compare(masks, classes, (19, 23), activation=activation, threshold=-1.0)
+    compare(masks, classes, (19, 23), activation=activation, threshold=0.0)
 
 
 def test_masks_that_overflow_the_first_payload():

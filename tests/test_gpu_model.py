@@ -173,7 +173,7 @@ def test_queries_are_the_raw_triple(model):
     probability = (e / e.sum(-1, keepdims=True))[:, :-1]
     np.testing.assert_array_equal(class_ids, probability.argmax(-1))
     np.testing.assert_allclose(scores, probability.max(-1), rtol=0, atol=1e-6)
-    everything = fai_fast.postprocess(mask_logits, class_logits, image.shape[:2], threshold=-1.0)
+    everything = fai_fast.postprocess(mask_logits, class_logits, image.shape[:2], threshold=0.0)
     for query, class_id, mask in zip(everything.query, everything.class_id, everything.mask, strict=True):
         np.testing.assert_array_equal(masks[query], np.where(mask, class_id, -1))
     assert len(everything) > 3

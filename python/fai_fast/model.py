@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from fai_fast._arguments import check_bool, check_choice, check_int, check_number
+from fai_fast._arguments import check_bool, check_choice, check_fraction, check_int
 from fai_fast._forks import ProcessGuard
 from fai_fast._options import (
     RESIZES,
@@ -34,7 +34,7 @@ from fai_fast.engines.base import Engine
 from fai_fast.errors import FaiFastError, WeightsError
 from fai_fast.images import check_max_pixels, is_encoded, read_image
 from fai_fast.letterbox import Letterbox
-from fai_fast.ops import frame_shape, postprocess_batch
+from fai_fast.ops import frame_shape, postprocess_every_query
 from fai_fast.registry import ModelSpec, models
 from fai_fast.weights import Weights
 
@@ -50,8 +50,8 @@ STAGES = ("decode", "preprocess", "engine", "postprocess", "total")
 _LAYOUT = {"color": "rgb", "resize": "stretch", "yuv_matrix": "bt601", "yuv_range": "limited"}
 # What the model's configuration decides unless the options do, and what it must be.
 _SETTINGS: dict[str, Callable[[str, object], float]] = {
-    "threshold": check_number,
-    "mask_threshold": check_number,
+    "threshold": check_fraction,
+    "mask_threshold": check_fraction,
     "use_mask_score": check_bool,
 }
 # Arguments of load() that may be files.
@@ -404,13 +404,11 @@ class Model:
             mask_logits, class_logits = context.mask_logits[:1].copy(), context.class_logits[:1].copy()
         boxed = letterbox if resize == "letterbox" else None
         mask_threshold = self.spec.config.mask_threshold
-        [found] = postprocess_batch(
+        found = postprocess_every_query(
             mask_logits,
             class_logits,
             letterbox.frame,
             letterbox=boxed,
-            # No score is below zero: every query that has pixels is returned.
-            threshold=-1.0,
             mask_threshold=mask_threshold,
             predict_all_pixels=self.spec.config.predict_all_pixels,
             num_threads=self._prepared.num_threads,
