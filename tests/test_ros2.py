@@ -203,7 +203,7 @@ def test_a_compressed_mosaic_is_no_gray_picture(said, taken):
 
 def test_compressed_pictures_of_16_bits_are_refused():
     data = encoded(np.zeros((12, 16), np.uint16), "PNG")
-    with pytest.raises(ValueError, match="data: got .* expected 8 bits a channel"):
+    with pytest.raises(ValueError, match=r"data: got .* expected 8 bits a channel"):
         messages.compressed_frame(SimpleNamespace(format="mono16; png compressed", data=data))
 
 

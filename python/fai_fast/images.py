@@ -137,7 +137,7 @@ def read_labels(labels: Any, *, max_pixels: int | None = None) -> npt.NDArray[An
 
 def _decoded(argument: str, image: Any, max_pixels: int | None) -> tuple[Any, str]:
     """The picture in memory, upright, and what messages call it."""
-    if isinstance(image, str) and "://" in image:
+    if isinstance(image, str) and "://" in image and not os.path.exists(image):
         raise ValueError(
             f"{argument}: got the address {redacted(image)!r:.80}, expected a path; fetch it first and pass its bytes"
         )
