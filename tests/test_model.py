@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import logging
 import subprocess
@@ -433,3 +434,21 @@ def test_frame_buffers_on_the_cpu(model, color, shape):
     buffer = model.frame_buffer(48, 64, color)
     assert (buffer.shape, buffer.dtype, buffer.any()) == (shape, np.uint8, False)
     assert model.infer(buffer, color=color).size == (48, 64)
+
+
+@pytest.mark.parametrize("name", ["threshold", "mask_threshold"])
+def test_thresholds_are_fractions_wherever_they_are_given(name):
+    frame = np.zeros((32, 32, 3), np.uint8)
+    with fai_fast.load("fai-mf-n-shapes", im_size=64, precision="fp32") as model:
+        for call in (
+            lambda **options: model.infer(frame, **options),
+            lambda **options: model.submit(frame, **options),
+            lambda **options: model.infer_batch([frame], **options),
+            lambda **options: model.stream([frame], **options),
+            lambda **options: asyncio.run(model.infer_async(frame, **options)),
+        ):
+            for value in (50, -1, 1.5):
+                with pytest.raises(ValueError, match=rf"^{name}: got {value}, expected 0 to 1$"):
+                    call(**{name: value})
+            with pytest.raises(ValueError, match=f"{name}: got nan, expected a finite number"):
+                call(**{name: float("nan")})

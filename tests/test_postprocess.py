@@ -640,3 +640,16 @@ def test_no_raw_query_has_pixels_above_a_probability_of_one():
     assert class_ids.tolist() == [1, 0]
     assert (scores > 0.9).all()
     assert (masks == -1).all()
+
+
+@pytest.mark.parametrize("name", ["threshold", "mask_threshold"])
+@pytest.mark.parametrize("value", [50, 1.0001, np.float32(2)])
+def test_thresholds_are_no_percents(name, value):
+    """50 % as 50 would find nothing, and say nothing."""
+    logits = np.zeros((1, 4, 4), np.float32), sure(1)
+    with pytest.raises(ValueError, match=rf"^{name}: got .*, expected at most 1$"):
+        fai_fast.postprocess(*logits, (4, 4), **{name: value})
+    with pytest.raises(ValueError, match=rf"^{name}: got .*, expected at most 1$"):
+        fai_fast.postprocess_batch(logits[0][None], logits[1][None], (4, 4), **{name: value})
+    for edge in (0, 1, -1, np.float32(0.5)):
+        fai_fast.postprocess(*logits, (4, 4), **{name: edge})

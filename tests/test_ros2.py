@@ -32,6 +32,7 @@ ROOT = Path(__file__).parents[1]
 SAMPLE = Path(fai_fast.__file__).parent / "registry" / "samples" / "shapes.jpg"
 WAIT = 60.0  # seconds, only against hanging
 ALL = ("rgb8", "bgr8", "rgba8", "bgra8", "mono8", "yuv422", "uyvy", "yuv422_yuy2", "yuyv", "nv12", "nv21")
+ALL += ("8UC1", "8UC3", "8UC4")
 
 
 def image_message(encoding, rows, width, height=None, padding=0):
@@ -71,6 +72,9 @@ def random_message(encoding, height=6, width=10, padding=0):
         "uyvy": (2, "uyvy"),
         "yuv422_yuy2": (2, "yuyv"),
         "yuyv": (2, "yuyv"),
+        "8UC1": (1, "gray"),
+        "8UC3": (3, "bgr"),
+        "8UC4": (4, "bgra"),
     }[encoding]
     pixels = rng.integers(0, 256, (height, width, channels), np.uint8)
     truth = to_rgb(pixels[:, :, 0] if channels == 1 else pixels, color)
@@ -109,7 +113,21 @@ def test_yuv_is_read_as_the_camera_says():
 @pytest.mark.parametrize(
     ("encoding", "change", "text"),
     [
-        ("rgb8", {"encoding": "bayer_rggb8"}, r"encoding: got 'bayer_rggb8', expected one of rgb8, .*nv21"),
+        (
+            "rgb8",
+            {"encoding": "bayer_rggb8"},
+            r"got 'bayer_rggb8', a mosaic .*debayer node.* expected one of rgb8, ",
+        ),
+        ("rgb8", {"encoding": "bayer_grbg16"}, r"encoding: got 'bayer_grbg16', a mosaic .*debayer"),
+        (
+            "rgb8",
+            {"encoding": "mono16"},
+            r"encoding: got 'mono16', more than 8 bits, or depth: .*mono8 or rgb8",
+        ),
+        ("rgb8", {"encoding": "16UC1"}, r"encoding: got '16UC1', more than 8 bits"),
+        ("rgb8", {"encoding": "32FC1"}, r"encoding: got '32FC1', more than 8 bits"),
+        ("rgb8", {"encoding": "rgb16"}, r"encoding: got 'rgb16', more than 8 bits"),
+        ("rgb8", {"encoding": "8UC2"}, r"encoding: got '8UC2', expected one of rgb8"),
         ("rgb8", {"encoding": ""}, r"encoding: got ''"),
         ("rgb8", {"step": 29}, r"step: got 29, expected at least 30 bytes a row for rgb8 of 10x6"),
         ("rgb8", {"step": 31}, r"data: got 180 bytes, expected 186 = 6 rows of 31 for rgb8 of 10x6"),
@@ -155,6 +173,38 @@ def test_what_is_no_picture_is_explained():
             messages.compressed_frame(SimpleNamespace(format="jpeg", data=data))
     with pytest.raises(ValueError, match="format: got '16UC1; compressedDepth png', expected jpeg or png"):
         messages.compressed_frame(SimpleNamespace(format="16UC1; compressedDepth png", data=png))
+
+
+@pytest.mark.parametrize(
+    ("said", "taken"),
+    [
+        ("bayer_rggb8; jpeg compressed", False),
+        ("bayer_rggb8; jpeg compressed ", False),
+        ("bayer_gbrg16; png compressed", False),
+        ("bayer_rggb8; jpeg compressed bayer_rggb8", False),
+        ("bayer_rggb8; jpeg compressed mono8", False),
+        ("bayer_rggb8; jpeg compressed bgr8", True),
+        ("bgr8; jpeg compressed bgr8", True),
+        ("mono8; jpeg compressed mono8", True),
+        ("8UC3; png compressed bgr8", True),
+        ("png", True),
+        ("", True),
+    ],
+)
+def test_a_compressed_mosaic_is_no_gray_picture(said, taken):
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 16), np.uint8)
+    message = SimpleNamespace(format=said, data=encoded(pixels, "PNG"))
+    if taken:
+        assert messages.compressed_frame(message).pixels.shape == (12, 16, 3)
+    else:
+        with pytest.raises(ValueError, match=rf"format: got '{said}', a mosaic of single colors: .*debayer"):
+            messages.compressed_frame(message)
+
+
+def test_compressed_pictures_of_16_bits_are_refused():
+    data = encoded(np.zeros((12, 16), np.uint16), "PNG")
+    with pytest.raises(ValueError, match=r"data: got .* expected 8 bits a channel"):
+        messages.compressed_frame(SimpleNamespace(format="mono16; png compressed", data=data))
 
 
 # ------------------------------------------------------------------------------------------- messages out
@@ -258,6 +308,7 @@ class FakeNode:
     def __init__(self, **parameters):
         self.parameters = {name: value for name, value, _ in node.PARAMETERS} | parameters
         self.errors, self.published, self.inputs, self.listening = [], {}, {}, {}
+        self.warnings = []
 
     def declare_parameter(self, name, default, descriptor):
         self.parameters.setdefault(name, default)
@@ -267,7 +318,7 @@ class FakeNode:
         return SimpleNamespace(value=self.parameters[name])
 
     def get_logger(self):
-        return SimpleNamespace(info=lambda text: None, error=self.errors.append)
+        return SimpleNamespace(info=lambda text: None, warning=self.warnings.append, error=self.errors.append)
 
     def resolve_topic_name(self, name):
         return name.replace("~", "/fai_fast")
@@ -403,6 +454,52 @@ def test_errors_name_the_topic_and_are_not_repeated(fake_ros, monkeypatch):
     message.step = 90
     ros.inputs["~/image"](message)
     assert len(ros.published["~/label_map"]) == 1
+
+
+def test_an_order_that_is_not_said_is_told_once(fake_ros):
+    ros, model = FakeNode(), FakeModel()
+    node.Segmenter(ros, model)
+    message, _ = random_message("8UC3", 20, 30)
+    for _ in range(3):
+        ros.inputs["~/image"](message)
+    assert [options["color"] for options in model.asked] == ["bgr"] * 3
+    [told] = ros.warnings
+    assert told.startswith(
+        "/fai_fast/image: encoding 8UC3 does not say the order of the channels, and is read as BGR"
+    )
+    ros.inputs["~/image"](random_message("bgr8", 20, 30)[0])
+    assert (len(ros.warnings), ros.errors) == (1, [])
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"yuv_matrix": "bt2020"}, "yuv_matrix: got 'bt2020', expected one of 'bt601', "),
+        ({"yuv_range": "tv"}, "yuv_range: got 'tv', expected one of 'limited', 'full'"),
+    ],
+)
+def test_wrong_parameters_are_refused_before_the_model_is_loaded(fake_ros, monkeypatch, parameters, message):
+    monkeypatch.setattr(node, "load", lambda *_, **__: pytest.fail("loaded"))
+    with pytest.raises(ValueError, match=message):
+        node._load(FakeNode(model="fai-mf-n-shapes", **parameters))
+
+
+def test_secrets_of_addresses_are_not_logged(fake_ros, monkeypatch):
+    said = []
+
+    def failing(pixels, **_):
+        raise OSError("http://admin:hunter22@camera/live?token=abcdef: no answer")
+
+    ros, model = FakeNode(), FakeModel()
+    model.infer = failing
+    node.Segmenter(ros, model)
+    ros.inputs["~/image"](random_message("bgr8", 20, 30)[0])
+    assert ros.errors == ["/fai_fast/image: http://camera/live: no answer"]
+    ros.get_logger = lambda: SimpleNamespace(info=said.append)
+    monkeypatch.setattr(node, "load", lambda *_, **__: SimpleNamespace(warmup=lambda: None))
+    ros.parameters["model"] = "http://admin:hunter22@host/a.onnx?token=abcdef"
+    node._load(ros)
+    assert said == ["loading http://host/a.onnx"]
 
 
 def test_help_needs_no_ros(capsys, monkeypatch):
@@ -607,6 +704,7 @@ def test_the_node_on_loopback(environment, sample, found, tmp_path):
     [
         ((), 1, "model: got none, expected a name or a path"),
         (("model:=no-such-model",), 1, "model: got 'no-such-model'"),
+        (("model:=fai-mf-n-shapes", "yuv_matrix:=bt2020"), 1, "yuv_matrix: got 'bt2020'"),
         (("nonsense",), 2, "ROS 2 refuses the arguments"),
     ],
 )

@@ -40,6 +40,25 @@ def check_number(name: str, value: object) -> float:
     return number
 
 
+def check_threshold(name: str, value: object) -> float:
+    """`value` as a float of at most 1, since 50 would find nothing in silence; below 0 it keeps everything.
+
+    Raises TypeError unless it is a number, ValueError otherwise.
+    """
+    number = check_number(name, value)
+    if number > 1:
+        raise ValueError(f"{name}: got {_show(value)}, expected at most 1")
+    return number
+
+
+def check_fraction(name: str, value: object) -> float:
+    """`value` as a float of 0 to 1, such as a threshold; TypeError unless it is a number, ValueError otherwise."""
+    number = check_number(name, value)
+    if not 0 <= number <= 1:
+        raise ValueError(f"{name}: got {_show(value)}, expected 0 to 1")
+    return number
+
+
 def check_int(name: str, value: object) -> int:
     """`value` as an int; TypeError for anything that is no integer."""
     if not isinstance(value, (bool, np.bool_)):

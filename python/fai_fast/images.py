@@ -190,7 +190,7 @@ def _spread(picture: Any) -> int:
 @contextmanager
 def _reading(argument: str, image: Any, max_pixels: int | None) -> Iterator[tuple[Any, str]]:
     """The picture, opened and not decoded yet, and what messages call it; what fails within is the file's fault."""
-    if isinstance(image, str) and "://" in image:
+    if isinstance(image, str) and "://" in image and not os.path.exists(image):
         raise ValueError(
             f"{argument}: got the address {redacted(image)!r:.80}, expected a path; fetch it first and pass its bytes"
         )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from fai_fast._arguments import check_bool, check_choice, check_int, check_number
+from fai_fast._arguments import check_bool, check_choice, check_fraction, check_int
 from fai_fast._forks import ProcessGuard
 from fai_fast._options import (
     RESIZES,
@@ -57,8 +57,8 @@ STAGES = ("decode", "preprocess", "engine", "postprocess", "total")
 _LAYOUT = {"color": "rgb", "resize": "stretch", "yuv_matrix": "bt601", "yuv_range": "limited"}
 # What the model's configuration decides unless the options do, and what it must be.
 _SETTINGS: dict[str, Callable[[str, object], float]] = {
-    "threshold": check_number,
-    "mask_threshold": check_number,
+    "threshold": check_fraction,
+    "mask_threshold": check_fraction,
     "use_mask_score": check_bool,
 }
 # Arguments of load() that may be files.

@@ -14,9 +14,9 @@ from fai_fast._arguments import (
     check_bool,
     check_channels,
     check_choice,
+    check_threshold,
     check_items,
     check_names,
-    check_number,
     check_size,
     check_threads,
 )
@@ -235,8 +235,8 @@ def postprocess(
         class_logits: float32 or float16 (Q, K) or (1, Q, K). K counts the classes, and with "softmax" one more
             column for 'no object' at the end.
         size: (height, width) to return masks and boxes in, pixels: the frame's.
-        threshold: rows whose score is not above it are left out.
-        mask_threshold: instances: a pixel is inside where its mask probability is at least this.
+        threshold: at most 1; rows whose score is not above it are left out. Below 0 every query that has pixels is a row.
+        mask_threshold: at most 1; instances: a pixel is inside where its mask probability is at least this.
         use_mask_score: multiply scores by the mean mask probability inside the mask.
         predict_all_pixels: semantic segmentation: each pixel goes to the query with the largest class score times
             mask probability, instead of instances that may overlap.
@@ -257,7 +257,7 @@ def postprocess(
         batched=False,
         sizes=[check_size("size", size)],
         letterboxes=[letterbox],
-        threshold=threshold,
+        threshold=check_threshold("threshold", threshold),
         mask_threshold=mask_threshold,
         use_mask_score=use_mask_score,
         predict_all_pixels=predict_all_pixels,
@@ -298,7 +298,7 @@ def postprocess_batch(
         batched=True,
         sizes=_sizes(size, images),
         letterboxes=_letterboxes(letterbox, images),
-        threshold=threshold,
+        threshold=check_threshold("threshold", threshold),
         mask_threshold=mask_threshold,
         use_mask_score=use_mask_score,
         predict_all_pixels=predict_all_pixels,
@@ -389,8 +389,8 @@ def _postprocess(
         class_logits,
         batched,
         sizes,
-        check_number("threshold", threshold),
-        check_number("mask_threshold", mask_threshold),
+        threshold,
+        check_threshold("mask_threshold", mask_threshold),
         check_bool("use_mask_score", use_mask_score),
         check_bool("predict_all_pixels", predict_all_pixels),
         softmax,

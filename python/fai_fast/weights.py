@@ -133,10 +133,12 @@ def locate(
     text = os.fsdecode(weights)
     if isinstance(weights, str) and text == "random":
         return _located_random(spec)
-    if isinstance(weights, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
+    # Any file that is there is a file, also http:/a.pth in a folder called "http:".
+    address = isinstance(weights, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text)
+    if address and not os.path.exists(text):
         return _located_url(spec, check_url("weights", text), cache.cache_folder(cache_dir), progress)
     try:
-        path = Path(text).expanduser()
+        path = Path(text) if os.path.exists(text) else Path(text).expanduser()
     except RuntimeError:
         raise WeightsError(
             f"weights: got {text!r}, but no home folder is known for it; give a path without ~"

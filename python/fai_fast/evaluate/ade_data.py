@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fai_fast._arguments import check_number
+from fai_fast._arguments import check_fraction
 from fai_fast.evaluate.report import AdeReport, Figures, Int64
 from fai_fast.evaluate.running import _account, _check_limit, _check_missing, _infer
 from fai_fast.images import check_max_pixels, read_labels
@@ -107,7 +107,7 @@ class AdeData:
 
         ``stop`` is asked before every picture but the first; where it says True, the report is of those before.
         """
-        threshold, max_pixels = check_number("threshold", threshold), check_max_pixels(max_pixels)
+        threshold, max_pixels = check_fraction("threshold", threshold), check_max_pixels(max_pixels)
         self.check(model.spec)
         classes = model.spec.classes
         n = len(classes)

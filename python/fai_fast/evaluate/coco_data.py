@@ -15,7 +15,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from fai_fast._arguments import MAX_SIDE, check_number
+from fai_fast._arguments import MAX_SIDE, check_fraction
 from fai_fast.evaluate.report import CocoReport, Figures, _some
 from fai_fast.evaluate.running import _account, _check_limit, _check_missing, _infer
 from fai_fast.images import check_max_pixels
@@ -146,7 +146,7 @@ class CocoData:
 
         ``stop`` is asked before every picture but the first; where it says True, the report is of those before.
         """
-        threshold, max_pixels = check_number("threshold", threshold), check_max_pixels(max_pixels)
+        threshold, max_pixels = check_fraction("threshold", threshold), check_max_pixels(max_pixels)
         category_of = self.check(model.spec)
         rows: list[dict[str, Any]] = []
         done = 0

@@ -115,7 +115,7 @@ def compare(
         tolerance: percentage points that a run may lose.
 
     Raises:
-        ValueError: there are no configurations.
+        TypeError, ValueError: there are no configurations, or ``tolerance`` is not 0 to 100.
         What ``load`` raises for the first configuration, and ``measure`` for any. Where ``load`` refuses one of the
         others (FaiFastError, ValueError), the comparison says why.
 
@@ -127,6 +127,9 @@ def compare(
         >>> runs = [("openvino", "fp32"), ("openvino", "bf16")]  # doctest: +SKIP
         >>> print(compare(load, data.measure, runs).table())  # doctest: +SKIP
     """
+    tolerance = check_number("tolerance", tolerance)
+    if not 0 <= tolerance <= 100:
+        raise ValueError(f"tolerance: got {tolerance}, expected 0 to 100 percentage points")
     if not configurations:
         raise ValueError("configurations: got none, expected at least one engine and precision")
     runs: list[Run] = []
@@ -140,4 +143,4 @@ def compare(
             continue
         with model:
             runs.append(Run(engine, precision, report=measure(model)))
-    return Comparison(tuple(runs), check_number("tolerance", tolerance))
+    return Comparison(tuple(runs), tolerance)

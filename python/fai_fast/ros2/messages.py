@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from fai_fast.ops import preprocess
 __all__ = [
     "ENCODINGS",
     "NOTHING",
+    "ORDER_UNSAID",
     "Frame",
     "compressed_frame",
     "detections_json",
@@ -49,8 +51,15 @@ ENCODINGS: dict[str, tuple[Color, int]] = {
     "yuyv": ("yuyv", 2),
     "nv12": ("nv12", 1),
     "nv21": ("nv12", 1),
+    # OpenCV's names of types, which cv_bridge writes unless it is told more.
+    "8UC1": ("gray", 1),
+    "8UC3": ("bgr", 3),
+    "8UC4": ("bgra", 4),
 }
 """Encodings of a sensor_msgs/Image: the ``color`` of :func:`fai_fast.preprocess`, and bytes a pixel of a row."""
+
+ORDER_UNSAID = ("8UC3", "8UC4")
+"""Encodings that do not say which channel is which; cv_bridge writes them for OpenCV's images, which are BGR."""
 
 NOTHING = {"mono8": 255, "mono16": 65535}
 """What a label map holds where nothing was found, by its encoding."""
@@ -72,7 +81,9 @@ def frame(message: Any) -> Frame:
     """
     encoding, height, width, step = message.encoding, message.height, message.width, message.step
     if encoding not in ENCODINGS:
-        raise ValueError(f"encoding: got {encoding!r:.60}, expected one of {', '.join(ENCODINGS)}")
+        raise ValueError(
+            f"encoding: got {encoding!r:.60}{_why_not(encoding)}, expected one of {', '.join(ENCODINGS)}"
+        )
     color, channels = ENCODINGS[encoding]
     what = f"for {encoding} of {width}x{height}"
     if height < 1 or width < 1:
@@ -95,6 +106,18 @@ def frame(message: Any) -> Frame:
     return Frame((table[:height], chroma if encoding == "nv12" else chroma[:, :, ::-1]), color)
 
 
+def _why_not(encoding: str) -> str:
+    """What an encoding is that is not taken, and what makes it one that is; empty where that is not known."""
+    if encoding.startswith("bayer_"):
+        return ", a mosaic of single colors: let image_proc's debayer node make colors of it first"
+    if re.search(r"16|32|64", encoding):
+        return (
+            ", more than 8 bits, or depth: the message does not say which of its values are black and white, so let "
+            "a node that knows the camera make mono8 or rgb8 of it first"
+        )
+    return ""
+
+
 def _split(table: Pixels, channels: int) -> Pixels:
     """(rows, n * channels) as (rows, n, channels), of rows with padding too."""
     rows, width = table.shape
@@ -106,10 +129,16 @@ def compressed_frame(message: Any) -> Frame:
     """The picture in a ``sensor_msgs/CompressedImage``: JPEG, PNG, or another format that Pillow reads.
 
     Raises:
-        ValueError: a depth image, no picture, or a damaged one.
+        ValueError: a depth image, a Bayer mosaic, no picture, or a damaged one.
     """
     if "compresseddepth" in message.format.lower():
         raise ValueError(f"format: got {message.format!r:.60}, expected jpeg or png in color or gray")
+    # "what it was; how it is compressed, and as what": a mosaic that was not made colors of is no gray picture.
+    before, _, after = message.format.lower().partition(";")
+    if before.strip().startswith("bayer_") and not after.strip().endswith(("bgr8", "rgb8")):
+        raise ValueError(
+            f"format: got {message.format!r:.60}{_why_not('bayer_')}, expected jpeg or png in color or gray"
+        )
     try:
         pixels = read_image(io.BytesIO(message.data))
     except ValueError as error:

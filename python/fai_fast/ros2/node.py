@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from fai_fast._arguments import check_choice
+from fai_fast._options import YUV_MATRICES, YUV_RANGES
 from fai_fast._redaction import redacted, scrubbed
 from fai_fast.errors import FaiFastError
 from fai_fast.model import Model, load
@@ -131,6 +133,9 @@ def _load(node: Any) -> Model:
     im_size = list(value["im_size"])
     if len(im_size) not in (1, 2):
         raise ValueError(f"im_size: got {im_size}, expected [side] or [height, width]")
+    # Otherwise every picture would fail, after minutes of export.
+    check_choice("yuv_matrix", value["yuv_matrix"], YUV_MATRICES)
+    check_choice("yuv_range", value["yuv_range"], YUV_RANGES)
     node.get_logger().info(f"loading {redacted(value['model'])}")
     return load(
         value["model"],
@@ -160,6 +165,7 @@ class Segmenter:
         self._model = model
         self._log = node.get_logger()
         self._last_error: dict[str, float] = {}
+        self._told: set[str] = set()
         self._layout = {name: node.get_parameter(name).value for name in ("yuv_matrix", "yuv_range")}
         self._label_encoding = messages.label_encoding(len(model.spec.classes))
 
@@ -209,6 +215,13 @@ class Segmenter:
                 wanted.append((self._drawn, self._picture))
             if not wanted:
                 return
+            encoding = getattr(message, "encoding", None)
+            if encoding in messages.ORDER_UNSAID and encoding not in self._told:
+                self._told.add(encoding)
+                self._log.warning(
+                    f"{topic}: encoding {encoding} does not say the order of the channels, and is read as BGR, which "
+                    "is OpenCV's; let the camera's node say bgr8 or rgb8"
+                )
             try:
                 frame = convert(message)
                 detections = self._model.infer(
