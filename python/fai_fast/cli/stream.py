@@ -285,7 +285,7 @@ class _Lines(_Output):
 
 
 class _Video(_Output):
-    """An annotated video with the source's timing from its first frame; H.264 where the encoder is there, else MPEG-4."""
+    """An annotated video, timed as the source from its first frame; H.264 where the encoder is there, else MPEG-4."""
 
     def __init__(self, path: Path, stride: int) -> None:
         super().__init__(path)
