@@ -84,9 +84,11 @@ def _opener(
         text = told if isinstance(told, str) else f"the {type(source).__name__}"
     elif isinstance(source, Iterable) and not isinstance(source, (bytes, bytearray, memoryview, Mapping)):
         name = f"the {type(source).__name__}"
+        _check_unused(name, format, options)
         return _Opener(name, lambda opened: _iterate(source, overrides, opened, ours=False), False, False)
     elif callable(source):
         name = f"{getattr(source, '__name__', type(source).__name__)}()"
+        _check_unused(name, format, options)
         return _Opener(name, lambda opened: _iterate(source(), overrides, opened, ours=True), True, True)
     else:
         raise TypeError(
@@ -118,11 +120,13 @@ def _opener(
     path = Path(text)
     if os.path.exists(text):
         if path.is_dir():
+            _check_unused(redacted(text), format, options)
             paths = sorted(item for item in path.iterdir() if _is_picture(item))
             return _pictures(text, paths, overrides, max_pixels)
         if stat.S_ISCHR(path.stat().st_mode):
             return video(True, format=format or "v4l2")
         if format is None and path.suffix.lower() in SUFFIXES - {".gif"}:  # which alone is a video
+            _check_unused(redacted(text), format, options)
             return _pictures(text, [path], overrides, max_pixels, read_animation)
         return video(False, f"file:{text}")._replace(pipe=path.is_fifo())
     if scheme := re.match(r"([A-Za-z][\w+.-]*)://", text):
@@ -141,6 +145,7 @@ def _opener(
     if format is not None:  # a device that has no file, such as FFmpeg's lavfi and avfoundation
         return video(True)
     if glob.has_magic(text):
+        _check_unused(redacted(text), format, options)
         paths = sorted(item for item in map(Path, glob.glob(text, recursive=True)) if _is_picture(item))
         return _pictures(text, paths, overrides, max_pixels)
     if path.is_absolute() and path.parts[1:2] == ("dev",):  # it may be plugged in later
@@ -150,6 +155,14 @@ def _opener(
             f"source: got the numbers' pattern {redacted(text)!r}, expected a folder, or a pattern such as 'image*.png'"
         )
     raise FileNotFoundError(f"source: no such file, folder or camera: {redacted(text)}")
+
+
+def _check_unused(name: str, format: str | None, options: Mapping[str, str]) -> None:
+    """ValueError for options of FFmpeg's where it opens nothing; their values may be secrets."""
+    for argument, names in (("format", [format] if format else []), ("options", sorted(options))):
+        if names:
+            came = ", ".join(map(repr, names))
+            raise ValueError(f"{argument}: got {came} for {name}, expected none: FFmpeg does not open it")
 
 
 def _is_file_object(source: Any) -> bool:
