@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -15,6 +16,7 @@ import fai_fast
 import numpy as np
 import pytest
 from fai_fast import cli
+from fai_fast.cli.stream import RATE, TICKS, _Timing
 from fai_fast.errors import EngineError
 from helpers.videos import SIZE, picture, stream_threads, until, value, write_video
 from helpers.videos import Streamed as Model
@@ -116,9 +118,89 @@ def test_all_and_stride(capsys, model):
     assert (code, err) == (0, "")
     assert [entry["frame"] for entry in lines(out)] == [0, 5, 10]
     drawn = frames("out.mov")
-    # Chroma is halved: the odd row and column go.
-    assert [image.shape for _, image in drawn] == [(46, 64, 3)] * 3
+    # Chroma is halved, so that an odd row and column get another one.
+    assert [image.shape for _, image in drawn] == [(48, 66, 3)] * 3
     assert [seconds for seconds, _ in drawn] == pytest.approx([0, 0.2, 0.4])
+
+
+def write_at(path, times, size=SIZE):
+    """A video whose frames are shown at these milliseconds."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=1000)
+        stream.height, stream.width = size
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for index, time in enumerate(times):
+            frame = av.VideoFrame.from_ndarray(picture(index % 20, size), format="rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "mov"])
+@pytest.mark.parametrize("encoder", ["libx264", "mpeg4"])
+def test_a_saved_video_has_the_sources_timing(capsys, model, monkeypatch, suffix, encoder):
+    """A recording of a screen: some frames, a minute in which nothing changes, some more."""
+    if encoder != "libx264":
+        monkeypatch.setattr(av, "codecs_available", av.codecs_available - {"libx264"})
+    times = [*range(0, 1000, 50), *range(61_000, 61_250, 50), 61_377]
+    write_at("in.mp4", times)
+    code, out, _ = run(capsys, "in.mp4", "--save", f"out.{suffix}", "--json", "-")
+    assert code == 0
+    assert [entry["pts"] for entry in lines(out)] == pytest.approx([time / 1000 for time in times])
+    saved = [seconds for seconds, _ in frames(f"out.{suffix}")]
+    assert saved == pytest.approx([time / 1000 for time in times], abs=0.0011)
+    with av.open(f"out.{suffix}") as container:
+        assert container.streams.video[0].codec_context.name.startswith(
+            "h264" if encoder == "libx264" else encoder
+        )
+
+
+@pytest.mark.parametrize("rate", [Fraction(24000, 1001), Fraction(25), Fraction(30000, 1001), Fraction(60)])
+def test_a_saved_video_has_the_sources_rate(capsys, model, rate):
+    write_video("in.mp4", 30, rate=rate)
+    assert run(capsys, "in.mp4", "--save", "out.mp4")[0] == 0
+    saved = [seconds for seconds, _ in frames("out.mp4")]
+    assert saved == pytest.approx([float(index / rate) for index in range(30)], abs=1e-4)
+    with av.open("out.mp4") as container:
+        assert float(container.streams.video[0].average_rate) == pytest.approx(float(rate), rel=1e-3)
+        assert container.duration / 1e6 == pytest.approx(float(30 / rate), rel=0.02)
+
+
+def test_timing_goes_on_where_a_source_begins_anew():
+    timing = _Timing(Fraction(25))
+    step = TICKS // 25
+    #     first, later than expected, the same again, opened again, after that, without a time
+    asked = [95_000.0, 95_000.2, 95_000.2, 3.0, 3.04, None, 3.2]
+    places = [timing.place(pts) for pts in asked]
+    assert places == [0, 5 * step, 5 * step + 1, 6 * step + 1, 7 * step + 1, 8 * step + 1, 11 * step + 1]
+    timing = _Timing(RATE)
+    assert [timing.place(None) for _ in range(3)] == [0, TICKS // 30, TICKS // 15]
+
+
+@pytest.mark.parametrize("size", [(48, 1), (1, 1), (1, 64), (47, 64), (48, 65)])
+def test_sides_that_are_odd_get_one_pixel_more(capsys, model, size):
+    Path("in").mkdir()
+    for index in range(3):
+        Image.fromarray(picture(index, size)).save(f"in/{index}.png")
+    code, _, err = run(capsys, "in", "--save", "out.mp4")
+    assert code == 0
+    even = tuple(side + side % 2 for side in size)
+    assert f"the video is {even[0]}x{even[1]} pixels (height x width) for {size[0]}x{size[1]}, as" in err
+    assert [image.shape for _, image in frames("out.mp4")] == [(*even, 3)] * 3
+    write_video("in.mkv", 3, codec="ffv1")
+    assert "even sides" not in run(capsys, "in.mkv", "--save", "out.mp4")[2]
+
+
+@pytest.mark.parametrize(
+    "name", ["d:x/out.mp4", "12:30:00.mkv", "http:x.mov", "-v.mp4", "file:a.mp4", "a%03d.mp4"]
+)
+def test_a_file_to_write_is_a_file_whatever_it_is_called(capsys, model, name):
+    Path("d:x").mkdir()
+    write_video(Path("in:1.mp4").absolute(), 3)
+    assert run(capsys, "in:1.mp4", f"--save={name}")[0] == 0
+    assert len(frames(Path(name).absolute())) == 3
+    assert len(list(Path(name).parent.iterdir())) == (1 if name.startswith("d:") else 3)
 
 
 def test_no_more_frames_than_are_asked_for(capsys, model):
@@ -185,6 +267,7 @@ def test_a_source_that_gives_nothing_leaves_older_files(capsys, model, source):
         (["in.mp4", "--save", "out.gif"], "--save: got 'out.gif', expected a name that ends with .mp4"),
         (["in.mp4", "--save", "-"], "--save: got '-', expected a name that ends with .mp4"),
         (["in.mp4", "--save", "./in.mp4"], "--save: in.mp4 is the source itself, expected another name"),
+        (["file:in.mp4", "--save", "in.mp4"], "--save: in.mp4 is the source itself, expected another name"),
         (["in.mp4", "--json", "in.mp4"], "--json: in.mp4 is the source itself, expected another name"),
         (["in.mp4", "--json", "gone/a.jsonl"], "--json: no such folder: gone"),
         (["in.mp4", "--json", "."], "--json: . is a folder, expected a file's name"),

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import gc
 import http.server
+import io
 import logging
 import os
+import re
 import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import weakref
@@ -22,6 +25,7 @@ import av
 import fai_fast
 import numpy as np
 import pytest
+from av.stream import Disposition
 from fai_fast.errors import EngineError
 from fai_fast.stream import Frame, Stream
 from fai_fast.stream.pixels import _ColorOverrides, decoded_pixels
@@ -349,6 +353,310 @@ def test_folders_and_patterns_of_pictures(fake, tmp_path):
         assert [found(detections) for _, detections in stream] == [value(0), value(2)]
     with Stream(fake, tmp_path / "a.jpg") as stream:
         assert len(list(stream)) == 1
+
+
+# -------------------------------------------------------------------------------------- what is a source
+
+
+def boxes(data):
+    """The parts of an MP4, or of one of its parts."""
+    found, place = [], 0
+    while place < len(data):
+        (size,) = struct.unpack(">I", data[place : place + 4])
+        found.append(data[place : place + size])
+        place += size
+    return found
+
+
+def with_cover(path):
+    """Lets an MP4 have a cover, in front of its tracks, so that it is the first stream."""
+
+    def box(kind, content):
+        return struct.pack(">I4s", len(content) + 8, kind) + content
+
+    file = io.BytesIO()
+    Image.new("RGB", (500, 400), (200, 10, 10)).save(file, "JPEG")
+    cover = box(b"covr", box(b"data", struct.pack(">II", 13, 0) + file.getvalue()))
+    kind = box(b"hdlr", bytes(8) + b"mdirappl" + bytes(9))
+    tags = box(b"udta", box(b"meta", bytes(4) + kind + box(b"ilst", cover)))
+    parts = boxes(path.read_bytes())
+    [index] = [index for index, part in enumerate(parts) if part[4:8] == b"moov"]
+    assert index == len(parts) - 1  # nothing is behind it that would move
+    head, *tracks = boxes(parts[index][8:])
+    parts[index] = box(b"moov", b"".join([head, tags, *tracks]))
+    path.write_bytes(b"".join(parts))
+    return path
+
+
+def test_a_cover_is_not_the_video(fake, tmp_path):
+    path = with_cover(write_video(tmp_path / "a.mp4", 6))
+    with av.open(str(path)) as container:
+        assert [stream.codec_context.width for stream in container.streams.video] == [500, SIZE[1]]
+    with Stream(fake, path) as stream:
+        assert [frame.size for frame, _ in stream] == [SIZE] * 6
+        assert stream.rate == 25
+
+
+def test_sound_with_a_cover_has_no_video_in_it(fake, tmp_path):
+    path = tmp_path / "a.mp4"
+    with av.open(str(path), "w") as container:
+        sound = container.add_stream("aac", rate=8000)
+        samples = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        samples.rate = 8000
+        container.mux(sound.encode(samples))
+        container.mux(sound.encode(None))
+    with (
+        Stream(fake, with_cover(path)) as stream,
+        pytest.raises(ValueError, match=r"a\.mp4 has no video in it, only a cover"),
+    ):
+        next(stream)
+
+
+@pytest.mark.parametrize("marked", [0, 1])
+def test_of_two_videos_ffmpegs_choice_is_taken(fake, tmp_path, marked):
+    """The one that the file marks as the default, among others."""
+    path = tmp_path / "a.mp4"
+    with av.open(str(path), "w") as container:
+        streams = []
+        for index in range(2):
+            streams.append(container.add_stream("mpeg4", rate=25))
+            streams[-1].height, streams[-1].width = SIZE if index == marked else (32, 32)
+            streams[-1].pix_fmt = "yuv420p"
+            streams[-1].disposition = Disposition.default if index == marked else Disposition(0)
+        for number in range(12):
+            for stream in streams:
+                frame = av.VideoFrame.from_ndarray(
+                    picture(number, (stream.height, stream.width)), format="rgb24"
+                )
+                container.mux(stream.encode(frame))
+        for stream in streams:
+            container.mux(stream.encode(None))
+    with av.open(str(path)) as container:
+        assert container.streams.best("video").index == marked
+    with Stream(fake, path) as stream:
+        assert [frame.size for frame, _ in stream] == [SIZE] * 12
+
+
+NAMES = [
+    "2026-10-03T12:30:00.mp4",
+    "-v.mp4",
+    "concat:a|b.mp4",
+    "http:x.mp4",
+    "subfile,,start,0,end,9,,:a.mp4",
+    "pipe:0",
+    "-",
+    "file:a.mp4",
+    "a b%20c.mp4",
+    "name:secret@camera.mp4",
+    "a%03d.mp4",
+    "a[1].mp4",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_exists_is_a_file_whatever_it_is_called(fake, clip, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_bytes(clip.read_bytes())
+    for source in (name, Path(name), tmp_path / name, (tmp_path / name).as_uri(), f"file:{name}"):
+        with Stream(fake, source) as stream:
+            assert len(list(stream)) == 12
+
+
+def test_addresses_of_files(fake, clip, tmp_path):
+    folder = tmp_path / "a b"
+    folder.mkdir()
+    path = folder / "c d%20é?#.mp4"
+    path.write_bytes(clip.read_bytes())
+    for source in (path.as_uri(), f"FILE://localhost{path.as_uri()[7:]}", f"file:{path}"):
+        with Stream(fake, source) as stream:
+            assert len(list(stream)) == 12
+    Image.fromarray(picture(3)).save(folder / "e f.png")
+    for source in ((folder / "e f.png").as_uri(), folder.as_uri()):
+        with Stream(fake, source) as stream:
+            assert [found(detections) for _, detections in stream] == [value(3)]
+    with pytest.raises(FileNotFoundError, match=r"no such file, folder or camera: /gone a\.mp4"):
+        Stream(fake, "file:///gone%20a.mp4")
+
+
+@pytest.mark.parametrize(
+    "source", ["concat:a|b.mp4", "http:a.mp4", "subfile,,start,0,end,9,,:a.mp4", "data:a"]
+)
+def test_what_does_not_exist_starts_no_protocol_of_ffmpegs(fake, source):
+    with pytest.raises(FileNotFoundError, match="no such file, folder or camera"):
+        Stream(fake, source)
+
+
+@pytest.mark.parametrize("source", ["image%03d.png", "image%d.mp4", "frames/%5d.jpg"])
+def test_a_pattern_of_numbers_is_refused_in_words(fake, source):
+    with pytest.raises(
+        ValueError, match=r"^source: got the numbers' pattern '.*', expected a folder, or a pattern"
+    ):
+        Stream(fake, source)
+
+
+@pytest.mark.parametrize("source", ["-", "pipe:", "pipe:0"])
+def test_standard_input_is_a_source(broadcast, source):
+    script = f"""
+        from fai_fast.stream import Stream
+        from videos import Fake
+        fake = Fake()
+        with Stream(fake, {source!r}) as stream:
+            print(sum(1 for _ in stream), stream.policy)
+        fake.close()
+    """
+    paths = [str(Path(__file__).parent), str(Path(fai_fast.__file__).parents[1])]
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        input=broadcast,
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])},
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"40 all\n", b"")
+
+
+class Pipe:
+    """Bytes that can be read once."""
+
+    def __init__(self, data):
+        self._file = io.BytesIO(data)
+
+    def read(self, size):
+        return self._file.read(size)
+
+    def seek(self, *_):
+        raise OSError("cannot go back")
+
+
+@pytest.mark.parametrize("kind", ["file", "bytes", "temporary", "pipe"])
+def test_binary_files_are_videos(fake, clip, broadcast, tmp_path, kind):
+    with tempfile.NamedTemporaryFile(dir=tmp_path) as temporary:
+        temporary.write(clip.read_bytes())
+        temporary.seek(0)
+        with clip.open("rb") as opened:
+            source = {
+                "file": opened,
+                "bytes": io.BytesIO(clip.read_bytes()),
+                "temporary": temporary,
+                "pipe": Pipe(broadcast),
+            }[kind]
+            with Stream(fake, source) as stream:
+                assert len(list(stream)) == (40 if kind == "pipe" else 12)
+                assert stream.policy == "all"
+                assert "secret" not in repr(stream)
+            if kind != "pipe":  # what the user holds stays usable
+                source.seek(0)
+                assert source.read(8) == clip.read_bytes()[:8]
+    with pytest.raises(ValueError, match="on_error: got 'reconnect' for the BytesIO"):
+        Stream(fake, io.BytesIO(), on_error="reconnect")
+
+
+def test_files_that_are_none(fake, clip):
+    with (
+        clip.open() as opened,
+        pytest.raises(TypeError, match=r"^source: got a file in text mode, expected one in binary"),
+    ):
+        Stream(fake, opened)
+    with (
+        Stream(fake, io.BytesIO(b"no video" * 100)) as stream,
+        pytest.raises(ValueError, match="the BytesIO is no video"),
+    ):
+        next(stream)
+
+    class Broken(io.BytesIO):
+        def read(self, size=-1):
+            raise RuntimeError("unplugged")
+
+    with Stream(fake, Broken()) as stream, pytest.raises(RuntimeError, match="unplugged"):
+        next(stream)
+
+
+@pytest.mark.parametrize("form", ["PNG", "WEBP", "AVIF", "GIF"])
+def test_an_animation_gives_all_its_frames(fake, tmp_path, form):
+    Image.init()
+    if form not in Image.SAVE_ALL:
+        pytest.skip(f"this Pillow has no {form}")
+    path = tmp_path / f"a.{form.lower()}"
+    images = [Image.fromarray(picture(4 * index)) for index in range(4)]
+    lossless = {"lossless": True} if form == "WEBP" else {}
+    images[0].save(path, form, save_all=True, append_images=images[1:], duration=40, **lossless)
+    with Stream(fake, path) as stream:
+        results = list(stream)
+    assert [frame.pts for frame, _ in results] == pytest.approx([0, 0.04, 0.08, 0.12])
+    for index, (frame, _) in enumerate(results):
+        assert abs(frame.image()[:, :20].mean() - value(4 * index)) < 3
+        assert frame.size == SIZE
+    if form != "GIF":
+        # In a folder of pictures it is one of them.
+        with Stream(fake, tmp_path) as stream:
+            assert len(list(stream)) == 1
+
+
+def test_a_picture_for_those_who_show_no_animation_is_left_out(fake, tmp_path):
+    images = [Image.fromarray(picture(4 * index)) for index in range(3)]
+    images[0].save(
+        tmp_path / "a.png", save_all=True, append_images=images[1:], duration=40, default_image=True
+    )
+    with Stream(fake, tmp_path / "a.png") as stream:
+        assert [found(detections) for _, detections in stream] == [value(4), value(8)]
+
+
+def test_a_damaged_animation_gives_what_is_whole(fake, tmp_path):
+    rng = np.random.default_rng(0)
+    images = [Image.fromarray(rng.integers(0, 256, (*SIZE, 3), np.uint8)) for _ in range(4)]
+    path = tmp_path / "a.png"
+    images[0].save(path, save_all=True, append_images=images[1:], duration=40)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
+    with Stream(fake, path) as stream:
+        ids, errors = drain(stream)
+    assert ids == [0, 1]
+    [error] = errors
+    assert error.startswith("frame 2: image: ")
+
+
+@pytest.mark.parametrize("sound", [False, True])
+def test_half_a_file_without_a_count_of_frames_says_so(fake, tmp_path, caplog, sound):
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        streams = [container.add_stream("mpeg4", rate=25)]
+        streams[0].height, streams[0].width = SIZE
+        streams[0].pix_fmt = "yuv420p"
+        if sound:  # which lasts longer than the pictures
+            streams.append(container.add_stream("pcm_s16le", rate=8000, layout="mono"))
+        for index in range(150 if sound else 50):
+            if index < 50:
+                frame = av.VideoFrame.from_ndarray(picture(index % 20), format="rgb24")
+                container.mux(streams[0].encode(frame))
+            if sound:
+                samples = av.AudioFrame.from_ndarray(
+                    np.zeros((1, 320), np.int16), format="s16", layout="mono"
+                )
+                samples.rate, samples.pts = 8000, 320 * index
+                container.mux(streams[1].encode(samples))
+        for stream in streams:
+            container.mux(stream.encode(None))
+    with Stream(fake, path) as stream:
+        assert len(list(stream)) == 50
+    assert caplog.messages == []
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
+    with Stream(fake, path) as stream:
+        assert 0 < len(list(stream)) < 50
+    [line] = caplog.messages
+    assert re.fullmatch(rf"stream: {path} ended after [0-9.]+ of {6 if sound else 2}\.0 s", line)
+
+
+@pytest.mark.parametrize("scheme", ["rtsps", "https", "tls"])
+def test_that_certificates_are_not_checked_is_told(fake, caplog, scheme):
+    Stream(fake, f"{scheme}://name:secret@127.0.0.1:1/a")
+    [line] = caplog.messages
+    assert line.startswith(
+        f"stream: the certificate of {scheme}://127.0.0.1:1/a is not checked; options={{'tls_verify': '1'"
+    )
+    caplog.clear()
+    for said in ("0", "1"):
+        Stream(fake, f"{scheme}://127.0.0.1:1/a", options={"tls_verify": said})
+    Stream(fake, "http://127.0.0.1:1/a")
+    assert caplog.messages == []
 
 
 def test_stride_takes_every_nth(fake, clip):
@@ -1108,6 +1416,20 @@ def test_a_process_ends_with_streams_open(clip):
         (None, {}, TypeError, "source: got NoneType, expected a path"),
         (1.5, {}, TypeError, "source: got float, expected a path"),
         ("", {}, ValueError, "source: got '', expected a path or an address"),
+        (
+            [],
+            {"format": "v4l2"},
+            ValueError,
+            "format: got 'v4l2' for the list, expected none: FFmpeg does not open it",
+        ),
+        ([], {"options": {"a": "b"}}, ValueError, r"options: got 'a' for the list, expected none"),
+        (
+            "*.png",
+            {"options": {"a": "b"}},
+            ValueError,
+            r"options: got 'a' for \*\.png, expected none",
+        ),
+        (".", {"format": "v4l2"}, ValueError, r"format: got 'v4l2' for \., expected none"),
         ([], {"max_pixels": 0}, ValueError, r"max_pixels: got 0, expected 1\.\.268435456 or None"),
         ([], {"max_pixels": "many"}, TypeError, "max_pixels: got 'many', expected an integer"),
         ([], {"policy": "newest"}, ValueError, "policy: got 'newest', expected one of 'latest', 'all'"),

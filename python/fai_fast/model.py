@@ -314,10 +314,13 @@ class Model:
         stages of several frames overlap.
 
         Args:
-            source: a video file; an address (rtsp, http, ...); a camera, as its number or its device; a folder or
-                pattern of pictures, which come in the order of their names; an iterable of frames or of (timestamp in
-                seconds, frame), each as :meth:`infer` takes it or a PyAV frame; or a function that returns such an
-                iterable, called again to reconnect. Videos need the extra ``video``.
+            source: a video file, or its ``file:`` address, or a binary file object; "-" for standard input; an address
+                (rtsp, http, ...); a camera, as its number or its device; a folder or pattern of pictures, which come in
+                the order of their names; an animated picture; an iterable of frames or of (timestamp in seconds,
+                frame), each as :meth:`infer` takes it or a PyAV frame; or a function that returns such an iterable,
+                called again to reconnect. Videos need the extra ``video``. What exists is a file whatever it is called;
+                of several videos in a file FFmpeg's choice is taken, never a cover. Frames come upright, and colors of
+                high dynamic range (PQ, HLG) without tone mapping.
             policy: "latest" keeps a live source live: of frames that come faster than they can be used, the older ones
                 are dropped and counted, and results that were overtaken too. "all" uses every frame and makes the
                 source wait. None is "latest" for cameras, addresses without an end, and functions, else "all".
@@ -333,10 +336,12 @@ class Model:
             color: of an iterable's frames, see :func:`fai_fast.preprocess`; iterables may not write to a frame's memory
                 until its result is there.
             yuv_matrix, yuv_range: None for what the video says of itself, "bt601" and "limited" where it says nothing.
+                RGB and gray have neither.
             frame_threads: decode several frames of a file at once: faster where there are cores to spare, but next to
                 a damaged frame others can be lost.
             format, options: of FFmpeg, for sources that it does not guess, such as format="v4l2",
-                options={"video_size": "1280x720", "input_format": "mjpeg"} for a camera.
+                options={"video_size": "1280x720", "input_format": "mjpeg"} for a camera. Certificates of https, rtsps
+                and the like are not checked without options={"tls_verify": "1", "ca_file": "/etc/ssl/..."}.
             max_pixels: of a picture in a file, see :meth:`infer`, and of a frame of a video: a file of a few kilobytes
                 can claim any size.
 

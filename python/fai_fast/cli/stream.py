@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 HELP = "find objects in a video or a camera's pictures, live"
 DESCRIPTION = """\
 Runs a model on every frame of a video file, or on the newest frame of a live source, and shows how it keeps up. SOURCE
-is a video file, an address (rtsp://, http://), a camera (0, /dev/video0), or a folder or pattern of pictures. Needs
-PyAV: pip install 'fai-fast[video]'
+is a video file, - for standard input, an address (rtsp://, http://), a camera (0, /dev/video0), or a folder or pattern
+of pictures. Needs PyAV: pip install 'fai-fast[video]'
 Ctrl-C ends it; the files that it writes are complete then, and not there before.
 """
 EPILOG = """\
@@ -52,6 +52,8 @@ SUFFIXES = (".mp4", ".mkv", ".mov")
 REFRESH, REPORT = 0.25, 5.0
 # Of an annotated video whose source has no rate.
 RATE = Fraction(30)
+# Ticks a second of its timestamps: exact for the usual rates, and what 16 bits, which MPEG-4 has for it, can hold.
+TICKS = 60_000
 
 _log = logging.getLogger("fai_fast")
 
@@ -192,6 +194,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_outputs(args: argparse.Namespace) -> None:
     """UsageError where an output cannot be written; told before the model is loaded."""
+    from fai_fast.stream.opening import local_path
+
     for option, target in (("--json", args.json), ("--save", args.save)):
         if target is None or (option == "--json" and target == STDOUT):
             continue
@@ -206,7 +210,8 @@ def _check_outputs(args: argparse.Namespace) -> None:
                 if path.is_dir()
                 else f"{option}: no such folder: {path.parent}"
             )
-        if path.exists() and os.path.exists(args.source) and os.path.samefile(path, args.source):
+        source = local_path(args.source)
+        if path.exists() and os.path.exists(source) and os.path.samefile(path, source):
             raise UsageError(f"{option}: {path} is the source itself, expected another name")
 
 
@@ -280,7 +285,7 @@ class _Lines(_Output):
 
 
 class _Video(_Output):
-    """An annotated video, H.264 where the encoder is there, else MPEG-4, with the source's timing."""
+    """An annotated video, timed as the source from its first frame; H.264 where the encoder is there, else MPEG-4."""
 
     def __init__(self, path: Path, stride: int) -> None:
         super().__init__(path)
@@ -289,36 +294,38 @@ class _Video(_Output):
         self._av: Any = av
         self._stride = stride
         self._stream: Any = None
-        self._first: float | None = None
-        self._place = -1
+        self._timing: _Timing | None = None
 
     def write(self, frame: Frame, detections: Detections, rate: Fraction | None) -> None:
         from fai_fast import render
 
         picture = render.draw(frame.image(), detections)
-        if self._stream is None:
+        if self._timing is None:
+            rate = rate / self._stride if rate is not None and 0 < rate <= 240 else RATE
+            self._timing = _Timing(rate)
             self._open(picture.shape[:2], rate)
-            self._first = frame.pts
         packed = self._av.VideoFrame.from_ndarray(self._fitted(picture), format="rgb24")
-        place = self._place + 1
-        if frame.pts is not None and self._first is not None:
-            # On a grid of the source's rate, frames that were dropped leave gaps and those after them stay in time.
-            place = max(place, round((frame.pts - self._first) * self._rate))
-        self._place = place
-        packed.pts, packed.time_base = place, 1 / self._rate
+        packed.pts, packed.time_base = self._timing.place(frame.pts), Fraction(1, TICKS)
         self._container.mux(self._stream.encode(packed))
 
-    def _open(self, size: tuple[int, int], rate: Fraction | None) -> None:
-        rate = rate / self._stride if rate is not None and 0 < rate <= 240 else RATE
-        # MPEG-4 has 16 bits for it.
-        self._rate = rate.limit_denominator(1001)
+    def _open(self, size: tuple[int, int], rate: Fraction) -> None:
         path = self._begin()
         options = {"movflags": "faststart"} if path.suffix.lower() in (".mp4", ".mov") else {}
-        self._container = self._files.enter_context(self._av.open(str(path), "w", options=options))
+        # FFmpeg takes what is before a colon for a protocol.
+        self._container = self._files.enter_context(self._av.open(f"file:{path}", "w", options=options))
         codec = "libx264" if "libx264" in self._av.codecs_available else "mpeg4"
-        stream = self._container.add_stream(codec, rate=self._rate)
+        stream = self._container.add_stream(codec, rate=rate.limit_denominator(1001))
+        stream.codec_context.time_base = Fraction(1, TICKS)
         # Chroma has half the size.
-        stream.height, stream.width = (side - side % 2 for side in size)
+        stream.height, stream.width = (side + side % 2 for side in size)
+        if (stream.height, stream.width) != size:
+            _log.info(
+                "the video is %dx%d pixels (height x width) for %dx%d, as its format has even sides only: the last row "
+                "or column is there twice",
+                stream.height,
+                stream.width,
+                *size,
+            )
         stream.pix_fmt = "yuv420p"
         if codec == "libx264":
             stream.options = {"preset": "veryfast"}
@@ -329,11 +336,36 @@ class _Video(_Output):
 
     def _fitted(self, picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         height, width = self._stream.height, self._stream.width
-        if picture.shape[0] - height in (0, 1) and picture.shape[1] - width in (0, 1):
-            return np.ascontiguousarray(picture[:height, :width])
+        lower, right = height - picture.shape[0], width - picture.shape[1]
+        if lower in (0, 1) and right in (0, 1):
+            return np.pad(picture, ((0, lower), (0, right), (0, 0)), mode="edge")
         from PIL import Image, ImageOps
 
         return np.asarray(ImageOps.pad(Image.fromarray(picture), (width, height)))
+
+
+class _Timing:
+    """Where frames are in a saved video, ticks from the first one: as far apart as in the source, and in order."""
+
+    def __init__(self, rate: Fraction) -> None:
+        self._step = max(1, round(TICKS / rate))
+        self._place = -self._step
+        self._pts: float | None = None
+        # What is added to the source's time.
+        self._shift = 0
+
+    def place(self, pts: float | None) -> int:
+        """Of the next frame, which the source shows at `pts` seconds; one step on where that is unknown or less."""
+        if pts is None:
+            self._place += self._step
+            return self._place
+        ticks = round(pts * TICKS)
+        if self._pts is None or pts < self._pts:
+            # A source that was opened again begins anew.
+            self._shift = self._place + self._step - ticks
+        self._pts = pts
+        self._place = max(self._place + 1, ticks + self._shift)
+        return self._place
 
 
 class _Statistics:
