@@ -14,11 +14,11 @@ from fai_fast._arguments import (
     check_bool,
     check_channels,
     check_choice,
-    check_threshold,
     check_items,
     check_names,
     check_size,
     check_threads,
+    check_threshold,
 )
 from fai_fast._foreign import explained
 from fai_fast._options import (
@@ -235,7 +235,8 @@ def postprocess(
         class_logits: float32 or float16 (Q, K) or (1, Q, K). K counts the classes, and with "softmax" one more
             column for 'no object' at the end.
         size: (height, width) to return masks and boxes in, pixels: the frame's.
-        threshold: at most 1; rows whose score is not above it are left out. Below 0 every query that has pixels is a row.
+        threshold: at most 1; rows whose score is not above it are left out. Below 0 every query that has pixels is
+            a row.
         mask_threshold: at most 1; instances: a pixel is inside where its mask probability is at least this.
         use_mask_score: multiply scores by the mean mask probability inside the mask.
         predict_all_pixels: semantic segmentation: each pixel goes to the query with the largest class score times
