@@ -19,6 +19,9 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("fai_fast")
 
+# PyTorch on one thread: its sums do not hang on how many cores there are, and where others keep those busy its threads
+# wait for each other twenty times as long as they work. It reads this when a test first imports it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # What users set for themselves changes what is printed, and where addresses of this machine lead.
 _FOREIGN = ("all_proxy", "http_proxy", "https_proxy", "ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY")
