@@ -291,3 +291,36 @@ def test_a_mention_of_the_shared_folder_is_found():
     assert mentions_shared('open("../' + 'shared/golden/x.npz")')
     assert mentions_shared("/work/" + "shared/spec")
     assert not mentions_shared("a shared pointer, ../share/x")
+
+
+def _imports_of_other_tests(name: str, text: str, modules: set[str]) -> list[str]:
+    """Lines that import a test module other than `name`, also in scripts that a test starts."""
+    lines = re.findall(
+        r"^\s*(?:from\s+\w+\s+import|import)\b.*|(?<=[\"'])(?:from|import)\s+\w+.*", text, re.MULTILINE
+    )
+    return [line for line in lines if set(re.findall(r"\btest_\w+", line)) & (modules - {name})]
+
+
+def test_no_test_module_imports_another():
+    tests = {path.stem: path for path in (ROOT / "tests").glob("test_*.py")}
+    assert len(tests) > 50
+    found = {
+        name: lines
+        for name, path in tests.items()
+        if (lines := _imports_of_other_tests(name, path.read_text(), set(tests)))
+    }
+    assert found == {}, "what several need belongs into tests/helpers"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from test_b import x",
+        "    import numpy, test_b",
+        'run("from test_b import x; x()")',
+        "import test_b as b",
+    ],
+)
+def test_the_import_of_another_test_is_found(line):
+    assert _imports_of_other_tests("test_a", f"import os\n{line}\n", {"test_a", "test_b"})
+    assert not _imports_of_other_tests("test_b", f"import os\n{line}\n", {"test_a", "test_b"})

@@ -240,6 +240,20 @@ def quarters():
     return image
 
 
+def test_decoded_frames_go_without_garbage_collection(tmp_path):
+    path = write_video(tmp_path / "a.mp4", 6)
+    gc.collect()
+    gc.disable()
+    try:
+        with av.open(str(path)) as container:
+            for frame in container.decode(video=0):
+                decoded_pixels(frame, _ColorOverrides("rgb", None, None))
+            del frame
+        assert [item for item in gc.get_objects() if isinstance(item, av.VideoFrame)] == []
+    finally:
+        gc.enable()
+
+
 @pytest.mark.parametrize("name", ORIENTATIONS)
 def test_frames_come_upright_and_not_mirrored(fake, tmp_path, name):
     matrix, turned = ORIENTATIONS[name]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -139,7 +139,12 @@ _UPRIGHT = _Orientation(False, False, False)
 
 def _orientation(frame: Any) -> _Orientation:
     """By the frame's display matrix: x' = a x + c y, y' = b x + d y, as fixed point; the nearest of the eight."""
-    note = frame.side_data.get("DISPLAYMATRIX")
+    from av.sidedata.sidedata import SideDataContainer
+
+    # Not frame.side_data, with which the frame holds itself: the decoder's memory would wait for garbage collection.
+    notes = cast(Any, SideDataContainer)(frame)
+    # Most frames have none, which get() finds out by an exception.
+    note = notes.get("DISPLAYMATRIX") if notes else None
     if note is None:
         return _UPRIGHT
     a, b, _, c, d = np.frombuffer(note, np.int32)[:5].tolist()
