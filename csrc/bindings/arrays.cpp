@@ -211,9 +211,8 @@ py::array recycled_array(Recycler& recycler, const py::dtype& dtype, std::vector
     for (const py::ssize_t side : shape) bytes *= static_cast<size_t>(side);
     if (bytes < kLarge) return py::array(dtype, std::move(shape));
     std::unique_ptr<void, void (*)(void*)> memory(recycler.take(bytes), Recycler::give_back);
-    const py::capsule owner(memory.get(), Recycler::give_back);
-    const void* data = memory.release();
-    return py::array(dtype, std::move(shape), data, owner);
+    const void* const data = memory.get();
+    return array_over(dtype, std::move(shape), data, std::move(memory));
 }
 
 std::string type_name(py::handle object) { return py::str(py::type::handle_of(object).attr("__name__")); }

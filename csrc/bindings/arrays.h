@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 
 #include <functional>
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -65,12 +66,22 @@ Borrowed borrow_anywhere(pybind11::handle object, const char* argument, const ch
 pybind11::array recycled_array(Recycler& recycler, const pybind11::dtype& dtype,
                                std::vector<pybind11::ssize_t> shape);
 
-// Gives a vector's memory to an array.
-template <class T>
+// The one way in which memory of ours becomes an array: a view of `data`, which `owner` keeps. The owner is
+// destroyed with the last view, with the GIL held.
+template <class Owner>
+pybind11::array array_over(const pybind11::dtype& dtype, std::vector<pybind11::ssize_t> shape,
+                           const void* data, Owner owner) {
+    auto held = std::make_unique<Owner>(std::move(owner));
+    const pybind11::capsule capsule(held.get(), [](void* p) { delete static_cast<Owner*>(p); });
+    held.release();
+    return pybind11::array(dtype, std::move(shape), data, capsule);
+}
+
+// Gives a vector's memory to an array, as values of type Element.
+template <class Element, class T>
 pybind11::array to_array(std::vector<T>&& values, std::vector<pybind11::ssize_t> shape) {
-    auto* held = new std::vector<T>(std::move(values));
-    pybind11::capsule owner(held, [](void* p) { delete static_cast<std::vector<T>*>(p); });
-    return pybind11::array_t<T>(std::move(shape), held->data(), owner);
+    const void* const data = values.data();
+    return array_over(pybind11::dtype::of<Element>(), std::move(shape), data, std::move(values));
 }
 
 // "ndarray", "Tensor": what to call an argument of the wrong type.

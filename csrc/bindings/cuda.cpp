@@ -16,8 +16,10 @@
 #include "csrc/bindings/arrays.h"
 #include "csrc/bindings/bindings.h"
 #include "csrc/bindings/dlpack.h"
+#include "csrc/bindings/frames.h"
 #include "csrc/bindings/gil.h"
 #include "csrc/bindings/options.h"
+#include "csrc/bindings/results.h"
 #include "csrc/core/error.h"
 #include "csrc/ops/checks.h"
 #include "csrc/ops/frame_graph.h"
@@ -139,13 +141,18 @@ class DeviceMasks {
     std::array<int64_t, 3> shape_;
 };
 
-// A view of a result's payload, which keeps it.
-py::array payload_array(const py::dtype& dtype, std::vector<py::ssize_t> shape,
-                        const std::shared_ptr<const cuda::Result>& memory) {
-    auto* held = new std::shared_ptr<const cuda::Result>(memory);
-    py::capsule owner(held, [](void* p) { delete static_cast<std::shared_ptr<const cuda::Result>*>(p); });
-    return py::array(dtype, std::move(shape), memory->payload(), owner);
-}
+// Destroyed without the GIL: freeing pinned memory waits for the GPU.
+class PinnedOwner {
+  public:
+    explicit PinnedOwner(std::shared_ptr<const cuda::PinnedMemory> memory) : memory_(std::move(memory)) {}
+    PinnedOwner(PinnedOwner&&) = default;
+    ~PinnedOwner() {
+        if (memory_) without_gil([&] { memory_.reset(); });
+    }
+
+  private:
+    std::shared_ptr<const cuda::PinnedMemory> memory_;
+};
 
 // A uint8 array in pinned memory, which lives as long as anybody holds a view of it.
 py::array pinned_array(const std::vector<py::ssize_t>& shape, int device) {
@@ -156,17 +163,10 @@ py::array pinned_array(const std::vector<py::ssize_t>& shape, int device) {
         }
         bytes *= static_cast<size_t>(side);
     }
-    using Held = std::shared_ptr<const cuda::PinnedMemory>;
-    auto held = std::make_unique<Held>();
-    without_gil([&] { *held = cuda::pinned_memory(device, bytes); });
-    void* const address = (*held)->address();
-    const py::capsule owner(held.get(), [](void* p) {
-        // Freeing waits for the GPU.
-        const std::unique_ptr<Held> last(static_cast<Held*>(p));
-        without_gil([&] { last->reset(); });
-    });
-    held.release();
-    return py::array(py::dtype::of<uint8_t>(), shape, address, owner);
+    std::shared_ptr<const cuda::PinnedMemory> memory;
+    without_gil([&] { memory = cuda::pinned_memory(device, bytes); });
+    void* const address = memory->address();
+    return array_over(py::dtype::of<uint8_t>(), shape, address, PinnedOwner(std::move(memory)));
 }
 
 ops::StagingOptions checked_staging(int threads, int64_t piece_bytes, bool past_cache) {
@@ -180,20 +180,10 @@ ops::StagingOptions checked_staging(int threads, int64_t piece_bytes, bool past_
 std::pair<int64_t, int64_t> stage(const py::object& image, const py::object& out, int threads,
                                   int64_t piece_bytes, bool past_cache) {
     ops::PreprocessArguments frame;
-    std::vector<Borrowed> planes;
-    if (py::isinstance<py::tuple>(image)) {
-        for (const py::handle plane : py::reinterpret_borrow<py::tuple>(image)) {
-            planes.push_back(borrow(py::reinterpret_borrow<py::object>(plane), "image", kExpectedImage));
-        }
-    } else {
-        planes.push_back(borrow(image, "image", kExpectedImage));
-    }
-    if (planes.empty() || planes.size() > 3) {
-        throw ValueError(message("image: got ", planes.size(), " planes, expected 1 to 3"));
-    }
-    frame.plane_count = static_cast<int>(planes.size());
-    for (size_t i = 0; i < planes.size(); ++i) {
-        const View& view = frame.planes[i] = planes[i].view;
+    const std::vector<Borrowed> planes =
+        set_planes(frame, image, [](py::handle plane) { return borrow(plane, "image", kExpectedImage); });
+    for (int i = 0; i < frame.plane_count; ++i) {
+        const View& view = frame.planes[i];
         if (view.dtype != DType::u8 || view.ndim < 1 || view.ndim > 3) {
             throw ValueError(message("image: got ", ops::name_of(view.dtype), " of shape ",
                                      ops::shape_of(view), ", expected ", kExpectedImage));
@@ -322,34 +312,17 @@ class BoundFrameGraph {
             request.mask_threshold = mask_threshold;
             request.use_mask_score = use_mask_score;
             ops::PreprocessArguments& frame = request.frame;
-            frame.color = choose("color", color, kColors);
-            frame.letterbox = choose("resize", resize, kResizes);
-            frame.matrix = choose("yuv_matrix", yuv_matrix, kMatrices);
-            frame.limited_range = choose("yuv_range", yuv_range, kRanges);
-            const size_t first = borrowed.size();
-            const auto take = [&](py::handle plane) {
-                borrowed.push_back(
-                    borrow_anywhere(plane, "image", kExpectedImage, graph.spec().device, graph.stream()));
-            };
-            if (py::isinstance<py::tuple>(image)) {
-                const auto planes = py::reinterpret_borrow<py::tuple>(image);
-                if (planes.empty() || planes.size() > 3) {
-                    throw ValueError(
-                        message("image: got a tuple of ", planes.size(), " planes, expected 2 or 3"));
-                }
-                for (const py::handle plane : planes) take(plane);
-            } else {
-                take(image);
-            }
-            frame.plane_count = static_cast<int>(borrowed.size() - first);
-            request.on_device = borrowed[first].on_device;
-            for (int i = 0; i < frame.plane_count; ++i) {
-                const Borrowed& plane = borrowed[first + static_cast<size_t>(i)];
-                frame.planes[i] = plane.view;
+            set_options(frame, color, resize, yuv_matrix, yuv_range);
+            std::vector<Borrowed> planes = set_planes(frame, image, [&](py::handle plane) {
+                return borrow_anywhere(plane, "image", kExpectedImage, graph.spec().device, graph.stream());
+            });
+            request.on_device = planes[0].on_device;
+            for (Borrowed& plane : planes) {
                 if (plane.on_device != request.on_device) {
                     throw ValueError(
                         "image: got planes in the memory of the CPU and of a GPU, expected one of them");
                 }
+                borrowed.push_back(std::move(plane));
             }
             requests.push_back(request);
         }
@@ -389,24 +362,17 @@ class BoundFrameGraph {
         for (size_t i = 0; i < results.size(); ++i) {
             ops::FrameResult& result = results[i];
             const auto rows = static_cast<py::ssize_t>(result.query.size());
-            py::dict dict;
+            const bool wide = graph.spec().queries > 255;
+            const py::array masks =
+                semantic ? array_over(wide ? py::dtype::of<uint16_t>() : py::dtype::of<uint8_t>(),
+                                      {result.size.height, result.size.width}, result.memory->payload(),
+                                      result.memory)
+                         : array_over(py::dtype::of<uint64_t>(), {result.memory->payload_bytes() / 8},
+                                      result.memory->payload(), result.memory);
+            py::dict dict = result_dict(std::move(result), semantic, masks);
             dict["size"] = py::make_tuple(result.size.height, result.size.width);
             dict["content"] = py::make_tuple(result.placement.content.height, result.placement.content.width);
             dict["offset"] = py::make_tuple(result.placement.top, result.placement.left);
-            dict["confidence"] = to_array(std::move(result.confidence), {rows});
-            dict["class_id"] = to_array(std::move(result.class_id), {rows});
-            dict["query"] = to_array(std::move(result.query), {rows});
-            dict["area"] = to_array(std::move(result.area), {rows});
-            dict["boxes"] = to_array(std::move(result.boxes), {rows, 4});
-            if (semantic) {
-                const bool wide = graph.spec().queries > 255;
-                dict["segments"] = payload_array(wide ? py::dtype::of<uint16_t>() : py::dtype::of<uint8_t>(),
-                                                 {result.size.height, result.size.width}, result.memory);
-            } else {
-                dict["bits"] = payload_array(py::dtype::of<uint64_t>(), {result.memory->payload_bytes() / 8},
-                                             result.memory);
-                dict["offsets"] = to_array(std::move(result.offsets), {rows});
-            }
             if (masks_device) {
                 std::shared_ptr<const cuda::DeviceMemory> memory;
                 without_gil([&] { memory = graph.expand(static_cast<int>(i), result.rows); });

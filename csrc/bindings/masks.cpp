@@ -80,24 +80,15 @@ int threads_arg(int num_threads) {
     return num_threads;
 }
 
-template <class T, class Element = T>
-py::array_t<Element> own(std::vector<T> values, std::vector<py::ssize_t> shape) {
-    auto owner = std::make_unique<std::vector<T>>(std::move(values));
-    const auto* data = reinterpret_cast<const Element*>(owner->data());
-    py::capsule capsule(owner.get(), [](void* vector) { delete static_cast<std::vector<T>*>(vector); });
-    owner.release();
-    return py::array_t<Element>(std::move(shape), data, capsule);
-}
-
 template <class T>
 py::array flat(std::vector<T> values) {
     const auto count = static_cast<py::ssize_t>(values.size());
-    return own(std::move(values), {count});
+    return to_array<T>(std::move(values), {count});
 }
 
 py::array edges(std::vector<Box> boxes) {
     const auto count = static_cast<py::ssize_t>(boxes.size());
-    return own<Box, int32_t>(std::move(boxes), {count, 4});
+    return to_array<int32_t>(std::move(boxes), {count, 4});
 }
 
 // Zeroed pages of the system cost nothing until they are touched, and most of a stack's never are.
@@ -106,8 +97,8 @@ py::array zeros(const std::vector<py::ssize_t>& shape) {
     for (const py::ssize_t side : shape) bytes *= static_cast<size_t>(side);
     void* data = std::calloc(std::max<size_t>(bytes, 1), 1);
     if (!data) throw std::bad_alloc();
-    const py::capsule owner(data, [](void* p) { std::free(p); });
-    return py::array(py::dtype::of<bool>(), shape, data, owner);
+    return array_over(py::dtype::of<bool>(), shape, data,
+                      std::unique_ptr<void, void (*)(void*)>(data, std::free));
 }
 
 // Calls body(pointer to uint8_t or uint16_t, size, the array) for a segment map.

@@ -14,6 +14,7 @@
 #include "csrc/bindings/arrays.h"
 #include "csrc/bindings/bindings.h"
 #include "csrc/bindings/gil.h"
+#include "csrc/bindings/results.h"
 #include "csrc/core/error.h"
 #include "csrc/ops/checks.h"
 
@@ -23,28 +24,8 @@ namespace fai {
 namespace {
 
 py::array words_to_array(std::unique_ptr<uint64_t[]>&& words, int64_t count) {
-    if (count == 0) return py::array_t<uint64_t>(0);
-    uint64_t* held = words.release();
-    py::capsule owner(held, [](void* p) { delete[] static_cast<uint64_t*>(p); });
-    return py::array_t<uint64_t>(std::vector<py::ssize_t>{count}, held, owner);
-}
-
-py::dict to_dict(ops::Postprocessed&& result, const ops::PostprocessArguments& arguments,
-                 py::object segments) {
-    const auto rows = static_cast<py::ssize_t>(result.query.size());
-    py::dict dict;
-    dict["confidence"] = to_array(std::move(result.confidence), {rows});
-    dict["class_id"] = to_array(std::move(result.class_id), {rows});
-    dict["query"] = to_array(std::move(result.query), {rows});
-    dict["area"] = to_array(std::move(result.area), {rows});
-    dict["boxes"] = to_array(std::move(result.boxes), {rows, 4});
-    if (arguments.predict_all_pixels) {
-        dict["segments"] = std::move(segments);
-    } else {
-        dict["bits"] = words_to_array(std::move(result.bits), result.words);
-        dict["offsets"] = to_array(std::move(result.offsets), {rows});
-    }
-    return dict;
+    const void* const data = words.get();
+    return array_over(py::dtype::of<uint64_t>(), {count}, data, std::move(words));
 }
 
 // Entry i of the first dimension.
@@ -130,20 +111,20 @@ py::list postprocess(py::object mask_logits, py::object class_logits, bool batch
         std::vector<char> mask_copy, class_copy;
         make_rows_contiguous(arguments.mask_logits, mask_copy);
         make_rows_contiguous(arguments.class_logits, class_copy);
-        py::object segments = py::none();
+        py::array segments;
         void* labels = nullptr;
         if (predict_all_pixels) {
             const bool wide = ops::segment_item_size(arguments) == 2;
             static constinit Recycler label_maps;
-            py::array fresh =
-                recycled_array(label_maps, wide ? py::dtype::of<uint16_t>() : py::dtype::of<uint8_t>(),
-                               {sizes[i][0], sizes[i][1]});
-            labels = fresh.mutable_data();
-            segments = std::move(fresh);
+            segments = recycled_array(label_maps, wide ? py::dtype::of<uint16_t>() : py::dtype::of<uint8_t>(),
+                                      {sizes[i][0], sizes[i][1]});
+            labels = segments.mutable_data();
         }
         ops::Postprocessed result;
         without_gil([&] { ops::postprocess(arguments, labels, result); });
-        results.append(to_dict(std::move(result), arguments, std::move(segments)));
+        const py::array masks =
+            predict_all_pixels ? std::move(segments) : words_to_array(std::move(result.bits), result.words);
+        results.append(result_dict(std::move(result), predict_all_pixels, masks));
     }
     return results;
 }

@@ -11,6 +11,7 @@
 
 #include "csrc/bindings/arrays.h"
 #include "csrc/bindings/bindings.h"
+#include "csrc/bindings/frames.h"
 #include "csrc/bindings/gil.h"
 #include "csrc/bindings/options.h"
 #include "csrc/core/error.h"
@@ -51,28 +52,15 @@ py::tuple preprocess(py::object image, std::array<int64_t, 2> size, std::array<f
                      const std::string& dtype, py::object out, const std::string& yuv_matrix,
                      const std::string& yuv_range) {
     ops::PreprocessArguments arguments;
-    arguments.color = choose("color", color, kColors);
-    arguments.matrix = choose("yuv_matrix", yuv_matrix, kMatrices);
-    arguments.limited_range = choose("yuv_range", yuv_range, kRanges);
-    arguments.letterbox = choose("resize", resize, kResizes);
+    set_options(arguments, color, resize, yuv_matrix, yuv_range);
     const DType out_dtype = choose("dtype", dtype, kDtypes);
     ops::check_sides("size", size[0], size[1]);
     arguments.size = {static_cast<int32_t>(size[0]), static_cast<int32_t>(size[1])};
     std::copy(mean.begin(), mean.end(), arguments.mean);
     std::copy(stddev.begin(), stddev.end(), arguments.stddev);
 
-    std::vector<Borrowed> planes;
-    if (py::isinstance<py::tuple>(image)) {
-        const auto tuple = py::reinterpret_borrow<py::tuple>(image);
-        if (tuple.empty() || tuple.size() > 3) {
-            throw ValueError(message("image: got a tuple of ", tuple.size(), " planes, expected 2 or 3"));
-        }
-        for (const py::handle plane : tuple) planes.push_back(borrow(plane, "image", kExpectedImage));
-    } else {
-        planes.push_back(borrow(image, "image", kExpectedImage));
-    }
-    arguments.plane_count = static_cast<int>(planes.size());
-    for (size_t i = 0; i < planes.size(); ++i) arguments.planes[i] = planes[i].view;
+    const std::vector<Borrowed> planes =
+        set_planes(arguments, image, [](py::handle plane) { return borrow(plane, "image", kExpectedImage); });
     const Size frame = ops::frame_size(arguments);
 
     Borrowed target;

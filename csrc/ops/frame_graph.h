@@ -6,6 +6,7 @@
 
 #include "csrc/core/types.h"
 #include "csrc/ops/pixel_axis.h"
+#include "csrc/ops/postprocess.h"
 #include "csrc/ops/preprocess.h"
 #include "csrc/ops/staging.h"
 #include "cuda/api.h"
@@ -21,16 +22,10 @@ struct FrameRequest {
     bool use_mask_score = false;
 };
 
-// Rows in order of falling score, as Postprocessed has them; masks or labels in pinned memory.
-struct FrameResult {
+// Masks or labels lie in pinned memory.
+struct FrameResult : ResultRows {
     Size size;
     Placement placement;
-    std::vector<float> confidence;
-    std::vector<int64_t> class_id;
-    std::vector<int64_t> query;
-    std::vector<int64_t> area;
-    std::vector<int32_t> boxes;  // 4 per row
-    std::vector<int64_t> offsets;
     std::vector<cuda::Row> rows;  // as the device knows them
     std::shared_ptr<const cuda::Result> memory;
 };

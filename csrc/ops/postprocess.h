@@ -27,15 +27,18 @@ struct PostprocessArguments {
     int num_threads = 0;  // 0: all
 };
 
-// Rows in order of falling score. Masks are packed (see masks.h) for instances, segments for semantic
-// results.
-struct Postprocessed {
+// What is found in a frame, in order of falling score, whoever found it.
+struct ResultRows {
     std::vector<float> confidence;
     std::vector<int64_t> class_id;
     std::vector<int64_t> query;
     std::vector<int64_t> area;
-    std::vector<int32_t> boxes;  // 4 per row
-    std::vector<int64_t> offsets;
+    std::vector<int32_t> boxes;    // 4 per row
+    std::vector<int64_t> offsets;  // instances only: first word of each row's mask
+};
+
+// Masks are packed (see masks.h) for instances, segments for semantic results.
+struct Postprocessed : ResultRows {
     std::unique_ptr<uint64_t[]> bits;
     int64_t words = 0;
 };
