@@ -14,11 +14,11 @@ from fai_fast._arguments import (
     check_bool,
     check_channels,
     check_choice,
-    check_threshold,
     check_items,
     check_names,
     check_size,
     check_threads,
+    check_threshold,
 )
 from fai_fast._foreign import explained
 from fai_fast._options import (
