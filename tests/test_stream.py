@@ -512,7 +512,7 @@ def test_a_pattern_of_numbers_is_refused_in_words(fake, source):
 def test_standard_input_is_a_source(broadcast, source):
     script = f"""
         from fai_fast.stream import Stream
-        from videos import Fake
+        from helpers.videos import Fake
         fake = Fake()
         with Stream(fake, {source!r}) as stream:
             print(sum(1 for _ in stream), stream.policy)

@@ -72,7 +72,10 @@ def to_coco(
     detections: Detections, image_id: int | str, category_ids: Sequence[int] | Mapping[int, int] | None
 ) -> list[dict[str, Any]]:
     if not isinstance(image_id, str):
-        image_id = check_int("image_id", image_id)
+        try:
+            image_id = check_int("image_id", image_id)
+        except TypeError as error:
+            raise TypeError(f"{error} or a str") from None
     columns = zip(
         _categories(detections, category_ids),
         detections.xyxy.tolist(),
