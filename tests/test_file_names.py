@@ -119,7 +119,7 @@ def test_records_of_models(name):
 
 
 def test_the_command_line(name, capsys, monkeypatch):
-    from test_cli import Bright
+    from helpers.models import Bright
 
     monkeypatch.setattr(fai_fast, "load", lambda *_, **__: Bright())
     path = made(name, ".png")

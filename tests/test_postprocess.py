@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import reference
 import torch
+from fai_fast import _core
+from fai_fast.detections import PackedMasks
 from fai_fast.ops import raw_queries
 from helpers import scenes
 from helpers.guard import run_to_done
@@ -641,6 +643,21 @@ def test_no_raw_query_has_pixels_at_a_probability_of_one():
     assert class_ids.tolist() == [1, 0]
     assert (scores > 0.9).all()
     assert (masks == -1).all()
+
+
+def test_queries_without_pixels_have_empty_boxes_and_masks():
+    class_logits = np.array([[1, 5, 0], [6, 1, 0]], np.float32)
+    sure, size = np.full((2, 4, 4), 50, np.float32), (8, 8)
+    # Above every probability, so that nothing is drawn; the public functions refuse it.
+    arguments = False, [size], -1.0, 1.5, False, False, True, -1, [None], 0
+    [found] = _core.postprocess(sure, class_logits, *arguments, min_area=0)
+    assert found["query"].tolist() == [1, 0]
+    assert found["class_id"].tolist() == [0, 1]
+    assert found["area"].tolist() == [0, 0]
+    assert found["boxes"].tolist() == [[0, 0, 0, 0]] * 2
+    assert PackedMasks(found["bits"], found["offsets"], found["boxes"], size).area().tolist() == [0, 0]
+    [found] = _core.postprocess(sure, class_logits, *arguments)
+    assert found["query"].tolist() == []
 
 
 @pytest.mark.parametrize("name", ["threshold", "mask_threshold"])
