@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "csrc/math/rows.h"
 #include "cuda/params.cuh"
 #include "cuda/warp.cuh"
 
@@ -23,13 +24,13 @@ __device__ __forceinline__ void finish(const ImageParams& image, int32_t queries
         const QueryState* query = nullptr;
         if (slot < candidates) {
             query = image.queries + (semantic ? slot : image.candidates[slot]);
-            if (!query->rejected && query->area >= 2) {
+            if (!query->rejected && math::enough_pixels(static_cast<int64_t>(query->area))) {
                 double score = query->score;
                 if (image.use_mask_score) {
-                    score *= static_cast<double>(query->sum) * kSumUnit /
-                             (static_cast<double>(query->area) + 0.01);
+                    score = math::fused_score(score, static_cast<double>(query->sum) * kSumUnit,
+                                              static_cast<int64_t>(query->area));
                 }
-                keep = score > image.threshold - kSlack;
+                keep = math::perhaps_above(score, image.threshold);
                 const int64_t across = (query->x2 + 63) / 64 - query->x1 / 64;
                 if (keep && !semantic)
                     size = static_cast<unsigned long long>(across * (query->y2 - query->y1));

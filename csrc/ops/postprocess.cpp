@@ -126,10 +126,10 @@ Axes build_axes(const PostprocessArguments& arguments, const MaskLogits& logits)
 
 // Steps 4 to 6 for a query whose region is known.
 bool keep(const PostprocessArguments& arguments, ScoredQuery& query) {
-    if (query.region.area < arguments.min_area) return false;
+    if (!math::enough_pixels(query.region.area, arguments.min_area)) return false;
     if (query.region.area == 0) query.region = {};  // its box is zeros, not an inverted one
     if (arguments.use_mask_score) {
-        query.score *= query.region.sum / (static_cast<double>(query.region.area) + 0.01);
+        query.score = math::fused_score(query.score, query.region.sum, query.region.area);
     }
     return math::above(query.score, arguments.threshold);
 }
