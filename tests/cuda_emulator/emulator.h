@@ -44,8 +44,9 @@ Counters counters();
 
 extern "C" {
 // name is "driver" (values "present", "missing", "too_old", "without_device"), "order" ("lazy", "eager",
-// "random"), "seed", "device_memory", "pinned_memory", "fail_next_launch", "fail_next_kernel" (whole numbers),
-// "devices" (1 to 8), "integrated", "host_page_tables" (0 or 1: what the device says of itself) or "reset" (""). At the first use, and on "reset", the same are read from the environment, as
+// "random"), "seed", "device_memory", "pinned_memory", "fail_next_launch", "fail_next_kernel" (whole
+// numbers), "devices" (1 to 8), "integrated", "host_page_tables" (0 or 1: what the device says of itself) or
+// "reset" (""). At the first use, and on "reset", the same are read from the environment, as
 // FAI_FAST_EMULATOR_DRIVER and so on. Returns 0, or -1 for an unknown name or value.
 __attribute__((visibility("default"))) int cuda_emulator_set(const char* name, const char* value);
 // A member of Counters by its name; -1 for an unknown name.

@@ -1,5 +1,6 @@
 // Threads of a block as fibers. A fiber runs one thread after another for as long as none waits; a thread
-// that waits keeps its fiber, and another fiber goes on. So a kernel without barriers costs a call per thread.
+// that waits keeps its fiber, and another fiber goes on. So a kernel without barriers costs a call per
+// thread.
 #include "execution.h"
 
 #include <dlfcn.h>

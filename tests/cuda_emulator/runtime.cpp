@@ -142,7 +142,8 @@ std::shared_ptr<T> owned(const Owned<T>& all, const T* handle) {
     return found == all.end() ? nullptr : found->second;
 }
 
-// The device that cudaSetDevice chose, and the primary contexts that the thread has pushed, each as its device.
+// The device that cudaSetDevice chose, and the primary contexts that the thread has pushed, each as its
+// device.
 thread_local int chosen_device = 0;
 thread_local std::vector<int> pushed_contexts;
 
@@ -323,8 +324,8 @@ void Runtime::read_environment() {
     devices = 1;
     next_launch = next_kernel = sticky = cudaSuccess;
     cuda_emulator::chance().seed(1);
-    for (const char* name : {"driver", "order", "seed", "device_memory", "pinned_memory", "devices", "integrated",
-                             "host_page_tables", "fail_next_launch", "fail_next_kernel"}) {
+    for (const char* name : {"driver", "order", "seed", "device_memory", "pinned_memory", "devices",
+                             "integrated", "host_page_tables", "fail_next_launch", "fail_next_kernel"}) {
         std::string variable = std::string("FAI_FAST_EMULATOR_") + name;
         std::transform(variable.begin(), variable.end(), variable.begin(),
                        [](unsigned char c) { return static_cast<char>(std::toupper(c)); });
@@ -976,8 +977,7 @@ cudaError_t cudaGetDriverEntryPointByVersion(const char* symbol, void** function
         *function = nullptr;
         for (const auto& [name, address] : known)
             if (std::string(name) == symbol) *function = address;
-        if (result)
-            *result = *function ? cudaDriverEntryPointSuccess : cudaDriverEntryPointSymbolNotFound;
+        if (result) *result = *function ? cudaDriverEntryPointSuccess : cudaDriverEntryPointSymbolNotFound;
         return cudaSuccess;
     });
 }
@@ -1311,7 +1311,8 @@ cudaError_t cudaEventCreate(cudaEvent_t* event) { return cudaEventCreateWithFlag
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags) {
     return call([&](Runtime& r) {
         if (!event || flags > 7) return cudaErrorInvalidValue;
-        *event = add(r.events, std::make_shared<CUevent_st>(CUevent_st{r.use_device(), flags, nullptr, nullptr, {}}));
+        *event = add(r.events,
+                     std::make_shared<CUevent_st>(CUevent_st{r.use_device(), flags, nullptr, nullptr, {}}));
         return cudaSuccess;
     });
 }
