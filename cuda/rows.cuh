@@ -61,19 +61,19 @@ __device__ __forceinline__ void finish(const ImageParams& image, int32_t queries
             all_words += words_of_warp[w];
         }
         if (keep) {
-            const Row row = {static_cast<int32_t>(query - image.queries),
-                             query->class_id,
-                             query->best,
-                             query->largest,
-                             query->total,
-                             query->x1,
-                             query->y1,
-                             query->x2,
-                             query->y2,
-                             slot,
-                             static_cast<int64_t>(query->area),
-                             static_cast<int64_t>(query->sum),
-                             static_cast<int64_t>(words + offset)};
+            const Row row = {.query = static_cast<int32_t>(query - image.queries),
+                             .class_id = query->class_id,
+                             .best = query->best,
+                             .largest = query->largest,
+                             .total = query->total,
+                             .x1 = query->x1,
+                             .y1 = query->y1,
+                             .x2 = query->x2,
+                             .y2 = query->y2,
+                             .slot = slot,
+                             .area = static_cast<int64_t>(query->area),
+                             .sum = static_cast<int64_t>(query->sum),
+                             .offset = static_cast<int64_t>(words + offset)};
             image.kept[rows + at] = row;
             image.results[rows + at] = row;
         }
