@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "csrc/math/masks.h"
+#include "csrc/math/rows.h"
 #include "csrc/math/sampling.h"
 #include "cuda/device.cuh"
 #include "cuda/params.cuh"
@@ -50,9 +51,9 @@ __device__ void score(const T* logits, int32_t columns, bool softmax, QueryState
         }
         for (int step = 8; step > 0; step /= 2) sum += __shfl_down_sync(kAllLanes, sum, step);
         total = __shfl_sync(kAllLanes, sum, 0);
-        value = exp(static_cast<double>(best) - static_cast<double>(largest)) / total;
+        value = math::softmax_score(best, largest, total);
     } else {
-        value = 1.0 / (1.0 + exp(-static_cast<double>(best)));
+        value = math::sigmoid_score(best);
     }
     if (lane != 0) return;
     query.best = best;
@@ -111,7 +112,7 @@ __global__ void __launch_bounds__(kThreads)
     if (threadIdx.x != 0) return;
     if (nan) query.rejected = 1;
     if (!semantic && !query.rejected && image.mask_threshold_reachable &&
-        query.score > image.threshold - kSlack) {
+        math::perhaps_above(query.score, image.threshold)) {
         image.candidates[atomicAdd(image.counters + kCandidates, 1)] = q;
     }
 }

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "csrc/math/rows.h"
 #include "cuda/params.cuh"
 #include "cuda/warp.cuh"
 
@@ -23,13 +24,13 @@ __device__ __forceinline__ void finish(const ImageParams& image, int32_t queries
         const QueryState* query = nullptr;
         if (slot < candidates) {
             query = image.queries + (semantic ? slot : image.candidates[slot]);
-            if (!query->rejected && query->area >= 2) {
+            if (!query->rejected && math::enough_pixels(static_cast<int64_t>(query->area))) {
                 double score = query->score;
                 if (image.use_mask_score) {
-                    score *= static_cast<double>(query->sum) * kSumUnit /
-                             (static_cast<double>(query->area) + 0.01);
+                    score = math::fused_score(score, static_cast<double>(query->sum) * kSumUnit,
+                                              static_cast<int64_t>(query->area));
                 }
-                keep = score > image.threshold - kSlack;
+                keep = math::perhaps_above(score, image.threshold);
                 const int64_t across = (query->x2 + 63) / 64 - query->x1 / 64;
                 if (keep && !semantic)
                     size = static_cast<unsigned long long>(across * (query->y2 - query->y1));
@@ -60,19 +61,19 @@ __device__ __forceinline__ void finish(const ImageParams& image, int32_t queries
             all_words += words_of_warp[w];
         }
         if (keep) {
-            const Row row = {static_cast<int32_t>(query - image.queries),
-                             query->class_id,
-                             query->best,
-                             query->largest,
-                             query->total,
-                             query->x1,
-                             query->y1,
-                             query->x2,
-                             query->y2,
-                             slot,
-                             static_cast<int64_t>(query->area),
-                             static_cast<int64_t>(query->sum),
-                             static_cast<int64_t>(words + offset)};
+            const Row row = {.query = static_cast<int32_t>(query - image.queries),
+                             .class_id = query->class_id,
+                             .best = query->best,
+                             .largest = query->largest,
+                             .total = query->total,
+                             .x1 = query->x1,
+                             .y1 = query->y1,
+                             .x2 = query->x2,
+                             .y2 = query->y2,
+                             .slot = slot,
+                             .area = static_cast<int64_t>(query->area),
+                             .sum = static_cast<int64_t>(query->sum),
+                             .offset = static_cast<int64_t>(words + offset)};
             image.kept[rows + at] = row;
             image.results[rows + at] = row;
         }

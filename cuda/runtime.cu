@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <map>
 #include <mutex>
+#include <string_view>
 
 #include "cuda/api.h"
 #include "cuda/device.cuh"
@@ -92,7 +93,7 @@ int driver_version() noexcept {
     return version;
 }
 
-std::string explain(cudaError_t error, const char* what) {
+std::string explain(cudaError_t error, const char* what, std::source_location where) {
     switch (error) {
         case cudaErrorInsufficientDriver:
         case cudaErrorCompatNotSupportedOnDevice:
@@ -134,8 +135,11 @@ std::string explain(cudaError_t error, const char* what) {
             return message("this build of fai_fast has no code for this GPU (", cudaGetErrorString(error),
                            "); GPUs of compute capability 7.5 and later are supported");
         default: {
-            const std::string said =
-                message(what, " failed: ", cudaGetErrorName(error), ", ", cudaGetErrorString(error));
+            // Not the folder, which is that of the machine that compiled it.
+            std::string_view file = where.file_name();
+            file.remove_prefix(file.rfind('/') + 1);
+            const std::string said = message(what, " failed: ", cudaGetErrorName(error), ", ",
+                                             cudaGetErrorString(error), " (", file, ":", where.line(), ")");
             if (!spoils_the_process(error)) return said;
             return message(said, "; nothing can run on the GPU in this process any more: restart it");
         }

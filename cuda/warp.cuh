@@ -60,7 +60,4 @@ __device__ __forceinline__ bool last_to_arrive(int32_t* counter, int32_t count) 
     return last;
 }
 
-// Queries whose score is this little below the threshold are kept for the host to decide, in double.
-inline constexpr double kSlack = 1e-6;
-
 }  // namespace fai::cuda

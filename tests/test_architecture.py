@@ -17,8 +17,7 @@ MAY_INCLUDE = {
     "csrc/math": {"csrc/core"},
     "csrc/cpu": {"csrc/math", "csrc/core"},
     "csrc/ops": {"csrc/cpu", "csrc/math", "csrc/core", "cuda/api.h"},
-    "csrc/runtime": {"csrc/ops", "csrc/core"},
-    "csrc/bindings": {"csrc/ops", "csrc/runtime", "csrc/core"},
+    "csrc/bindings": {"csrc/ops", "csrc/core"},
     "cuda/api.h": {"csrc/core"},
     "cuda": {"cuda/api.h", "csrc/math", "csrc/core"},
 }

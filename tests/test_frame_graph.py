@@ -1110,7 +1110,8 @@ def test_a_kernel_that_fails_is_told_of_wherever_it_is_waited_for(logits):
         gpu.submit(graph, [item(BLACK)])
         with pytest.raises(
             CudaError,
-            match=r"running a frame failed: cudaErrorIllegalAddress, .*; nothing can run .* any more: restart it",
+            match=r"running a frame failed: cudaErrorIllegalAddress, .* \(device_graph\.cu:\d+\); "
+            r"nothing can run .* any more: restart it",
         ):
             graph.wait(-1.0)
         with pytest.raises(CudaError, match="cudaErrorIllegalAddress"):

@@ -4,13 +4,13 @@
 // the boxes' bits are written. Semantic: logits are read where a query can still win, the segments (H * W
 // bytes) written. Both also run one sigmoid per node they use; pixels cost only where a boundary passes.
 
-#include <cmath>
 #include <cstring>
 #include <limits>
 
 #include "csrc/cpu/kernels.h"
 #include "csrc/cpu/simd.h"
 #include "csrc/math/masks.h"
+#include "csrc/math/rows.h"
 
 namespace fai::cpu::FAI_ISA {
 namespace {
@@ -51,7 +51,7 @@ void class_score(const void* data, int32_t count, bool softmax, double* score, i
         }
     }
     if (!softmax) {
-        *score = nan ? kNan : 1.0 / (1.0 + std::exp(-static_cast<double>(best)));
+        *score = nan ? kNan : math::sigmoid_score(best);
         return;
     }
     alignas(64) float last[kLanes];
@@ -69,7 +69,7 @@ void class_score(const void* data, int32_t count, bool softmax, double* score, i
         const F32 e = math::exponential(maximum(x, floor));
         total = total + select(mask_of(low_bits(n)) & (x >= floor), e, broadcast(0.0f));
     }
-    *score = std::exp(static_cast<double>(best) - static_cast<double>(largest)) / sum(total);
+    *score = math::softmax_score(best, largest, sum(total));
 }
 
 // ---- instance masks

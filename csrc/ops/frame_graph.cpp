@@ -194,12 +194,10 @@ std::vector<FrameResult> FrameGraph::results(int64_t top_k) {
         std::vector<Scored> kept;
         for (int32_t r = 0; r < taken[i]->count(); ++r) {
             const cuda::Row& row = taken[i]->rows()[r];
-            const double best = row.best;
-            double score = softmax ? std::exp(best - static_cast<double>(row.largest)) / row.total
-                                   : 1.0 / (1.0 + std::exp(-best));
+            double score = softmax ? math::softmax_score(row.best, row.largest, row.total)
+                                   : math::sigmoid_score(row.best);
             if (geometry.use_mask_score) {
-                score *=
-                    static_cast<double>(row.sum) * cuda::kSumUnit / (static_cast<double>(row.area) + 0.01);
+                score = math::fused_score(score, static_cast<double>(row.sum) * cuda::kSumUnit, row.area);
             }
             if (math::above(score, geometry.threshold)) kept.push_back({static_cast<float>(score), &row});
         }

@@ -75,10 +75,15 @@ void check_rows(const char* name, const View& view) {
 
 MaskLogits mask_logits_of(const View& masks) {
     const size_t item = item_size(masks.dtype);
-    return {static_cast<int32_t>(masks.shape[0]),          static_cast<int32_t>(masks.shape[1]),
-            static_cast<int32_t>(masks.shape[2]),          masks.strides[0] / static_cast<int64_t>(item),
-            masks.strides[1] / static_cast<int64_t>(item), masks.dtype == DType::f16,
-            static_cast<const char*>(masks.data),          item};
+    const auto bytes = static_cast<int64_t>(item);
+    return {.queries = static_cast<int32_t>(masks.shape[0]),
+            .rows = static_cast<int32_t>(masks.shape[1]),
+            .columns = static_cast<int32_t>(masks.shape[2]),
+            .query_stride = masks.strides[0] / bytes,
+            .row_stride = masks.strides[1] / bytes,
+            .dtype_index = masks.dtype == DType::f16,
+            .data = static_cast<const char*>(masks.data),
+            .item = item};
 }
 
 // Step 1. A score that is NaN takes its query out.
@@ -126,10 +131,10 @@ Axes build_axes(const PostprocessArguments& arguments, const MaskLogits& logits)
 
 // Steps 4 to 6 for a query whose region is known.
 bool keep(const PostprocessArguments& arguments, ScoredQuery& query) {
-    if (query.region.area < arguments.min_area) return false;
+    if (!math::enough_pixels(query.region.area, arguments.min_area)) return false;
     if (query.region.area == 0) query.region = {};  // its box is zeros, not an inverted one
     if (arguments.use_mask_score) {
-        query.score *= query.region.sum / (static_cast<double>(query.region.area) + 0.01);
+        query.score = math::fused_score(query.score, query.region.sum, query.region.area);
     }
     return math::above(query.score, arguments.threshold);
 }
@@ -217,11 +222,18 @@ void draw_instances(const PostprocessArguments& arguments, const MaskLogits& log
         const Canvas& canvas = canvases[i];
         if (canvas.rows == 0 || canvas.stride == 0) return;
         queries[i].region = kernels.draw_instance[logits.dtype_index](
-            {logits.plane(queries[i].index), extents[i], axes.x, axes.y, static_cast<float>(wanted),
-             arguments.use_mask_score, drawn + canvas.begin, canvas.stride, canvas.word_begin,
-             canvas.row_begin,
-             t_worker.floats.get(static_cast<size_t>(cpu::instance_scratch(logits.columns))),
-             t_worker.words.get(static_cast<size_t>(logits.columns) / 64 + 2)});
+            {.logits = logits.plane(queries[i].index),
+             .extent = extents[i],
+             .x = axes.x,
+             .y = axes.y,
+             .mask_threshold = static_cast<float>(wanted),
+             .want_sum = arguments.use_mask_score,
+             .words = drawn + canvas.begin,
+             .word_stride = canvas.stride,
+             .word_begin = canvas.word_begin,
+             .row_begin = canvas.row_begin,
+             .scratch = t_worker.floats.get(static_cast<size_t>(cpu::instance_scratch(logits.columns))),
+             .node_bits = t_worker.words.get(static_cast<size_t>(logits.columns) / 64 + 2)});
     });
 
     std::vector<ScoredQuery> rows;
@@ -284,29 +296,28 @@ void draw_semantic(const PostprocessArguments& arguments, const MaskLogits& logi
         parallel_for(tasks, threads, [&](int64_t task) {
             const auto begin = static_cast<int32_t>(task * rows_per_task);
             const int64_t mine = task * static_cast<int64_t>(competitors);
+            const auto count = static_cast<int32_t>(competitors);
             kernels.draw_segments[logits.dtype_index](
-                {logits.data,
-                 logits.rows,
-                 logits.columns,
-                 logits.query_stride,
-                 logits.row_stride,
-                 static_cast<int32_t>(competitors),
-                 index.data(),
-                 score.data(),
-                 axes.x,
-                 axes.y,
-                 begin,
-                 std::min(begin + rows_per_task, logits.rows),
-                 segments,
-                 wide,
-                 arguments.use_mask_score,
-                 has_nan + mine,
-                 regions + mine,
-                 t_worker.floats.get(
-                     static_cast<size_t>(cpu::semantic_scratch(static_cast<int32_t>(competitors)))),
-                 t_worker.candidates.get(competitors + 1),
-                 t_worker.integers.get(
-                     static_cast<size_t>(cpu::semantic_integers(static_cast<int32_t>(competitors))))});
+                {.logits = logits.data,
+                 .rows = logits.rows,
+                 .columns = logits.columns,
+                 .query_stride = logits.query_stride,
+                 .row_stride = logits.row_stride,
+                 .competitors = count,
+                 .query = index.data(),
+                 .score = score.data(),
+                 .x = axes.x,
+                 .y = axes.y,
+                 .row_begin = begin,
+                 .row_end = std::min(begin + rows_per_task, logits.rows),
+                 .segments = segments,
+                 .wide = wide,
+                 .want_sum = arguments.use_mask_score,
+                 .has_nan = has_nan + mine,
+                 .regions = regions + mine,
+                 .scratch = t_worker.floats.get(static_cast<size_t>(cpu::semantic_scratch(count))),
+                 .candidates = t_worker.candidates.get(competitors + 1),
+                 .integers = t_worker.integers.get(static_cast<size_t>(cpu::semantic_integers(count)))});
         });
         std::vector<uint8_t> rejected(competitors, 0);
         for (int64_t task = 0; task < tasks; ++task) {
