@@ -270,6 +270,13 @@ def test_a_folder_that_cannot_be_written_to_is_a_clear_error(tmp_path):
         cache.artefact(tmp_path / "file" / "a", {}, Build())
 
 
+def test_a_loop_of_links_is_a_clear_error(tmp_path):
+    (tmp_path / "one").symlink_to("other")
+    (tmp_path / "other").symlink_to("one")
+    with pytest.raises(FaiFastError, match=r"cannot write to .*one.*FAI_FAST_CACHE"):
+        cache.artefact(tmp_path / "one" / "models" / "a", {}, Build())
+
+
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
 def test_a_read_only_folder_is_a_clear_error_but_what_is_there_is_used(kept):
     for path in kept.parent.iterdir():

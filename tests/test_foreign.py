@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import functools
 import http.server
 import io
@@ -314,6 +315,22 @@ def test_infer_may_be_interrupted_anywhere(kind, step, model, frame):
     assert model.infer(frame).to_dict() == expected.to_dict()
     tickets = [model.submit(frame) for _ in range(8)]
     assert [ticket.result(timeout=60).to_dict() for ticket in tickets] == [expected.to_dict()] * 8
+
+
+@pytest.mark.parametrize("timeout", [None, 600])
+@pytest.mark.parametrize("kind", KINDS)
+def test_waiting_for_a_result(kind, timeout, model, frame, monkeypatch):
+    """The handler runs while the frame is on its way: a TimeoutError of its is not that of `timeout`."""
+    ticket = model.submit(frame)
+    future = ticket._pending._future
+    concurrent.futures.wait([future])
+    with limited(kind) as raised, monkeypatch.context() as patch:
+        patch.setattr(future, "result", now)
+        patch.setattr(future, "done", lambda: False)
+        ticket._pending._ended, ended = [], ticket._pending._ended
+        raises(raised, kind, lambda: ticket.result(timeout))
+        ticket._pending._ended = ended
+    assert ticket.result().to_dict() == model.infer(frame).to_dict()
 
 
 @pytest.mark.parametrize("image", ["torch", "path", "bytes"])

@@ -782,6 +782,57 @@ def test_an_engine_that_raises_costs_its_own_frame_only(in_submit):
     fake.close()
 
 
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
+def test_what_ends_the_sending_thread_ends_the_stream(fake, kind):
+    class Ends:
+        def submit(self, image, **options):
+            if len(fake.seen) == 1:
+                raise kind("not in this thread")
+            return fake.submit(image, **options)
+
+    with Stream(Ends(), [np.zeros((8, 8, 3), np.uint8)] * 5) as stream:
+        assert next(stream)[0].id == 0
+        with pytest.raises(kind, match="not in this thread"):
+            next(stream)
+        assert list(stream) == []
+
+
+@pytest.mark.parametrize("seconds", [1e10, 1e300])
+def test_limits_beyond_what_clocks_know_are_no_limits(fake, seconds):
+    def source():
+        yield np.zeros((8, 8, 3), np.uint8)
+
+    with Stream(fake, source, timeout=seconds, policy="all") as stream:
+        assert len(list(stream)) == 1
+    ready = threading.Event()
+
+    def again():
+        ready.set()
+        yield np.zeros((8, 8, 3), np.uint8)
+
+    # The reader waits for its next try, and the loop for the reader, until somebody closes the stream.
+    stream = Stream(fake, again, on_error="reconnect", backoff=(seconds, seconds))
+    next(stream)
+    found = []
+    loop = threading.Thread(target=lambda: found.extend(stream))
+    loop.start()
+    stream.close()
+    loop.join(30)
+    assert not loop.is_alive()
+    assert found == []
+
+
+@pytest.mark.parametrize("options", ["ab", 1, [("a", "b")], {"a": 1}, {1: "b"}])
+def test_options_of_ffmpeg_are_str(fake, options):
+    with pytest.raises(TypeError, match=r"^options: got .*, expected a mapping of str to str"):
+        Stream(fake, "a.mp4", options=options)
+
+
+def test_the_format_of_ffmpeg_is_a_str(fake):
+    with pytest.raises(TypeError, match=r"^format: got int, expected a str or None"):
+        Stream(fake, "a.mp4", format=1)
+
+
 def test_latest_never_drops_an_error():
     fake = Fake(fail=lambda number: EngineError("broken") if number == 1 else None)
     more = threading.Event()

@@ -12,6 +12,8 @@ import numpy as np
 from fai_fast._foreign import explained
 
 MAX_SIDE = 32767
+# A year. Clocks of Python and of C++ overflow beyond centuries, in the thread that waits.
+LONGEST_WAIT = 365 * 86400.0
 _MAX_ITEMS = 2**20
 _Choice = TypeVar("_Choice", bound=str)
 
@@ -57,6 +59,11 @@ def check_fraction(name: str, value: object) -> float:
     if not 0 <= number <= 1:
         raise ValueError(f"{name}: got {_show(value)}, expected 0 to 1")
     return number
+
+
+def check_wait(name: str, value: object) -> float:
+    """`value`, finite seconds, as a float that every clock takes; TypeError, ValueError as :func:`check_number`."""
+    return min(check_number(name, value), LONGEST_WAIT)
 
 
 def check_int(name: str, value: object) -> int:

@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fai_fast import _core
-from fai_fast._foreign import explained
+from fai_fast._arguments import check_wait
+from fai_fast._foreign import explained, from_signal_handler
 from fai_fast._forks import ProcessGuard
 from fai_fast.detections import Detections, Latency
 from fai_fast.engines.base import Context, Engine
@@ -105,9 +106,12 @@ class InferFuture:
             timeout: seconds to wait at most; None for as long as it takes.
 
         Raises:
+            TypeError, ValueError: `timeout` is no finite number.
             TimeoutError: it took longer; the frame is still on its way.
             EngineError: the frame failed; or it was on its way when this process was forked.
         """
+        if timeout is not None:
+            timeout = check_wait("timeout", timeout)
         return self._pending.results(timeout)[0]
 
     def done(self) -> bool:
@@ -209,7 +213,8 @@ class _CpuPending(Pending):
         try:
             self._future.result(timeout)
         except Late as error:
-            if self._future.done():
+            # A time limit of the program's own is a TimeoutError too.
+            if timeout is None or self._future.done() or from_signal_handler(error) is not None:
                 raise
             raise _late(timeout) from error
 

@@ -22,7 +22,7 @@ from typing import Any, NoReturn, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from fai_fast._arguments import check_bool, check_choice, check_int, check_number
+from fai_fast._arguments import check_bool, check_choice, check_int, check_wait
 from fai_fast._foreign import from_signal_handler
 from fai_fast._options import (
     ON_ERROR,
@@ -144,6 +144,8 @@ class Stream:
         if timeout is not None:
             timeout = _positive("timeout", timeout)
         self._max_pixels = check_max_pixels(max_pixels)
+        if format is not None and not isinstance(format, str):
+            raise TypeError(f"format: got {type(format).__name__}, expected a str or None")
         opener = _opener(
             source,
             overrides,
@@ -151,7 +153,7 @@ class Stream:
             LIVE_TIMEOUT,
             check_bool("frame_threads", frame_threads),
             format,
-            dict(options or {}),
+            _ffmpeg_options(options),
             self._max_pixels,
         )
         if on_error == "reconnect" and not opener.again:
@@ -269,7 +271,7 @@ def _raise_of_frame(error: Exception, number: int) -> NoReturn:
 
 
 def _positive(name: str, value: object) -> float:
-    number = check_number(name, value)
+    number = check_wait(name, value)
     if number <= 0:
         raise ValueError(f"{name}: got {number}, expected seconds above 0")
     return number
@@ -280,6 +282,20 @@ def _at_least_one(name: str, value: object) -> int:
     if number < 1:
         raise ValueError(f"{name}: got {number}, expected 1 or more")
     return number
+
+
+def _ffmpeg_options(value: object) -> dict[str, str]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise TypeError(f"options: got {type(value).__name__}, expected a mapping of str to str")
+    for key, item in value.items():
+        if not (isinstance(key, str) and isinstance(item, str)):
+            # Neither is shown: an option may be a password.
+            raise TypeError(
+                f"options: got {type(item).__name__} under {type(key).__name__}, expected a mapping of str to str"
+            )
+    return dict(value)
 
 
 def _backoff(value: Any) -> tuple[float, float]:

@@ -174,6 +174,13 @@ class _Feed:
             self._changed.notify_all()
         return True
 
+    def failed(self, error: BaseException) -> None:
+        """Ends the stream with what is no error of one frame, after the results that are on their way. Does not block."""
+        with self._changed:
+            self._reader = None
+            self._queue.forget_waiting()
+            self._end(error)
+
     def _silence_left(self) -> float | None:
         """Seconds until the source counts as lost; None while it does not matter."""
         deadline = self._reconnector.deadline
@@ -334,8 +341,11 @@ atexit.register(_stop_all)
 
 
 def _submit(feed: _Feed) -> None:
-    while feed.submit_next():
-        pass
+    try:
+        while feed.submit_next():
+            pass
+    except BaseException as error:  # without this thread the loop would wait for ever
+        feed.failed(error)
 
 
 def _read(feed: _Feed, reader: object, delay: float | None) -> None:

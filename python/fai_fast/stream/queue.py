@@ -126,8 +126,9 @@ class _FrameQueue:
         return not (self._waiting or self._submitting or self._in_flight)
 
     def forget_waiting(self) -> None:
-        """Lets go of the frames that wait."""
+        """Lets go of the frames that wait, and of one that was taken."""
         self._waiting.clear()
+        self._submitting = False
 
     def forget_in_flight(self) -> list[_InFlightFrame]:
         """Lets go of the frames in the model, and gives them back to be waited for."""
