@@ -153,7 +153,7 @@ class Stream:
             LIVE_TIMEOUT,
             check_bool("frame_threads", frame_threads),
             format,
-            _options(options),
+            _ffmpeg_options(options),
             self._max_pixels,
         )
         if on_error == "reconnect" and not opener.again:
@@ -284,7 +284,7 @@ def _at_least_one(name: str, value: object) -> int:
     return number
 
 
-def _options(value: object) -> dict[str, str]:
+def _ffmpeg_options(value: object) -> dict[str, str]:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
