@@ -225,7 +225,8 @@ def test_ctrl_c(name):
     process = start(
         f"""
         import signal
-        import fai_fast, numpy as np, scenes
+        import fai_fast, numpy as np
+        from helpers import scenes
         signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
         image = scenes.image(1, (1080, 1920, 3))
         logits = scenes.blobs(1, queries=60, grid=(160, 160))
@@ -262,7 +263,8 @@ def test_calls_on_arrays_bring_in_nothing_heavy():
     out = run(
         """
         import sys
-        import numpy as np, fai_fast, scenes
+        import numpy as np, fai_fast
+        from helpers import scenes
         fai_fast.preprocess(np.zeros((8, 8, 3), np.uint8), (4, 4), mean=0, std=1)
         result = fai_fast.postprocess(*scenes.blobs(1), (50, 60))
         repr(result), result.mask, result.area
@@ -278,7 +280,8 @@ def test_memory_stays_level():
     out = run(
         """
         import gc, sys
-        import numpy as np, fai_fast, scenes
+        import numpy as np, fai_fast
+        from helpers import scenes
 
         image = scenes.image(1, (96, 128, 3))
         logits = scenes.blobs(1, queries=20, grid=(24, 24))
