@@ -21,7 +21,7 @@ _ROUNDS = 5
 
 @dataclass(frozen=True)
 class Bandwidth:
-    """Bytes a second, the best of a few passes over memory that no cache holds."""
+    """Bytes per second, the best of a few passes over memory that no cache holds."""
 
     read: float
     write: float

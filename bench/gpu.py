@@ -30,7 +30,7 @@ from bench import report, scenes
 EMULATED = "CUDA emulated"
 """How the name of a device begins on which no time means anything."""
 T4_MEMORY, T4_LINK = 320e9, 12e9
-"""Bytes a second of a T4: its memory by the data sheet, and what PCIe 3.0 x16 moves in one direction."""
+"""Bytes per second of a T4: its memory by the data sheet, and what PCIe 3.0 x16 moves in one direction."""
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 _COPIED = 1 << 30
 _UPLOADED = 1 << 28
@@ -135,7 +135,7 @@ def runs_of(effort: float, full: int) -> int:
 
 @dataclass(frozen=True)
 class Ceilings:
-    """Bytes a second, and where they are from. A copy counts bytes read and written; None: not known."""
+    """Bytes per second, and where they are from. A copy counts bytes read and written; None: not known."""
 
     memory: float
     memory_from: str
@@ -183,7 +183,7 @@ def _launch(runtime: Cuda) -> float:
 
 
 def _rate(runtime: Cuda, size: int, kind: Any) -> float:
-    """Bytes a second of the best of a few copies."""
+    """Bytes per second of the best of a few copies."""
     from_host = kind == runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
     source = runtime.cudaMallocHost(size) if from_host else runtime.cudaMalloc(size)
     target = runtime.cudaMalloc(size)
@@ -457,7 +457,7 @@ class Kernel:
         return max(self.times["raw"] - self.times["events"], 1e-6)
 
     def floor(self, memory: float, link: float) -> float:
-        """Milliseconds, at these bytes a second."""
+        """Milliseconds, at these bytes per second."""
         return 1e3 * (self.memory / memory + self.link / link)
 
     def as_dict(self, known: Ceilings) -> dict[str, Any]:
@@ -480,7 +480,7 @@ class ModelRun:
         engine_ms: the engine's graph alone, on the card; by events in a frame where it could not be had alone.
         engine_waited: the same with launch and wait.
         stages: milliseconds by events, p50.
-        throughput: frames a second.
+        throughput: frames per second.
         agreement: rows found by each contender.
     """
 

@@ -15,7 +15,7 @@ from typing import Any
 import fai_fast
 
 SUFFIXES = (".png", ".svg")
-# Read off the figures of FocoosAI's model cards: frames a second on an NVIDIA T4 with TensorRT at 640 x 640, and
+# Read off the figures of FocoosAI's model cards: frames per second on an NVIDIA T4 with TensorRT at 640 x 640, and
 # mIoU on ADE20K. What their own models do stands in the registry.
 OTHERS = {
     "ade": (
@@ -37,7 +37,7 @@ PANELS = {
 
 @dataclass(frozen=True)
 class Point:
-    """A network: frames a second, and accuracy in percent."""
+    """A network: frames per second, and accuracy in percent."""
 
     name: str
     fps: float

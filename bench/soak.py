@@ -250,7 +250,7 @@ def _threaded(model: Any, shown: list[Picture]) -> Found:
 
 
 def _stream(model: Any, shown: list[Picture]) -> Found:
-    """A stream's frames have one format: one stream for each, and what is no frame through ``infer``."""
+    """A stream's frames have one format: one stream for each, and what is not a frame through ``infer``."""
     groups: dict[tuple[tuple[str, str], ...], list[int]] = {}
     for index, picture in enumerate(shown):
         if isinstance(picture.frame, bytes):

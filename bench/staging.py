@@ -4,7 +4,7 @@ python -m bench.staging [--seconds S] [--model NAME]
 
 Prints the copying of our pieces over one thread's memcpy, then, where there is a GPU, a frame through a graph with
 an engine that does nothing, from ordinary memory by every way of staging, from pinned memory and from the card, and
-with --model the frames a second of that model with random weights and torch-cuda, in order and not.
+with --model the frames per second of that model with random weights and torch-cuda, in order and not.
 """
 
 from __future__ import annotations

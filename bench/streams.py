@@ -251,11 +251,11 @@ def _drain(loop: Callable[[], Frames]) -> list[float]:
 
 
 def copied(loop: Frames, skip: int, results: int = 0) -> float:
-    """Bytes a frame of pixels that NumPy allocates between decoder and result, from the frame after `skip` on.
+    """Bytes per frame of pixels that NumPy allocates between decoder and result, from the frame after `skip` on.
 
     The mean over the loop's steps of the peak of what `tracemalloc` knows over what there was when the step began, less
-    `results` bytes a frame that are no copies, as a label map; 0 where that is less than a frame's luma. What is freed
-    within a step is seen only as far as it was alive at once; what libraries allocate by themselves is not seen at all.
+    `results` bytes per frame that are no copies, as a label map; 0 where that is less than a frame's luma. What is
+    freed within a step is seen only as far as it was alive at once; what libraries allocate by themselves is not seen.
     Run it with a threshold that nothing reaches, for masks are no copies either.
     """
     steps = []
@@ -280,11 +280,11 @@ class Figures:
     """A contender in a case.
 
     Attributes:
-        fps: results a second of each pass, all loops together.
+        fps: results per second of each pass, all loops together.
         p50, p90, p99: milliseconds to a result, of all passes together.
         cpu: milliseconds of the whole process a result, the median of the passes.
         frames: results a pass.
-        copied: bytes a frame; None where it was not counted.
+        copied: bytes per frame; None where it was not counted.
         dropped: frames a pass.
         others: cores that other processes kept busy meanwhile, on average; None where that is not known.
     """
@@ -348,7 +348,7 @@ class StreamCase:
     notes: list[str] = field(default_factory=list)
 
     def ratio(self, name: str) -> float:
-        """Results a second of the first contender over those of `name`: above 1 the first is faster."""
+        """Results per second of the first contender over those of `name`: above 1 the first is faster."""
         return next(iter(self.figures.values())).median_fps / self.figures[name].median_fps
 
     def as_dict(self) -> dict[str, Any]:

@@ -210,7 +210,7 @@ def _pipelined(model: fai_fast.Model, source, threshold: float, count: int) -> N
 
 
 def _rate(call, frames: int, effort: float) -> float:
-    """Frames a second, the median of a few calls."""
+    """Frames per second, the median of a few calls."""
     call()
     seconds = []
     for _ in range(gpu.runs_of(effort, 7)):

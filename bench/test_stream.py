@@ -47,7 +47,7 @@ class Effort:
     least: int
 
     def frames_in(self, took: float) -> int:
-        """Of a pass, at `took` seconds a frame."""
+        """Of a pass, at `took` seconds per frame."""
         return max(self.least, min(self.clip, int(self.seconds / took)))
 
 
@@ -180,7 +180,7 @@ def _threshold(model: fai_fast.Model, clip: streams.Clip) -> float:
 
 
 def _results(loop: streams.Frames) -> tuple[list, float]:
-    """What a loop found, and its seconds a frame after the first, which opens the file."""
+    """What a loop found, and its seconds per frame after the first, which opens the file."""
     found = [next(loop)[1]]
     start = time.perf_counter()
     found += [result for _, result in loop]

@@ -67,7 +67,7 @@ def check_wait(name: str, value: object) -> float:
 
 
 def check_int(name: str, value: object) -> int:
-    """`value` as an int; TypeError for anything that is no integer."""
+    """`value` as an int; TypeError for anything that is not an integer."""
     if not isinstance(value, (bool, np.bool_)):
         try:
             return operator.index(cast(SupportsIndex, value))

@@ -20,7 +20,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path beside ``path`` to write to, which takes its place when the block ends without an error.
 
     Whoever reads ``path`` meanwhile sees the old content; after an error nothing of the new one is left. Of a symlink
-    it is the target that is replaced, and the file's mode stays as it was. What is there but is no regular file (a
+    it is the target that is replaced, and the file's mode stays as it was. What is there but is not a regular file (a
     FIFO, /dev/stdout) is written to, not replaced.
 
     Raises:

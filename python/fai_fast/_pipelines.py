@@ -90,7 +90,7 @@ class Pipeline(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Waits for the frames on their way, whose results stay, and lets go of everything. Does nothing twice."""
+        """Waits for the frames on their way, whose results stay, and lets go of everything. Idempotent."""
 
 
 class InferFuture:
@@ -106,7 +106,7 @@ class InferFuture:
             timeout: seconds to wait at most; None for as long as it takes.
 
         Raises:
-            TypeError, ValueError: `timeout` is no finite number.
+            TypeError, ValueError: `timeout` is not a finite number.
             TimeoutError: it took longer; the frame is still on its way.
             EngineError: the frame failed; or it was on its way when this process was forked.
         """
@@ -127,7 +127,7 @@ Ticket = InferFuture
 
 
 class CpuPipeline(Pipeline):
-    """Preprocessing, an engine and postprocessing on the CPU, one thread a request."""
+    """Preprocessing, an engine and postprocessing on the CPU, one thread per request."""
 
     def __init__(self, spec: ModelSpec, engine: Engine, num_threads: int | None) -> None:
         self._spec = spec
@@ -314,7 +314,7 @@ class GpuPipeline(Pipeline):
         self._closed = False
         self._guard = ProcessGuard(engine.name)
         # Whether a frame waits for the engine of the one before. Slots share nothing, so that none has to, and small
-        # layers of one frame leave room for those of another: 1.7 times as many frames a second on an H100, by
+        # layers of one frame leave room for those of another: 1.7 times as many frames per second on an H100, by
         # bench/staging.py, which compares the two.
         self._in_order = False
         self._last: _core.FrameGraph | None = None

@@ -155,7 +155,7 @@ def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
         cache_dir: the folder; None for ``FAI_FAST_CACHE`` in the environment, else the platform's usual place.
 
     Raises:
-        TypeError: `cache_dir` is no path.
+        TypeError: `cache_dir` is not a path.
         FaiFastError: nothing says where it is to be, and the user has no home folder.
     """
     if cache_dir is not None:

@@ -77,7 +77,7 @@ def read_file(path: Path) -> dict[str, Any]:
     """The state dict in a checkpoint file, whatever its suffix: names to NumPy arrays or torch tensors.
 
     Raises:
-        WeightsError: it is no checkpoint, is damaged, or would have to run code to be read; or PyTorch is missing.
+        WeightsError: it is not a checkpoint, is damaged, or would have to run code to be read; or PyTorch is missing.
     """
     if problem := file_problem(path):
         raise Unreadable(f"weights: {path} {problem}")
@@ -359,7 +359,7 @@ def without_torch(what: str, error: ImportError) -> WeightsError:
 
 
 def _kind(head: bytes) -> str:
-    """What a file that is no checkpoint looks like."""
+    """What a file that is not a checkpoint looks like."""
     start = head.lstrip()[:64].lower()
     if start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
         return "a web page"

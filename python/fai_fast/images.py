@@ -107,7 +107,7 @@ def read_image(image: Any, *, max_pixels: int | None = None) -> npt.NDArray[np.u
     Raises:
         FileNotFoundError, OSError: the file cannot be opened.
         TypeError: ``image`` is none of these.
-        ValueError: it is no picture, a damaged one, too large, or an address on the network.
+        ValueError: it is not a picture, a damaged one, too large, or an address on the network.
     """
     with _reading("image", image, max_pixels) as (picture, name):
         upright = _upright(picture)

@@ -354,8 +354,8 @@ class Model:
             TypeError, ValueError: an argument is wrong; the text names it.
             FileNotFoundError: there is no such source.
             ImportError: PyAV is needed and missing.
-            ValueError, OSError, TimeoutError: while it runs: the source is no video, is damaged, too large or silent,
-                or fails.
+            ValueError, OSError, TimeoutError: while it runs: the source is not a video, is damaged, too large or
+                silent, or fails.
 
         Example:
             >>> with model.stream("rtsp://camera/1", on_error="reconnect") as stream:  # doctest: +SKIP
@@ -378,7 +378,7 @@ class Model:
             options: as :meth:`infer`, without ``masks_device``; the same for all.
 
         Returns:
-            One result a picture, in order. The latency of pictures that ran together is their batch's.
+            One result per picture, in order. The latency of pictures that ran together is their batch's.
 
         Raises:
             What :meth:`infer` raises.

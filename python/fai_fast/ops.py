@@ -242,7 +242,7 @@ def postprocess(
         predict_all_pixels: semantic segmentation: each pixel goes to the query with the largest class score times
             mask probability, instead of instances that may overlap.
         class_activation: "softmax" or "sigmoid" (no 'no object' column).
-        class_names: one a class, kept in the result.
+        class_names: one per class, kept in the result.
         letterbox: the geometry that :func:`preprocess` returned, where it letterboxed the frame.
         num_threads: at most this many threads; None for all cores. The result does not depend on it.
 

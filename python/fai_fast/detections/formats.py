@@ -21,7 +21,7 @@ from fai_fast.detections.masks import _SegmentSource
 if TYPE_CHECKING:
     from fai_fast.detections.result import Detections
 
-# Our keys in a supervision.Detections, each with a value a row. All results have the same, and none has anything in
+# Our keys in a supervision.Detections, each with a value per row. All results have the same, and none has anything in
 # `metadata`: supervision merges rows of frames, tiles and models, and refuses keys that differ and facts that conflict.
 _SV_QUERY = "fai_fast_query"
 _SV_SEMANTIC = "fai_fast_semantic"

@@ -31,7 +31,7 @@ class _Immutable:
 
 
 class PackedMasks(_Immutable):
-    """N masks of one frame at one bit a pixel, each cropped to its box. Immutable; its arrays are read-only.
+    """N masks of one frame at one bit per pixel, each cropped to its box. Immutable; its arrays are read-only.
 
     Attributes:
         bits: uint64 (words,). Mask i occupies rows y1..y2-1 of its box; a row is ``ceil(x2/64) -
@@ -110,7 +110,7 @@ class PackedMasks(_Immutable):
             num_threads: at most this many threads; None for all cores.
 
         Raises:
-            TypeError, ValueError: an argument has another dtype or shape, or a query is no value of
+            TypeError, ValueError: an argument has another dtype or shape, or a query is not a value of
                 ``segments``.
         """
         threads = check_threads("num_threads", num_threads)

@@ -79,7 +79,7 @@ class Context(Protocol):
         ...
 
     def close(self) -> None:
-        """Gives the context's memory back, after a run in another thread has ended. Does nothing twice."""
+        """Gives the context's memory back, after a run in another thread has ended. Idempotent."""
         ...
 
 
@@ -119,7 +119,7 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """Closes every context, after runs in other threads have ended, then the engine. Does nothing twice."""
+        """Closes every context, after runs in other threads have ended, then the engine. Idempotent."""
         ...
 
 
@@ -339,7 +339,7 @@ def describe(port: TensorSpec) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """The line of an error that tells most: of OpenVINO's several, the first that is no place in its sources."""
+    """The line of an error that tells most: of OpenVINO's several, the first that is not a place in its sources."""
     lines = [line.strip() for line in str(error).splitlines()]
     places = ("Exception from ", "Check '", "FrontEnd API failed")
     text = next((line for line in lines if line and not line.startswith(places)), "") or " ".join(lines)

@@ -129,7 +129,7 @@ class GpuContext(Protocol):
         ...
 
     def close(self) -> None:
-        """Lets go of what the context holds. What was put on a stream must have ended. Does nothing twice."""
+        """Lets go of what the context holds. What was put on a stream must have ended. Idempotent."""
         ...
 
 
@@ -151,7 +151,7 @@ class GpuEngine(Engine, Protocol):
             stream: the cudaStream_t that runs will be put on.
 
         Raises:
-            TypeError, ValueError: an address or the stream is no address; the text names it.
+            TypeError, ValueError: an address or the stream is not an address; the text names it.
             EngineError: the engine is closed, or cannot bind the buffers.
         """
         ...

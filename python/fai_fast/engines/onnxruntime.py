@@ -47,7 +47,7 @@ def load(path: str | os.PathLike[str], *, precision: str = "fp32", num_threads: 
 
     Raises:
         TypeError, ValueError: an argument is of the wrong type or value.
-        EngineError: ONNX Runtime is not installed, or the file is no deployed graph.
+        EngineError: ONNX Runtime is not installed, or the file is not a deployed graph.
     """
     file = check_file(NAME, path)
     check_choice("precision", precision, PRECISIONS)

@@ -57,8 +57,8 @@ def load(path: str | os.PathLike[str], *, precision: str = "fp16", device: int =
     Raises:
         TypeError, ValueError: an argument is of the wrong type or value.
         CudaError: there is no such device.
-        EngineError: no ONNX Runtime with CUDA is installed, its CUDA provider does not start, the file is no deployed
-            graph of that precision, or a part of it would run on the CPU.
+        EngineError: no ONNX Runtime with CUDA is installed, its CUDA provider does not start, the file is not a
+            deployed graph of that precision, or a part of it would run on the CPU.
     """
     file = check_file(NAME, path)
     check_choice("precision", precision, PRECISIONS)

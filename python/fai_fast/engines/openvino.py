@@ -66,7 +66,7 @@ def load(path: str | os.PathLike[str], *, precision: str = "fp32", num_threads: 
 
     Raises:
         TypeError, ValueError: an argument is of the wrong type or value.
-        EngineError: OpenVINO is not installed, the file is no deployed graph, or the CPU lacks the precision.
+        EngineError: OpenVINO is not installed, the file is not a deployed graph, or the CPU lacks the precision.
     """
     file = check_file(NAME, path)
     config = _config(precision, num_threads)

@@ -172,7 +172,7 @@ def check_device(device: object) -> tuple[str, int | None]:
     """("auto" | "cpu" | "cuda", the CUDA device's index or None). Raises TypeError, ValueError."""
     if isinstance(device, str) and (match := re.fullmatch(r"cuda:([0-9]{1,3})", device)):
         return "cuda", int(match[1])
-    if device == DEVICES[-1]:  # N is no number
+    if device == DEVICES[-1]:  # N is not a number
         raise ValueError(f"device: got {device!r}, expected a number for N, such as 'cuda:1'")
     return check_choice("device", device, DEVICES), None
 
@@ -237,7 +237,7 @@ def _lacking(candidate: _Candidate) -> str:
 
 
 def _installed(package: str) -> Path | None:
-    """The folder of `package`, without importing it. A folder of that name without code is no package."""
+    """The folder of `package`, without importing it. A folder of that name without code is not a package."""
     try:
         spec = importlib.util.find_spec(package)
     except ValueError:  # imported by unusual ways, without a specification

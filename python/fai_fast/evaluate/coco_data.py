@@ -219,7 +219,7 @@ class CocoData:
         return dataclasses.replace(self, images=images, annotations=annotations)
 
     def _category_of(self, classes: Sequence[str]) -> dict[int, int]:
-        """The category of each class by name; ValueError where objects have a category that is no class."""
+        """The category of each class by name; ValueError where objects have a category that is not a class."""
         ids = {name: category for category, name in self.categories.items()}
         unknown = sorted(set(ids) - set(classes))
         lacking = [name for name in classes if name not in ids]
@@ -325,7 +325,7 @@ def _key(record: Mapping[str, Any], name: str, where: str) -> int | str:
 
 
 def _numbers(records: list[Any], where: str) -> dict[int | str, int]:
-    """The number of each record by its id: the id itself, unless any of them is a string that is no number."""
+    """The number of each record by its id: the id itself, unless any of them is a string that is not a number."""
     keys: set[int | str] = set()
     for i, record in enumerate(records):
         key = _key(record, "id", f"{where}[{i}]")

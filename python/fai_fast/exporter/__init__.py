@@ -336,7 +336,7 @@ def check_im_size(im_size: object) -> tuple[int, int]:
     """An int for a square or (height, width), as (height, width).
 
     Raises:
-        TypeError, ValueError: it is neither, or a side is no multiple of 32, or beyond 8192.
+        TypeError, ValueError: it is neither, or a side is not a multiple of 32, or beyond 8192.
     """
     sides = check_size("im_size", (im_size, im_size) if not isinstance(im_size, Sequence) else im_size)
     if any(side % 32 or side > MAX_SIDE for side in sides):

@@ -320,7 +320,7 @@ class _Reference:
 
 
 def _count_ties(mask_logits: Any, wanted: Any, own: Any, layer: int) -> int:
-    """How many of the decisions `wanted` differ from the network's `own`; ExportError if one of them is no tie."""
+    """How many of the decisions `wanted` differ from the network's `own`; ExportError if one of them is not a tie."""
     from torch.nn import functional as F
 
     height, width = mask_logits.shape[2:]

@@ -99,7 +99,7 @@ class PredictionHeads(nn.Module):
 def blocked_places(mask_logits: Tensor, size: tuple[int, int]) -> Tensor:
     """Where each query may not look in a level of ``size``: bool (B, Q, h * w).
 
-    A query that could look nowhere may look everywhere: softmax over nothing is no number.
+    A query that could look nowhere may look everywhere: softmax over nothing is not a number.
     """
     logits = F.interpolate(mask_logits, size=size, mode="bilinear", align_corners=False)
     blocked = logits.detach().flatten(2) < 0

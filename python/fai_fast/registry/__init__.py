@@ -58,7 +58,7 @@ def spec(name: str) -> ModelSpec:
     """The record of one model.
 
     Raises:
-        TypeError: `name` is no str.
+        TypeError: `name` is not a str.
         ValueError: no model is called that; the text names similar ones.
 
     Example:

@@ -51,7 +51,8 @@ def read(path: Path) -> ModelSpec:
     """The record in a folder's ``model_info.json``, or in the JSON file itself.
 
     Raises:
-        ValueError: there is none, it is no JSON object, or a field is not as it must be; the text names file and field.
+        ValueError: there is none, it is not a JSON object, or a field is not as it must be; the text names file and
+            field.
     """
     if path.is_dir():
         if not (path / FILE_NAME).is_file():
@@ -178,7 +179,7 @@ def _known(items: object, name: str, record_type: type, ignored: set[str]) -> di
 
 
 def _im_size(value: object, source: str) -> object:
-    """FocoosAI pads where a size is no multiple of 32, and later versions write (height, width)."""
+    """FocoosAI pads where a size is not a multiple of 32, and later versions write (height, width)."""
     side = (
         max(value)
         if isinstance(value, list) and value and all(type(item) is int for item in value)

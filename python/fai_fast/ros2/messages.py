@@ -56,7 +56,7 @@ ENCODINGS: dict[str, tuple[Color, int]] = {
     "8UC3": ("bgr", 3),
     "8UC4": ("bgra", 4),
 }
-"""Encodings of a sensor_msgs/Image: the ``color`` of :func:`fai_fast.preprocess`, and bytes a pixel of a row."""
+"""Encodings of a sensor_msgs/Image: the ``color`` of :func:`fai_fast.preprocess`, and bytes per pixel of a row."""
 
 ORDER_UNSAID = ("8UC3", "8UC4")
 """Encodings that do not say which channel is which; cv_bridge writes them for OpenCV's images, which are BGR."""
@@ -204,7 +204,7 @@ def fill_image(message: Any, pixels: npt.NDArray[Any], encoding: str) -> None:
     message.encoding = encoding
     message.is_bigendian = int(sys.byteorder == "big")
     message.step = pixels.strides[0]
-    # Not `message.data = ...`: rclpy copies what is assigned, and checks each byte of what is no array.array.
+    # Not `message.data = ...`: rclpy copies what is assigned, and checks each byte of what is not an array.array.
     message.data.frombytes(pixels.reshape(-1).view(np.uint8))
 
 

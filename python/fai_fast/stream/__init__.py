@@ -113,7 +113,7 @@ class Stream:
 
     Attributes:
         policy: "latest" or "all"; None until the source is open, where that decides.
-        rate: frames a second that the source says it has; None where it does not, or is not open yet.
+        rate: frames per second that the source says it has; None where it does not, or is not open yet.
     """
 
     def __init__(

@@ -43,7 +43,7 @@ class _Feed:
     """The frames of a stream between its threads. Any thread may call any method, each of which says whether it blocks.
 
     Attributes:
-        rate: frames a second that the source says it has; None where it does not, or is not open yet.
+        rate: frames per second that the source says it has; None where it does not, or is not open yet.
     """
 
     def __init__(

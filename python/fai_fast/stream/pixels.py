@@ -11,7 +11,7 @@ import numpy.typing as npt
 from fai_fast._arguments import check_choice
 from fai_fast._options import YUV_MATRICES, YUV_RANGES, Color, FrameLayout, YuvMatrix, YuvRange
 
-# Pixel formats of FFmpeg that preprocessing reads as they are: its name for them, bytes a pixel of each plane.
+# Pixel formats of FFmpeg that preprocessing reads as they are: its name for them, bytes per pixel of each plane.
 _NATIVE_PIX_FMTS: dict[str, tuple[Color, tuple[int, ...]]] = {
     "yuv420p": ("i420", (1, 1, 1)),
     "yuvj420p": ("i420", (1, 1, 1)),

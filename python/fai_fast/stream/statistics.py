@@ -22,7 +22,7 @@ class StreamStats(NamedTuple):
         skipped: frames left out by ``stride``.
         damaged: frames that a live source sent damaged, and that were left out or repaired by the decoder.
         reconnects: how often the source was opened again.
-        fps: results a second.
+        fps: results per second.
         p50, p90, p99: milliseconds from capture to result that half, 90 % and 99 % of the results stay below.
         queue_age: milliseconds that half of the frames waited at most until the model took them.
     """
