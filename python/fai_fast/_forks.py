@@ -6,6 +6,7 @@ are :class:`ForkSafeLock`; what must not even be destroyed in a child goes to :f
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 import weakref
@@ -13,7 +14,7 @@ from types import TracebackType
 
 from fai_fast.errors import EngineError
 
-__all__ = ["ForkSafeLock", "ProcessGuard", "check_process", "keep_in_children"]
+__all__ = ["ForkSafeLock", "ProcessGuard", "check_process", "keep_for_ever", "keep_in_children"]
 
 
 def check_process(owner: str, process: int, what: str = "the engine was loaded; load it") -> None:
@@ -76,19 +77,27 @@ class ForkSafeLock:
 
 _locks: weakref.WeakSet[ForkSafeLock] = weakref.WeakSet()
 _kept: weakref.WeakSet[object] = weakref.WeakSet()
-_inherited: list[object] = []
 
 
 def keep_in_children(thing: object) -> None:
-    """A forked child never destroys `thing`: it holds it until it ends. Does not block.
+    """A forked child never destroys `thing`, also not while its interpreter ends. Does not block.
 
     For what waits for threads, or calls a driver, that the child does not have.
     """
     _kept.add(thing)
 
 
+def keep_for_ever(thing: object) -> None:
+    """Never destroys `thing`. A list of a module's would not do: modules are cleared when the interpreter ends.
+
+    Does not block.
+    """
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
+
+
 def _keep_inherited() -> None:
-    _inherited.extend(_kept)
+    for thing in _kept:
+        keep_for_ever(thing)
 
 
 def _renew_locks() -> None:

@@ -17,6 +17,7 @@ import numpy as np
 
 from fai_fast._arguments import check_choice, check_threads
 from fai_fast._foreign import explained
+from fai_fast._forks import keep_for_ever
 from fai_fast.engines import cpu
 from fai_fast.engines.base import (
     INPUT,
@@ -264,6 +265,17 @@ def _convert_when_asked(module: Any) -> None:
 @cache
 def _core() -> Any:
     return package().Core()
+
+
+def _keep_core() -> None:
+    """In a forked child, which gets a core of its own: its parent's waits for threads that are not there."""
+    if _core.cache_info().currsize:
+        keep_for_ever(_core())
+        _core.cache_clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_keep_core)
 
 
 def _config(precision: str, num_threads: int | None) -> dict[str, Any]:
