@@ -175,7 +175,7 @@ class _Feed:
         return True
 
     def failed(self, error: BaseException) -> None:
-        """Ends the stream with what is no error of one frame, after the results that are on their way. Does not block."""
+        """Ends the stream with what is of no single frame, after the results on their way. Does not block."""
         with self._changed:
             self._reader = None
             self._queue.forget_waiting()
