@@ -345,6 +345,7 @@ def test_any_other_mismatch_is_an_error_that_names_the_keys(model, change, messa
         ("quantized", lambda: torch.quantize_per_tensor(torch.zeros(8), 0.1, 0, torch.qint8)),
     ],
 )
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torch's, that it will not quantize for ever
 def test_tensors_without_plain_values_are_named(model, kind, made):
     given = {**random_state(model), "pixel_decoder.layer_4.norm.bias": made()}
     with pytest.raises(
