@@ -349,15 +349,17 @@ def test_a_ticket_waits_no_longer_than_asked(model):
 
     slot.graph.run_uncaptured(engine, "slow")
     ticket = model.submit(frame(1))
-    assert not ticket.done()
-    with pytest.raises(TimeoutError, match=r"timeout: the frame took longer than 0 s; ask again"):
-        ticket.result(0)
-    with pytest.raises(TimeoutError, match=r"longer than -1 s"):
-        ticket.result(-1)
-    for wrong in ("soon", [1]):
-        with pytest.raises((TypeError, ValueError)):
-            ticket.result(wrong)
-    gate.set()
+    try:
+        assert not ticket.done()
+        with pytest.raises(TimeoutError, match=r"timeout: the frame took longer than 0 s; ask again"):
+            ticket.result(0)
+        with pytest.raises(TimeoutError, match=r"longer than -1 s"):
+            ticket.result(-1)
+        for wrong in ("soon", [1]):
+            with pytest.raises((TypeError, ValueError)):
+                ticket.result(wrong)
+    finally:
+        gate.set()
     gpu.same(ticket.result(60), expected(model, frame(1)))
 
 

@@ -89,18 +89,6 @@ def same(ours: fai_fast.Detections, expected: fai_fast.Detections) -> None:
 
 
 @pytest.mark.parametrize("resize", ["stretch", "letterbox"])
-@pytest.mark.parametrize(
-    ("timeout", "kind"),
-    [("x", TypeError), (True, TypeError), (float("nan"), ValueError), (float("inf"), ValueError)],
-)
-def test_a_result_is_waited_for_as_long_as_a_finite_number_says(model, frame, timeout, kind):
-    ticket = model.submit(frame)
-    with pytest.raises(kind, match=r"^timeout: got .*, expected a (finite )?number"):
-        ticket.result(timeout)
-    # Longer than clocks can count.
-    assert len(ticket.result(1e300)) == len(ticket.result())
-
-
 def test_semantic_results_are_those_of_the_reference_network(model, spec, frame, resize):
     masks, classes, box = plain(spec, frame, resize=resize)
     options = {"predict_all_pixels": True, "threshold": 0.3, "class_names": spec.classes}
@@ -464,3 +452,15 @@ def test_thresholds_are_fractions_wherever_they_are_given(name):
                     call(**{name: value})
             with pytest.raises(ValueError, match=f"{name}: got nan, expected a finite number"):
                 call(**{name: float("nan")})
+
+
+@pytest.mark.parametrize(
+    ("timeout", "kind"),
+    [("x", TypeError), (True, TypeError), (float("nan"), ValueError), (float("inf"), ValueError)],
+)
+def test_a_result_is_waited_for_as_long_as_a_finite_number_says(model, frame, timeout, kind):
+    ticket = model.submit(frame)
+    with pytest.raises(kind, match=r"^timeout: got .*, expected a (finite )?number"):
+        ticket.result(timeout)
+    # Longer than clocks can count.
+    assert len(ticket.result(1e300)) == len(ticket.result())

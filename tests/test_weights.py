@@ -337,6 +337,23 @@ def test_any_other_mismatch_is_an_error_that_names_the_keys(model, change, messa
         check_state(model, given, "x.pth")
 
 
+@pytest.mark.parametrize(
+    ("kind", "made"),
+    [
+        ("meta", lambda: torch.empty(8, device="meta")),
+        ("torch.sparse_coo", lambda: torch.zeros(8).to_sparse()),
+        ("quantized", lambda: torch.quantize_per_tensor(torch.zeros(8), 0.1, 0, torch.qint8)),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torch's, that it will not quantize for ever
+def test_tensors_without_plain_values_are_named(model, kind, made):
+    given = {**random_state(model), "pixel_decoder.layer_4.norm.bias": made()}
+    with pytest.raises(
+        WeightsError, match=rf"^x\.pth: .*norm\.bias is a tensor of kind {kind}, expected a dense"
+    ):
+        check_state(model, given, "x.pth")
+
+
 def test_weights_of_another_model_are_recognized():
     other = {
         key: np.zeros(shape, np.float32) for key, shape in state_shapes(spec("bisenetformer-m-ade")).items()

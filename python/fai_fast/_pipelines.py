@@ -527,4 +527,4 @@ class _GpuPending(Pending):
 
 
 def _late(timeout: float | None) -> TimeoutError:
-    return TimeoutError(f"timeout: the frame took longer than {timeout} s; ask again")
+    return TimeoutError(f"timeout: the frame took longer than {timeout:g} s; ask again")

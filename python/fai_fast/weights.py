@@ -447,6 +447,12 @@ def _default(key: str, shape: tuple[int, ...], spec: ModelSpec) -> npt.NDArray[n
 
 def _float32(key: str, value: Any, source: str) -> npt.NDArray[np.float32]:
     if type(value).__module__.partition(".")[0] == "torch":
+        # Others have no values of their own (meta), or not all of them (sparse), or in units of theirs (quantized).
+        kind = "meta" if value.is_meta else "quantized" if value.is_quantized else str(value.layout)
+        if kind != "torch.strided":
+            raise WeightsError(
+                f"{source}: {key} is a tensor of kind {kind}, expected a dense one with values"
+            )
         value = value.detach().cpu()
         # NumPy has no bfloat16.
         value = (value.float() if value.is_floating_point() else value).numpy()
