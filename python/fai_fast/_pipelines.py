@@ -20,6 +20,7 @@ from fai_fast import _core
 from fai_fast._arguments import check_wait
 from fai_fast._foreign import explained, from_signal_handler
 from fai_fast._forks import ProcessGuard
+from fai_fast._locks import SignalSafeLock
 from fai_fast.detections import Detections, Latency
 from fai_fast.engines.base import Context, Engine
 from fai_fast.engines.gpu import GpuContext, GpuEngine
@@ -134,7 +135,7 @@ class CpuPipeline(Pipeline):
         self._num_threads = num_threads
         self.contexts = ContextPool(engine.context, MAX_CONTEXTS)
         self._guard = ProcessGuard(engine.name)
-        self._lock = threading.Lock()
+        self._lock = SignalSafeLock()
         self._workers: ThreadPoolExecutor | None = None
 
     def frame_buffer(self, shape: Sequence[int]) -> npt.NDArray[np.uint8]:
@@ -256,8 +257,8 @@ class ContextPool:
         self._held: weakref.WeakSet[Any] = weakref.WeakSet()
         self._free: list[Context] = []
         # Taken itself, not through the condition: that is Python code, where a handler may raise with the lock held.
-        self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
+        self._lock = SignalSafeLock()
+        self._changed = self._lock.condition()
         self._closed = False
 
     @contextmanager
@@ -310,7 +311,7 @@ class GpuPipeline(Pipeline):
     def __init__(self, spec: ModelSpec, engine: GpuEngine) -> None:
         self._spec = spec
         self._engine = engine
-        self._lock = threading.Lock()  # held while a frame is submitted, so that all go in one order
+        self._lock = SignalSafeLock()  # held while a frame is submitted, so that all go in one order
         self._closed = False
         self._guard = ProcessGuard(engine.name)
         # Whether a frame waits for the engine of the one before. Slots share nothing, so that none has to, and small
@@ -396,7 +397,7 @@ class _Slot:
     def __init__(self, spec: ModelSpec, engine: GpuEngine) -> None:
         [images] = engine.inputs
         masks, classes = engine.outputs
-        self.lock = threading.RLock()
+        self.lock = SignalSafeLock()
         self.guard = ProcessGuard(engine.name)
         self.graph = _core.FrameGraph(
             device=engine.device,

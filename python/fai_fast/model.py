@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
@@ -14,6 +13,7 @@ import numpy.typing as npt
 
 from fai_fast._arguments import check_bool, check_choice, check_fraction, check_int
 from fai_fast._forks import ProcessGuard
+from fai_fast._locks import SignalSafeLock
 from fai_fast._options import (
     RESIZES,
     BatchOptions,
@@ -170,7 +170,7 @@ class Model:
         self._users = _Users(self._engine) if users is None else users
         self._closed = False
         self._raw: ContextPool | None = None
-        self._raw_lock = threading.Lock()
+        self._raw_lock = SignalSafeLock()
         try:
             self._pipeline: Pipeline = (
                 CpuPipeline(self.spec, self._engine, prepared.num_threads)
@@ -608,7 +608,7 @@ class _Users:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._lock = threading.Lock()
+        self._lock = SignalSafeLock()
         self._count = 1
 
     def enter(self) -> None:

@@ -7,7 +7,6 @@ and a blocking :meth:`Context.run` between them.
 from __future__ import annotations
 
 import os
-import threading
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ import numpy.typing as npt
 
 from fai_fast._foreign import explained
 from fai_fast._forks import ForkSafeLock, ProcessGuard, keep_in_children
+from fai_fast._locks import SignalSafeLock
 from fai_fast.errors import EngineError
 
 __all__ = ["INPUT", "OUTPUTS", "Array", "Context", "Engine", "Port", "TensorSpec"]
@@ -129,7 +129,7 @@ class OpenContext(ABC):
     def __init__(self, engine: BaseEngine, arrays: Mapping[str, Array]) -> None:
         self._engine = engine.name
         self._guard = ProcessGuard(engine.name)
-        self._lock = threading.RLock()  # a signal handler may close the context that its thread is running
+        self._lock = SignalSafeLock()  # a signal handler may close the context that its thread is running
         self._closed = False
         self._images, self._mask_logits, self._class_logits = (arrays[name] for name in (INPUT, *OUTPUTS))
         keep_in_children(self)
@@ -189,7 +189,7 @@ class BaseEngine(ABC):
             "inputs": {INPUT: describe(ports[INPUT])},
             "outputs": {name: describe(ports[name]) for name in OUTPUTS},
         }
-        self._lock = threading.RLock()
+        self._lock = SignalSafeLock()
         self._closed = False
         self._guard = ProcessGuard(self.name)
         self._contexts: weakref.WeakSet[OpenContext] = weakref.WeakSet()

@@ -6,7 +6,6 @@ arrays.
 
 from __future__ import annotations
 
-import threading
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -17,6 +16,7 @@ from typing import Any, Protocol
 from fai_fast import _core
 from fai_fast._foreign import explained
 from fai_fast._forks import ProcessGuard, keep_in_children
+from fai_fast._locks import SignalSafeLock
 from fai_fast.engines.base import (
     INPUT,
     OUTPUTS,
@@ -163,7 +163,7 @@ class OpenGpuContext(ABC):
     def __init__(self, engine: OpenGpuEngine) -> None:
         self._engine = engine.name
         self._guard = ProcessGuard(engine.name)
-        self._lock = threading.RLock()  # a signal handler may close the context that its thread is running
+        self._lock = SignalSafeLock()  # a signal handler may close the context that its thread is running
         self._closed = False
         keep_in_children(self)
 

@@ -13,7 +13,6 @@ import importlib
 import logging
 import os
 import re
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from typing import Any
 
 from fai_fast import _core, cache
 from fai_fast._arguments import check_choice, check_int
+from fai_fast._locks import SignalSafeLock
 from fai_fast.engines import gpu
 from fai_fast.engines.base import INPUT, OUTPUTS, TensorSpec, check_file, check_ports, reason
 from fai_fast.engines.gpu import OpenGpuContext, OpenGpuEngine, translated
@@ -439,7 +439,7 @@ class _Kernels:
     """What TensorRT-RTX compiles for the GPU when an engine is loaded, shared by its contexts and kept on the disk."""
 
     def __init__(self, trt: Any, engine: Any, path: Path, engine_sha256: str) -> None:
-        self._path, self._lock, self._done = path, threading.Lock(), False
+        self._path, self._lock, self._done = path, SignalSafeLock(), False
         # TensorRT-RTX itself refuses kernels of another version, driver or GPU.
         self._depends = {"engine_sha256": engine_sha256}
         self._found = _kept(path, self._depends)
