@@ -74,6 +74,7 @@ def addresses():
         yield f"admin:{password}@camera/live"
         yield f"rtsp:/admin:{password}@camera/live"
         yield f"//admin:{password}@camera/live"
+        yield f"rtsp://admin:{password}\uff20camera/live"
     yield "rtsp://camera/user=admin_password=hunter22_channel=1.sdp?real_stream"
     yield "rtsp://camera/live;token=SECRETt0ken"
     yield "srt://camera:9000?mode=caller&passphrase=SECRETt0ken&streamid=SECRET"

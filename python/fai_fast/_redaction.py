@@ -18,7 +18,8 @@ __all__ = ["redacted", "scrubbed", "scrubbed_error"]
 HIDDEN = "***"
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{1,30}:/{1,2}|\A//")
-_AT = re.compile(r"@|%40")
+# The last is what keyboards for Chinese and Japanese type.
+_AT = re.compile("@|%40|\uff20")
 _END = re.compile(r"[?#]|%3F|%23", re.IGNORECASE)
 # Values that carry their name: in paths of cameras, parameters after semicolons, options after spaces.
 _NAMED = re.compile(
