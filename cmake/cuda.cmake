@@ -151,6 +151,11 @@ target_link_libraries(fai_fast_cuda_flags INTERFACE fai_fast_flags)
 
 add_library(fai_fast_cuda STATIC ${FAI_FAST_CUDA_SOURCES})
 target_link_libraries(fai_fast_cuda PUBLIC fai_fast_cuda_flags)
+if(FAI_FAST_NVTX)
+    target_compile_definitions(fai_fast_cuda PRIVATE FAI_FAST_NVTX=1)
+    # nvtx3 opens the profiler's library where one is attached.
+    target_link_libraries(fai_fast_cuda PRIVATE ${CMAKE_DL_LIBS})
+endif()
 
 # A proof that the headers compile, not code to ship: one architecture is enough, and it is linked nowhere.
 add_library(fai_fast_cuda_math_headers OBJECT cuda/math_headers.cu)

@@ -8,6 +8,7 @@
 #include "cuda/device.cuh"
 #include "cuda/device_pool.cuh"
 #include "cuda/params.cuh"
+#include "cuda/ranges.cuh"
 #include "cuda/results.cuh"
 #include "cuda/tables.cuh"
 
@@ -124,6 +125,7 @@ struct DeviceGraph::Impl {
     }
 
     void enqueue_preprocess() {
+        const Range range("fai_fast preprocess");
         check(cudaMemcpyAsync(device_params.get(), params.get(), sizeof(ImageParams) * spec.batch,
                               cudaMemcpyHostToDevice, stream.get()),
               "uploading parameters");
@@ -134,6 +136,7 @@ struct DeviceGraph::Impl {
     }
 
     void enqueue_postprocess() {
+        const Range range("fai_fast postprocess");
         record(engine_ended);
         launch_postprocess(stream.get(), postprocess());
     }
@@ -399,6 +402,7 @@ void DeviceGraph::upload(int index, size_t begin, size_t end) {
     const DeviceScope scope(m.spec.device);
     m.begin();
     if (m.reads_pinned) return;
+    const Range range("fai_fast upload");
     const Impl::Image& own = m.image[index];
     check(cudaMemcpyAsync(own.frame.get() + begin, own.staging.get() + begin, end - begin,
                           cudaMemcpyHostToDevice, m.stream.get()),
@@ -413,6 +417,7 @@ const uint8_t* DeviceGraph::upload_pinned(int index, const void* data, size_t by
     const DeviceScope scope(m.spec.device);
     m.begin();
     if (m.reads_pinned) return device_pointer(data);
+    const Range range("fai_fast upload");
     Impl::Image& own = m.image[index];
     own.frame.reserve(bytes);
     check(cudaMemcpyAsync(own.frame.get(), data, bytes, cudaMemcpyHostToDevice, m.stream.get()),
@@ -468,6 +473,7 @@ void DeviceGraph::prepare(const std::vector<DeviceFrame>& frames) {
         throw CudaError("more frames than the batch has images");
     }
     const DeviceScope scope(m.spec.device);
+    const Range range("fai_fast prepare");
     m.begin();
     for (int index = 0; index < m.spec.batch; ++index) {
         if (index < static_cast<int>(frames.size())) {
@@ -483,6 +489,7 @@ void DeviceGraph::launch(const DeviceGraph* after) {
     m.check_process();
     if (m.state != Impl::State::begun) throw CudaError("no frame was prepared");
     const DeviceScope scope(m.spec.device);
+    const Range range("fai_fast launch");
     if (after) {
         // Behind the uploads, which wait for nobody. The event is recorded within the other's graph.
         check(cudaStreamWaitEvent(m.stream.get(), after->impl_->engine_ended.get(), 0),
@@ -493,7 +500,10 @@ void DeviceGraph::launch(const DeviceGraph* after) {
     } else {
         if (!m.engine) throw CudaError("no engine: call capture() first");
         m.enqueue_preprocess();
-        m.engine(stream());
+        {
+            const Range engine("fai_fast engine");
+            m.engine(stream());
+        }
         m.enqueue_postprocess();
     }
     check(cudaEventRecord(m.ended.get(), m.stream.get()), "cudaEventRecord");
@@ -511,6 +521,7 @@ bool DeviceGraph::wait(double seconds) {
     m.check_process();
     if (m.state != Impl::State::in_flight) return true;
     const DeviceScope scope(m.spec.device);
+    const Range range("fai_fast wait");
     try {
         if (seconds < 0) {
             check(cudaEventSynchronize(m.ended.get()), "running a frame");
@@ -541,6 +552,7 @@ std::vector<std::shared_ptr<const Result>> DeviceGraph::results() {
     if (m.state != Impl::State::ended) return {};
     m.state = Impl::State::taken;
     const DeviceScope scope(m.spec.device);
+    const Range range("fai_fast results");
     bool again = false;
     for (int index = 0; index < m.spec.batch; ++index) {
         if (!m.host_params()[index].active || m.spec.predict_all_pixels) continue;

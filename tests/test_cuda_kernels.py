@@ -59,3 +59,22 @@ def test_nothing_spills_and_nothing_is_in_local_memory(source, kernels, tmp_path
 def test_every_kernel_is_in_these_files():
     kernels = [path.stem for path in sorted((ROOT / "cuda").glob("*.cu")) if "__global__" in path.read_text()]
     assert kernels == sorted([*KERNELS, "math_headers"])
+
+
+RANGES = ("upload", "prepare", "preprocess", "engine", "postprocess", "launch", "wait", "results")
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_frames_stages_are_named_for_profilers_where_asked(named, tmp_path):
+    out = tmp_path / "out.o"
+    command = [str(NVCC), *FLAGS, "-arch=sm_90", *(["-DFAI_FAST_NVTX=1"] if named else [])]
+    done = subprocess.run(
+        [*command, "-c", str(ROOT / "cuda/device_graph.cu"), "-o", str(out)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    code = out.read_bytes()
+    for name in RANGES:
+        assert (f"fai_fast {name}\0".encode() in code) == named
