@@ -49,7 +49,7 @@ PASSWORDS = (
 )
 HOSTS = ("127.0.0.1:1", "[::1]:1", "camera-7.local", "[fe80::1%25eth0]:554")
 SCHEMES = ("rtsp", "rtsps", "http", "https", "srt", "rtmp", "RTSP")
-PIECES = ("hunt", "nter2", "ter2", "er22", "ünte", "un@t", "SECRET", "t0ken")
+PIECES = ("hunt", "ter2", "er22", "ünte", "un@t", "SECRET", "t0ken")
 
 
 def tells(text):
