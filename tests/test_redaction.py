@@ -10,6 +10,7 @@ import pickle
 import traceback
 import urllib.error
 import urllib.request
+from pathlib import Path
 from urllib.parse import quote
 
 import av
@@ -311,3 +312,19 @@ def test_the_command_line(argv, password, capfd, tmp_path, monkeypatch):
     out, err = capfd.readouterr()
     assert tells(out + err) == []
     assert "fai-fast: error: " in err
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://h/a.pth;jsessionid=SECRET",
+        "http://h/token=SECRET/a.pth",
+        "http://h/a.pth?token=SECRET",
+        "http://h/a.pth#SECRET",
+        "http://u:SECRET@h/a.pth",
+    ],
+)
+def test_files_in_the_cache_do_not_hold_secrets_in_their_names(address):
+    path = download.cached_path(address, Path("/cache"))
+    assert "SECRET" not in str(path)
+    assert path != download.cached_path(address.replace("SECRET", "OTHER"), Path("/cache"))

@@ -72,7 +72,8 @@ class _Changed(Exception):
 
 def cached_path(url: str, folder: Path) -> Path:
     """Where in the cache the file behind `url` belongs: readable, and different for different addresses."""
-    parts = [part for part in unquote(urlsplit(url).path).split("/") if part]
+    # File names are in logs and listings too.
+    parts = [part for part in unquote(urlsplit(redacted(url)).path).split("/") if part]
     name = _plain(parts[-1]) if parts else ""
     owner = _plain(parts[-2]) if len(parts) > 1 else ""
     digest = hashlib.sha256(url.encode()).hexdigest()[:8]
