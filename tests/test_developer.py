@@ -27,6 +27,8 @@ def test_the_gate_parses_and_refuses_a_stage_that_there_is_not():
 
 STUB = """#!/bin/sh
 echo "$(basename "$0") $*" >>"$STUB_LOG"
+# Who writes to xargs may not find it gone.
+case "$0" in */xargs) cat >/dev/null ;; esac
 if [ "$1 $2" = "-m venv" ]; then mkdir -p "$3/bin" && : >"$3/bin/activate"; fi
 case "$*" in *"$STUB_FAILS"*) exit 3 ;; esac
 """

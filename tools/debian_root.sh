@@ -207,7 +207,6 @@ fi
 
 suite=$1 root=$(realpath -m "$2")
 shift 2
-command -v debootstrap >/dev/null || fail "needs debootstrap (apt-get install debootstrap)"
 mkdir -p "$(dirname "$root")"
 # A lock on the folder around it: it leaves no file, and ends with this process.
 exec 9<"$(dirname "$root")"
@@ -225,6 +224,7 @@ if [ -e "$root" ]; then
     exit
 fi
 
+command -v debootstrap >/dev/null || fail "needs debootstrap (apt-get install debootstrap)"
 mirror=${DEBIAN_MIRROR:-$(apt-get indextargets --format '$(ORIGIN) $(LABEL) $(COMPONENT) $(REPO_URI)' "Created-By: Packages" |
     awk '$1 == "Debian" && $2 == "Debian" && $3 == "main" { print $4; exit }')}
 [ -n "$mirror" ] || fail "apt knows no source of Debian here (run apt-get update), and DEBIAN_MIRROR is not set"
