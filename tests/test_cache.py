@@ -523,3 +523,17 @@ def test_remembered_hashes_can_be_forgotten(checkpoint, hashed):
     assert len(hashed) == 1
     remembered(checkpoint)
     assert len(hashed) == 2
+
+
+def test_what_is_left_of_a_record_goes_when_the_file_is_built_again(tmp_path, monkeypatch):
+    """A process that was killed while it wrote a record leaves a part of it beside the file."""
+    path = tmp_path / "a.bin"
+    cache.artefact(path, DEPENDS, Build())
+    left = []
+    with monkeypatch.context() as patch:
+        patch.setattr(cache.os, "replace", lambda source, target: left.append(Path(source)))
+        cache.Record.of(path, DEPENDS, {}).write(cache.record_path(path))
+    left[0].write_text("{")
+    cache.record_path(path).unlink()
+    assert cache.artefact(path, DEPENDS, Build()).built
+    assert not left[0].exists()

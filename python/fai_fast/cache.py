@@ -37,6 +37,7 @@ __all__ = [
     "record_path",
     "remembered_sha256",
     "remove",
+    "remove_leftovers",
     "sha256_of",
 ]
 
@@ -139,7 +140,9 @@ class Record:
     def write(self, path: Path) -> None:
         """Puts the record at `path`, as a whole or not at all."""
         text = json.dumps({**self.__dict__, "fai_fast": __version__}, indent=1, allow_nan=False)
-        temporary = path.with_name(f".tmp-{os.urandom(8).hex()}.json")
+        # Named as what it is of: whoever builds that again removes what a killed process has left.
+        of = path.with_name(path.name.removesuffix(".json"))
+        temporary = path.with_name(f"{_prefix(of)}{os.urandom(4).hex()}.json")
         try:
             temporary.write_text(text, "utf-8")
             _sync(temporary)
@@ -487,8 +490,7 @@ def _build(
     path: Path, depends: dict[str, Any], build: Callable[[Path], Mapping[str, Any] | None], reason: str
 ) -> Artefact:
     """Under the lock: whatever lies beside `path` half made is of a process that died."""
-    for item in _leftovers(path):
-        item.unlink(missing_ok=True)
+    remove_leftovers(path)
     temporary = path.with_name(f"{_prefix(path)}{os.urandom(4).hex()}{path.suffix}")
     try:
         info = _as_json("what build returned", build(temporary) or {})
@@ -502,8 +504,7 @@ def _build(
         record.write(record_path(path))
         _sync(path.parent)
     finally:
-        for item in _leftovers(path):
-            item.unlink(missing_ok=True)
+        remove_leftovers(path)
     _log.info("built %s: %s", path, reason)
     return Artefact(path, True, reason, info, record.sha256, record.size)
 
@@ -511,6 +512,12 @@ def _build(
 def _prefix(path: Path) -> str:
     """What the names of temporary files for `path` begin with; short, whatever its own name's length."""
     return f".tmp-{hashlib.sha256(path.name.encode()).hexdigest()[:12]}-"
+
+
+def remove_leftovers(path: Path) -> None:
+    """Removes temporary files for `path` of processes that died. The caller holds the lock of `path`."""
+    for item in _leftovers(path):
+        item.unlink(missing_ok=True)
 
 
 def _leftovers(path: Path) -> list[Path]:

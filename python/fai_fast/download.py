@@ -128,6 +128,7 @@ def download(
             _discard(part)
             raise WeightsError(_failed(url, path, f"what the server sent {wrong}"))
         record = cache.Record.of(part, {"url": redacted(url)}, {**info, "mtime_ns": part.stat().st_mtime_ns})
+        cache.remove_leftovers(path)
         record.write(cache.record_path(path))
         os.replace(part, path)
         cache.record_path(part).unlink(missing_ok=True)

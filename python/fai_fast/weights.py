@@ -339,6 +339,7 @@ def _keep_record(path: Path, url: str) -> None:
     info = {"url": redacted(url), "by_hand": True, "mtime_ns": path.stat().st_mtime_ns}
     try:
         with cache.lock(path, "records"):
+            cache.remove_leftovers(path)
             cache.Record.of(path, {"url": redacted(url)}, info).write(cache.record_path(path))
     except OSError as error:
         _log.info("no record of %s is kept: %s", path, error.strerror)
