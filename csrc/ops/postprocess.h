@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "csrc/core/types.h"
+#include "csrc/math/rows.h"
 #include "csrc/ops/preprocess.h"
 
 namespace fai::ops {
@@ -19,8 +20,8 @@ struct PostprocessArguments {
     bool use_mask_score = false;
     bool predict_all_pixels = false;
     bool softmax = true;
-    int64_t min_area =
-        2;  // pixels that a row has at least; 0 keeps the queries without any, NaN in their masks too
+    // Pixels that a row has at least; 0 keeps the queries without any, NaN in their masks too.
+    int64_t min_area = math::kMinArea;
     bool letterboxed = false;
     Size tensor;          // letterboxed: the engine's input size
     Placement placement;  // letterboxed: where the frame lies in it
