@@ -328,9 +328,13 @@ def test_a_context_outlives_its_engine_and_everything_is_freed(engine_module, fi
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_fork(engine_module, file):
-    """A child is told to load the engine itself, can do so, and may drop what it inherited."""
+    """A child is told to load the engine itself, can do so, and may drop what it inherited.
+
+    The engine's own threads are given time to fall asleep: a lock of TBB's that one of them holds while the process
+    forks stays locked in the child, which once in some seventy runs waited for it.
+    """
     out = run_script(f"""
-        import os, warnings
+        import os, time, warnings
         from fai_fast.engines import select
         warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of fork beside threads
 
@@ -338,6 +342,7 @@ def test_fork(engine_module, file):
         engine = engines.load({str(file())!r})
         context = engine.context()
         context.run()
+        time.sleep(0.5)
         child = os.fork()
         if child == 0:
             for use in (context.run, engine.context):
