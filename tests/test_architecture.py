@@ -27,13 +27,25 @@ CUDA_HEADER = re.compile(r"cuda|cub/|thrust/|nv/|cooperative_groups")
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.MULTILINE)
 
 # What each part of the Python package, a file or a folder, may import, anywhere in its files.
-BASE = {"_core", "_forks", "_options", "_arguments", "errors", "_foreign", "_locks", "_redaction", "_coco"}
+BASE = {
+    "_core",
+    "_forks",
+    "_options",
+    "_arguments",
+    "errors",
+    "_foreign",
+    "_locks",
+    "_redaction",
+    "_coco",
+    "_sizes",
+}
 MAY_IMPORT = {
     "_forks": {"errors"},
     "_options": set(),
     "_coco": set(),
     "_arguments": {"_foreign"},
     "_foreign": set(),
+    "_sizes": {"_arguments"},
     "_locks": set(),
     "errors": set(),
     "_files": BASE,

@@ -13,6 +13,7 @@ import re
 from pathlib import Path
 
 import fai_fast
+import numpy as np
 import pytest
 from fai_fast.registry import (
     BackboneConfig,
@@ -314,6 +315,11 @@ def changed(**changes) -> ModelSpec:
         ({"im_size": 0}, ValueError, "im_size: got 0"),
         ({"im_size": 640.0}, TypeError, "im_size: got 640.0"),
         ({"im_size": True}, TypeError, "im_size: got True"),
+        ({"im_size": (64, 100)}, ValueError, r"im_size: got \(64, 100\), expected a multiple of 32 each for"),
+        ({"im_size": (64,)}, ValueError, "im_size: got 1 values"),
+        ({"im_size": "64x96"}, TypeError, "im_size: got '64x96'"),
+        ({"im_size": (64, None)}, TypeError, "im_size: got None"),
+        ({"metrics_im_size": (64, 0)}, ValueError, r"metrics_im_size: got \(64, 0\)"),
         ({"weights_url": "file:///etc/passwd"}, ValueError, "weights_url: got 'file:///etc/passwd'"),
         ({"weights_url": "https://"}, ValueError, "weights_url: got"),
         ({"weights_url": "https://a b/c"}, ValueError, "weights_url: got"),
@@ -470,6 +476,17 @@ def test_a_missing_field_is_named(tmp_path, field):
         ({"classes": ["ripe"]}, "classes: got 1 names, expected config.num_classes = 2"),
         ({"im_size": "640"}, "im_size: got '640'"),
         ({"im_size": -1}, "im_size: got -1"),
+        ({"im_size": [640]}, r"im_size: got 1 values, expected an int for a square or \(height, width\)"),
+        ({"im_size": []}, "im_size: got 0 values"),
+        ({"im_size": [64, 64, 3]}, "im_size: got 3 values"),
+        ({"im_size": [64, 0]}, r"im_size: got \(64, 0\), expected 1 to 32736 each for \(height, width\)"),
+        ({"im_size": [-64, 64]}, r"im_size: got \(-64, 64\)"),
+        ({"im_size": [64.0, 64]}, "im_size: got 64.0, expected an integer"),
+        ({"im_size": [64, "64"]}, "im_size: got '64', expected an integer"),
+        ({"im_size": [True, 64]}, "im_size: got True, expected an integer"),
+        ({"im_size": [[64, 64], 64]}, "im_size: got list, expected an integer"),
+        ({"im_size": {"h": 64}}, "im_size: got dict, expected an integer"),
+        ({"im_size": [64, 10**9]}, r"im_size: got \(64, 1000000000\), expected 1 to 32736"),
         (
             {"weights_uri": "../../secret.pth"},
             r"weights_uri: got '\.\./\.\./secret\.pth', which leaves the folder",
@@ -519,12 +536,29 @@ def test_unknown_fields_of_the_configuration_are_ignored_with_one_line(tmp_path,
 
 
 @pytest.mark.parametrize(
-    ("im_size", "expected"), [(640, 640), (600, 608), ([480, 640], 640), ([640], 640), (1, 32)]
+    ("im_size", "expected"),
+    [
+        (640, 640),
+        (600, 608),
+        (1, 32),
+        ([480, 640], (480, 640)),
+        ([640, 640], 640),
+        ([470, 640], (480, 640)),
+        ([192, 1], (192, 32)),
+        ([600, 601], 608),
+    ],
 )
 def test_a_size_that_the_network_cannot_have_is_rounded_up_with_one_line(tmp_path, caplog, im_size, expected):
     with caplog.at_level(logging.WARNING, "fai_fast"):
         assert load_spec(write_model(tmp_path, im_size=im_size)).im_size == expected
-    assert len(messages(caplog)) == (im_size != expected)
+    if im_size in (640, [640, 640], [480, 640]):
+        assert messages(caplog) == []
+    else:
+        [line] = messages(caplog)
+        height, width = expected if isinstance(expected, tuple) else (expected, expected)
+        assert (
+            f"im_size is {im_size}, the network's input will be {height} x {width} (height x width)" in line
+        )
 
 
 def test_the_postprocessing_type_decides_where_the_task_contradicts(tmp_path, caplog):
@@ -742,6 +776,35 @@ def test_figures_keep_the_size_that_they_were_measured_at():
     assert (base.im_size, base.metrics_im_size) == (640, None)
     assert dataclasses.replace(base, im_size=320).metrics_im_size == 640
     assert dataclasses.replace(base, im_size=320, metrics={}).metrics_im_size is None
+    wide = dataclasses.replace(base, im_size=[384, 640])
+    assert (wide.im_size, wide.input_size, wide.metrics_im_size) == ((384, 640), (384, 640), 640)
+    # The same size, however it is written.
+    assert dataclasses.replace(wide, im_size=[384, 640]) == wide
+    measured = dataclasses.replace(wide, metrics_im_size=None)
+    assert dataclasses.replace(measured, im_size=np.array([384, 640])).metrics_im_size is None
+    assert dataclasses.replace(measured, im_size=320).metrics_im_size == (384, 640)
+
+
+@pytest.mark.parametrize("im_size", [640, (640, 640), [640, 640], np.int64(640), np.array([640, 640])])
+def test_a_square_is_its_side_however_it_is_written(im_size):
+    base = spec("fai-mf-m-ade")
+    square = dataclasses.replace(base, im_size=im_size)
+    assert square == base
+    assert hash(square) == hash(base)
+    assert (square.im_size, type(square.im_size), square.input_size) == (640, int, (640, 640))
+
+
+def test_a_size_with_two_sides_is_kept_and_told_as_height_by_width():
+    wide = dataclasses.replace(spec("fai-mf-n-shapes"), im_size=(160, 288), metrics_im_size=(192, 352))
+    assert json.loads(json.dumps(wide.to_dict()))["im_size"] == [160, 288]
+    again = ModelSpec.from_dict(json.loads(json.dumps(wide.to_dict())))
+    assert again == wide
+    assert hash(again) == hash(wide)
+    assert pickle.loads(pickle.dumps(wide)) == wide
+    card = wide.card()
+    assert "size    160 x 288 (height x width); frames of other sizes" in card
+    assert "Metrics in percent, at 192 x 352 (height x width)" in card
+    assert "height x width" not in spec("fai-mf-n-shapes").card()
 
 
 def test_what_is_given_with_the_change_stays():

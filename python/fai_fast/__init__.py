@@ -11,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from fai_fast._core import __version__
+from fai_fast._sizes import fit_size
 from fai_fast.detections import Detections, Latency, PackedMasks
 from fai_fast.errors import CudaError, EngineError, ExportError, FaiFastError, WeightsError
 from fai_fast.letterbox import Letterbox
@@ -46,6 +47,7 @@ __all__ = [
     "build_info",
     "evaluate",
     "export",
+    "fit_size",
     "load",
     "losses",
     "models",

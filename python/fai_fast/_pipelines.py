@@ -49,6 +49,7 @@ class Request:
         frames: at most the engine's batch; arrays as :func:`fai_fast.preprocess` takes them.
         layout: ``color``, ``resize``, ``yuv_matrix``, ``yuv_range`` of all of them.
         decode: milliseconds that opening them took.
+        look: called with the size (H, W) of each frame whose result is there, where somebody wants to know.
     """
 
     frames: Sequence[Any]
@@ -58,6 +59,7 @@ class Request:
     use_mask_score: bool
     masks_device: bool = False
     decode: float = 0.0
+    look: Callable[[tuple[int, int]], None] | None = None
 
 
 class Pending(ABC):
@@ -169,6 +171,9 @@ class CpuPipeline(Pipeline):
             )
         top = self._spec.config.top_k
         results = [result if len(result) <= top else result[:top] for result in results]
+        if request.look is not None:
+            for letterbox in letterboxes:
+                request.look(letterbox.frame)
         latency = Latency(
             request.decode,
             1e3 * (preprocessed - started),
@@ -465,6 +470,7 @@ class _GpuPending(Pending):
         self._spec = spec
         self._decode = request.decode
         self._masks_device = request.masks_device
+        self._look = request.look
         self._results: list[Detections] | None = None
         self._error: Exception | None = None
 
@@ -514,6 +520,9 @@ class _GpuPending(Pending):
         began = time.perf_counter()
         found = graph.results(self._spec.config.top_k, self._masks_device)
         results = [Detections._from_core(rows, rows["size"], self._spec.classes) for rows in found]
+        if self._look is not None:
+            for rows in found:
+                self._look(rows["size"])
         times = graph.times()
         latency = Latency(
             self._decode,

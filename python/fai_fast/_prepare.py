@@ -88,6 +88,7 @@ def prepare(
     device: str,
     precision: str,
     im_size: int | Sequence[int] | None,
+    frame: Sequence[int] | None,
     num_threads: int | None,
     cache_dir: Any,
     batch_size: int,
@@ -102,12 +103,12 @@ def prepare(
     select.check_device(device)
     if _ends_in(".engine", name_or_path):
         return _given_engine(
-            Path(os.fsdecode(name_or_path)), weights, engine, device, precision, im_size, batch_size
+            Path(os.fsdecode(name_or_path)), weights, engine, device, precision, im_size, frame, batch_size
         )
     # Importing an engine takes as long as reading a checkpoint's hash, and they do not need each other.
     with ThreadPoolExecutor(1) as beside:
         chosen = beside.submit(select.candidates, engine, device)
-        source = _source(name_or_path, weights, im_size, batch_size, cache_dir, chosen)
+        source = _source(name_or_path, weights, im_size, frame, batch_size, cache_dir, chosen)
     choices = chosen.result()
     refusals: dict[str, Exception] = {}
     for choice in choices:
@@ -149,12 +150,13 @@ def _source(
     name_or_path: Any,
     weights: Any,
     im_size: int | Sequence[int] | None,
+    frame: Sequence[int] | None,
     batch_size: int,
     cache_dir: Any,
     chosen: Future[list[select.Choice]],
 ) -> Source:
     if _ends_in(".onnx", name_or_path):
-        given = _given_graph(Path(os.fsdecode(name_or_path)), weights, im_size, batch_size, cache_dir)
+        given = _given_graph(Path(os.fsdecode(name_or_path)), weights, im_size, frame, batch_size, cache_dir)
         return Source(
             given.spec,
             given.size,
@@ -164,7 +166,7 @@ def _source(
             None,
             weights_sha256=None,
         )
-    return _exported_source(load_spec(name_or_path), weights, im_size, batch_size, cache_dir, chosen)
+    return _exported_source(load_spec(name_or_path), weights, im_size, frame, batch_size, cache_dir, chosen)
 
 
 def _ends_in(suffix: str, name_or_path: Any) -> bool:
@@ -172,13 +174,18 @@ def _ends_in(suffix: str, name_or_path: Any) -> bool:
 
 
 def _given_graph(
-    path: Path, weights: Any, im_size: int | Sequence[int] | None, batch_size: int, cache_dir: Any
+    path: Path,
+    weights: Any,
+    im_size: int | Sequence[int] | None,
+    frame: Sequence[int] | None,
+    batch_size: int,
+    cache_dir: Any,
 ) -> Graph:
     """A file of :func:`fai_fast.export`, which brings everything with it."""
     if not path.is_file():
         raise FileNotFoundError(f"name_or_path: no such file: {redacted(str(path))}")
     exported = exporter.read_metadata(path)
-    _check_fixed(path, exported.size, exported.batch, weights, im_size, batch_size)
+    _check_fixed(path, exported.size, exported.batch, weights, im_size, frame, batch_size)
     return Graph(
         path=path,
         sha256=cache.remembered_sha256(path, cache.cache_folder(cache_dir)),
@@ -200,11 +207,17 @@ def _check_fixed(
     batch: int,
     weights: Any,
     im_size: int | Sequence[int] | None,
+    frame: Sequence[int] | None,
     batch_size: int,
 ) -> None:
     """ValueError where something is asked of a file that it has settled."""
     if weights is not None:
         raise ValueError(f"weights: got some with {path.name}, expected None: the file holds its own")
+    if frame is not None:
+        raise ValueError(
+            f"frame: got {frame!r:.40} with {path.name}, expected None: its input is {size}, (height, width), which is "
+            "fixed; export it again with frame="
+        )
     if im_size is not None and exporter.check_im_size(im_size) != size:
         raise ValueError(f"im_size: got {im_size} with {path.name}, expected None or {size}, which is fixed")
     if batch_size not in (1, batch):
@@ -215,12 +228,13 @@ def _exported_source(
     spec: ModelSpec,
     source: Any,
     im_size: int | Sequence[int] | None,
+    frame: Sequence[int] | None,
     batch_size: int,
     cache_dir: Any,
     chosen: Future[list[select.Choice]],
 ) -> Source:
     """The deployed graph of these weights."""
-    height, width = size = exporter.check_im_size(spec.im_size if im_size is None else im_size)
+    height, width = size = exporter.input_size(spec.input_size, im_size, frame)
     found = weights.locate(spec, source, cache_dir=cache_dir)
     chosen.result()  # an engine that does not work is better known before minutes of export
     provenance = {"weights": found.source, "weights_sha256": found.sha256}
@@ -423,13 +437,14 @@ def _given_engine(
     device: str,
     precision: str,
     im_size: int | Sequence[int] | None,
+    frame: Sequence[int] | None,
     batch_size: int,
 ) -> Prepared:
     """A file of ``fai_fast.export(..., format="tensorrt")``, which was verified when it was exported."""
     from fai_fast.exporter import tensorrt
 
     record = tensorrt.read_record(path)
-    _check_fixed(path, record.size, record.batch, weights, im_size, batch_size)
+    _check_fixed(path, record.size, record.batch, weights, im_size, frame, batch_size)
     if precision not in ("auto", record.precision):
         raise ValueError(
             f"precision: got {precision!r} with {path.name}, expected 'auto' or {record.precision!r}"

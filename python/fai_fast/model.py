@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -37,6 +38,7 @@ from fai_fast._pipelines import (
     preprocess_into,
 )
 from fai_fast._prepare import Prepared, prepare
+from fai_fast._sizes import aspects_differ, fit_size, size_text
 from fai_fast.detections import Detections
 from fai_fast.engines.base import Engine
 from fai_fast.errors import FaiFastError, WeightsError
@@ -65,6 +67,8 @@ _SETTINGS: dict[str, Callable[[str, object], float]] = {
 _FILES = ("name_or_path", "weights", "cache_dir")
 _OF_RESULTS = (*_SETTINGS, "masks_device")
 
+_log = logging.getLogger("fai_fast")
+
 
 def load(
     name_or_path: Any,
@@ -74,6 +78,7 @@ def load(
     device: str = "auto",
     precision: Precision = "auto",
     im_size: int | Sequence[int] | None = None,
+    frame: Sequence[int] | None = None,
     num_threads: int | None = None,
     cache_dir: Any = None,
     batch_size: int = 1,
@@ -94,6 +99,10 @@ def load(
             agree with fp32's.
         im_size: the network's input, an int for a square or (height, width), multiples of 32; None for the size that
             the model was trained at.
+        frame: in place of ``im_size``: (height, width) of the camera's frames, for which :func:`fai_fast.fit_size`
+            chooses the size, with about as many pixels as the model's own. Frames of other sizes are taken too. With
+            neither, the first frame whose aspect is more than 1.2 times the input's, or less than its 1.2th, is told in
+            one line at level INFO. docs/frame_shape.md says what a frame's shape does to accuracy.
         num_threads: of the engine and of postprocessing; None for all cores that this process may use.
         cache_dir: where weights, graphs and compiled engines are kept; None for ``FAI_FAST_CACHE`` in the environment,
             else the platform's usual place.
@@ -115,11 +124,16 @@ def load(
         "device": device,
         "precision": precision,
         "im_size": im_size,
+        "frame": frame,
         "num_threads": num_threads,
         "cache_dir": cache_dir,
         "batch_size": batch_size,
     }
-    model = Model(prepare(**arguments))
+    prepared = prepare(**arguments)
+    model = Model(prepared)
+    # A file of export() has no other size, and whoever asked for one knows it.
+    if im_size is None and frame is None and prepared.weights is not None:
+        model._look = _AspectNotice(prepared.spec.name, prepared.size)
     model._arguments = {**arguments, **{name: _absolute(arguments[name]) for name in _FILES}}
     return model
 
@@ -159,6 +173,8 @@ class Model:
     batch_size: int
     _arguments: dict[str, Any] | None = None
     """Of :func:`load`, to load it again."""
+    _look: _AspectNotice | None = None
+    """Looks at frames' sizes, of a model whose own size was kept without a word."""
 
     def __init__(self, prepared: Prepared, users: _Users | None = None) -> None:
         self._prepared = prepared
@@ -436,7 +452,7 @@ class Model:
         frames = [_frame(image, max_pixels) for image in images]
         in_memory = all(frame is image for frame, image in zip(frames, images, strict=True))
         decode = 0.0 if in_memory else 1e3 * (time.perf_counter() - started)
-        return Request(frames, layout, decode=decode, **settings)
+        return Request(frames, layout, decode=decode, look=self._look, **settings)
 
     def _check_open(self) -> None:
         """Before anything that waits for a thread or a lock, of which a forked child may not have the other end."""
@@ -566,7 +582,7 @@ class Model:
                 raise FaiFastError("the model is closed; load it again")
             self._users.enter()
         other = Model(self._prepared, self._users)
-        other._arguments = self._arguments
+        other._arguments, other._look = self._arguments, self._look
         return other
 
     def __reduce__(self) -> tuple[Callable[[dict[str, Any]], Model], tuple[dict[str, Any]]]:
@@ -623,6 +639,43 @@ class _Users:
             if self._count:
                 return
         self._engine.close()
+
+
+class _AspectNotice:
+    """Tells once that frames have another aspect than the network's input; clones of a model share it."""
+
+    def __init__(self, name: str, size: tuple[int, int]) -> None:
+        self._name = name
+        self._size = size
+        # Popped, which of several threads only one can.
+        self._untold = [True]
+        # Frames of a stream are alike, and are looked at once.
+        self._seen = size
+
+    def __call__(self, frame: tuple[int, int]) -> None:
+        """Looks at the size (H, W) of a frame."""
+        if frame == self._seen:
+            return
+        self._seen = frame
+        if not self._untold or not aspects_differ(frame, self._size):
+            return
+        height, width = self._size
+        fitting = fit_size(frame, area=height * width)
+        if not aspects_differ(fitting, self._size):  # of a small input no multiples of 32 come nearer
+            return
+        try:
+            self._untold.pop()
+        except IndexError:
+            return
+        _log.info(
+            "%s: a frame is %s (height x width), the network's input %s: of its aspect would be %s, which "
+            "fai_fast.load(..., frame=(%d, %d)) takes; see docs/frame_shape.md",
+            self._name,
+            size_text(frame),
+            size_text(self._size),
+            size_text(fitting),
+            *frame,
+        )
 
 
 def _frame(image: Any, max_pixels: int | None) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from fai_fast._sizes import size_text
 from fai_fast.cli.messages import STDOUT, table, write_json, write_line
 from fai_fast.cli.options import usage
 
@@ -13,9 +14,10 @@ if TYPE_CHECKING:
 
 HELP = "list the models, or print the card of one"
 DESCRIPTION = """\
-Without NAME, a table of all models: SIZE is the side of the square that the model was trained at, METRIC its published
-accuracy in percent, and T4 MS FocoosAI's published latency of the engine alone on a Tesla T4 with TensorRT at 640x640.
-With NAME, its model card: architecture, input and output, classes with published figures, latencies.
+Without NAME, a table of all models: SIZE is the network's input that the model was trained at (the side of a square, or
+height x width), METRIC its published accuracy in percent, and T4 MS FocoosAI's published latency of the engine alone on
+a Tesla T4 with TensorRT at 640x640. With NAME, its model card: architecture, input and output, classes with published
+figures, latencies.
 """
 EPILOG = """\
 examples:
@@ -63,4 +65,5 @@ def _row(spec: ModelSpec) -> tuple[str, ...]:
     )
     t4 = [item.mean_ms for item in spec.published_latency if "T4" in item.device and "ensorrt" in item.engine]
     latency = f"{min(t4):.1f}" if t4 else "-"
-    return spec.name, spec.family, spec.task, str(len(spec.classes)), str(spec.im_size), metric, latency
+    size = str(spec.im_size) if isinstance(spec.im_size, int) else size_text(spec.im_size)
+    return spec.name, spec.family, spec.task, str(len(spec.classes)), size, metric, latency

@@ -11,6 +11,8 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from fai_fast._sizes import ImSize, sides_of, size_text
+
 _SHOWN = 5
 Int64 = npt.NDArray[np.int64]
 Figures = dict[str, float | None]
@@ -30,7 +32,7 @@ class Report:
         metrics: percent, under the registry's names; None where the truth has nothing to measure.
         per_class: AP or IoU of each class, percent; None as above.
         published, published_per_class: the registry's figures, percent, where it has them.
-        published_im_size: the side of the square input that they hold for.
+        published_im_size: the network's input that they hold for, an int for a square or (h, w).
     """
 
     model: str
@@ -44,7 +46,7 @@ class Report:
     per_class: Figures
     published: Mapping[str, float]
     published_per_class: Mapping[str, float]
-    published_im_size: int
+    published_im_size: ImSize
 
     @property
     def headline(self) -> float | None:
@@ -65,8 +67,8 @@ class Report:
             "",
             *_figures("class", self.per_class, self.published_per_class),
         ]
-        if self.published and (height, width) != (self.published_im_size, self.published_im_size):
-            lines += ["", f"Published at {self.published_im_size}x{self.published_im_size}."]
+        if self.published and (height, width) != sides_of(self.published_im_size):
+            lines += ["", f"Published at {size_text(self.published_im_size)}."]
         if self.missing:
             lines += ["", f"Left out, not there: {_some(self.missing)}."]
         return "\n".join(lines)

@@ -20,19 +20,28 @@ from fai_fast._arguments import check_bool, check_choice, check_int, check_size
 from fai_fast._core import __version__
 from fai_fast._files import replacing
 from fai_fast._redaction import redacted
+from fai_fast._sizes import LARGEST_SIDE, STRIDE, fit_size
 from fai_fast.errors import ExportError
 from fai_fast.exporter import checksum
 from fai_fast.registry import ModelSpec, load_spec
 from fai_fast.weights import Weights, load_weights
 
-__all__ = ["VERSION", "ExportReport", "ExportedInfo", "check_im_size", "export", "read_metadata", "write"]
+__all__ = [
+    "VERSION",
+    "ExportReport",
+    "ExportedInfo",
+    "check_im_size",
+    "export",
+    "input_size",
+    "read_metadata",
+    "write",
+]
 
 VERSION = 1
 """Counts changes of what is exported: a file of another version is exported again."""
 PRECISIONS = ("fp32", "fp16")
 FORMATS = {"onnx": ".onnx", "tensorrt": ".engine"}
 MAX_BATCH = 256
-MAX_SIDE = 8192
 _KEY = "fai_fast."
 _DAMAGED = "is damaged, or was changed since fai_fast.export wrote it (its checksum differs); copy or export it again"
 
@@ -118,6 +127,7 @@ def export(
     path: str | os.PathLike[str],
     *,
     im_size: int | Sequence[int] | None = None,
+    frame: Sequence[int] | None = None,
     batch: int = 1,
     precision: str | None = None,
     weights: Any = None,
@@ -144,6 +154,8 @@ def export(
             AveragedModel, a LightningModule), a :class:`fai_fast.Model`, or a ``fai_fast.weights.Weights``.
         path: the file to write, ending in ``.onnx`` or, for TensorRT, ``.engine``, in a folder that exists.
         im_size: an int for a square or (height, width), multiples of 32; None for the size it was trained at.
+        frame: in place of ``im_size``: (height, width) of the frames that it will see, for which :func:`fit_size`
+            chooses a size with about as many pixels as the model's own.
         batch: images at once.
         precision: "fp32", or "fp16" for GPUs: input, outputs, weights and all products are float16. None for "fp32"
             in ONNX and "fp16" in TensorRT.
@@ -176,7 +188,7 @@ def export(
         raise ValueError(f"path: got {str(place)!r}, expected a path that ends in {suffix}")
     if not place.parent.is_dir():
         raise FileNotFoundError(f"path: no such folder: {place.parent}; create it first")
-    size = None if im_size is None else check_im_size(im_size)
+    input_size((STRIDE, STRIDE), im_size, frame)  # wrong ones are better known before weights are fetched
     batch = _check_batch(batch)
     if precision is None:
         precision = "fp16" if format == "tensorrt" else "fp32"
@@ -187,8 +199,7 @@ def export(
     elif target is not None:
         raise ValueError(f"target: got {target!r} with format='onnx', expected None, or format='tensorrt'")
     found = _weights_of(model, weights, cache_dir)
-    if size is None:
-        size = check_im_size(found.spec.im_size)
+    size = input_size(found.spec.input_size, im_size, frame)
     options: dict[str, Any] = {"size": size, "batch": batch, "precision": precision, "verify": verify}
     if format == "tensorrt":
         return _export_engine(found, place, targets, options)
@@ -339,9 +350,26 @@ def check_im_size(im_size: object) -> tuple[int, int]:
         TypeError, ValueError: it is neither, or a side is not a multiple of 32, or beyond 8192.
     """
     sides = check_size("im_size", (im_size, im_size) if not isinstance(im_size, Sequence) else im_size)
-    if any(side % 32 or side > MAX_SIDE for side in sides):
-        raise ValueError(f"im_size: got {sides}, expected multiples of 32, at most {MAX_SIDE}")
+    if any(side % STRIDE or side > LARGEST_SIDE for side in sides):
+        raise ValueError(
+            f"im_size: got {sides}, expected multiples of {STRIDE}, at most {LARGEST_SIDE}, for (height, width)"
+        )
     return sides
+
+
+def input_size(own: tuple[int, int], im_size: object, frame: Sequence[int] | None) -> tuple[int, int]:
+    """(height, width) of a network's input: what is asked for, what fits the frame, or else the model's own.
+
+    Raises:
+        TypeError, ValueError: ``im_size`` or ``frame`` is not as :func:`export` takes it, or both are given.
+    """
+    if frame is None:
+        return check_im_size(own if im_size is None else im_size)
+    if im_size is not None:
+        raise ValueError(
+            f"frame: got {frame!r:.40} and im_size {im_size!r:.40}, expected only one of the two"
+        )
+    return fit_size(frame, area=min(own[0] * own[1], LARGEST_SIDE * LARGEST_SIDE))
 
 
 def _check_targets(target: str | Sequence[str] | None, precision: str) -> tuple[str, ...]:

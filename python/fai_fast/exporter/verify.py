@@ -157,7 +157,7 @@ def make_reference_file(
         path: an .npz file, for a bundled model beside its weights as ``<name>.reference.npz``.
         size: of the picture; None for the size that the model was trained at.
     """
-    size = size or (weights.spec.im_size, weights.spec.im_size)
+    size = size or weights.spec.input_size
     masks, classes = _Reference(weights)(normalized(picture(seed, size)[None], weights.spec))
     np.savez_compressed(
         path,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from fai_fast._redaction import redacted
+from fai_fast._sizes import ImSize, size_text
 from fai_fast.registry.shapes import count_parameters
 from fai_fast.registry.spec import BackboneConfig, ModelSpec
 
@@ -39,7 +40,7 @@ def model_card(spec: ModelSpec) -> str:
         "Input",
         [
             ("images", "(B, 3, h, w), h and w multiples of 32, RGB 0..255, minus mean, divided by std"),
-            ("size", f"{spec.im_size} x {spec.im_size}; frames of other sizes are resized to it"),
+            ("size", f"{_size(spec.im_size)}; frames of other sizes are resized to it"),
             ("mean", _numbers(config.pixel_mean)),
             ("std", _numbers(config.pixel_std)),
         ],
@@ -60,7 +61,7 @@ def model_card(spec: ModelSpec) -> str:
     )
     if spec.metrics:
         lines += _section(
-            f"Metrics in percent, at {size} x {size}{' (published by FocoosAI)' if _published(spec) else ''}",
+            f"Metrics in percent, at {_size(size)}{' (published by FocoosAI)' if _published(spec) else ''}",
             [(name, f"{value:g}") for name, value in spec.metrics.items()],
         )
     lines += _latency(spec)
@@ -72,6 +73,11 @@ def model_card(spec: ModelSpec) -> str:
     if spec.note:
         lines += ["", "Note", *_wrapped([f"{word} " for word in spec.note.split()])]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _size(im_size: ImSize) -> str:
+    """Of a square it does not matter which side is which."""
+    return size_text(im_size, " x ") + ("" if isinstance(im_size, int) else " (height x width)")
 
 
 def _backbone(config: BackboneConfig) -> str:
@@ -107,7 +113,7 @@ def _latency(spec: ModelSpec) -> list[str]:
     rows = [
         (
             item.engine,
-            f"{item.mean_ms:8.3f} ms  {item.fps:4d} fps  {item.device}, {item.im_size} x {item.im_size}",
+            f"{item.mean_ms:8.3f} ms  {item.fps:4d} fps  {item.device}, {_size(item.im_size)}",
         )
         for item in spec.published_latency
     ]

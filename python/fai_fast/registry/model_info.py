@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from fai_fast._sizes import STRIDE, size_text, square_or_sides
 from fai_fast.registry.spec import BackboneConfig, ModelConfig, ModelSpec, PublishedLatency
 
 __all__ = ["FILE_NAME", "read", "read_record"]
@@ -179,20 +180,24 @@ def _known(items: object, name: str, record_type: type, ignored: set[str]) -> di
 
 
 def _im_size(value: object, source: str) -> object:
-    """FocoosAI pads where a size is not a multiple of 32, and later versions write (height, width)."""
-    side = (
-        max(value)
-        if isinstance(value, list) and value and all(type(item) is int for item in value)
-        else value
-    )
-    if type(side) is not int or side < 1:
-        return side
-    multiple = -(-side // 32) * 32
-    if multiple != value:
+    """An int for a square or [height, width], as ModelSpec has it; what is neither is left to its check.
+
+    FocoosAI pads pictures where a side is not a multiple of 32.
+    """
+    sides = value if isinstance(value, list) else [value, value]
+    whole = [side for side in sides if type(side) is int and side >= 1]
+    if len(sides) != 2 or whole != sides:
+        return value
+    height, width = (-(-side // STRIDE) * STRIDE for side in whole)
+    if [height, width] != sides:
         _log.warning(
-            "%s: im_size is %s, the network's input will be %d x %d", source, value, multiple, multiple
+            "%s: im_size is %s, the network's input will be %s (height x width), multiples of %d",
+            source,
+            value,
+            size_text((height, width), " x "),
+            STRIDE,
         )
-    return multiple
+    return square_or_sides((height, width))
 
 
 def _metrics(values: object, classes: object) -> tuple[dict[str, float], dict[str, float]]:

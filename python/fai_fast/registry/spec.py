@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from fai_fast._arguments import check_bool, check_choice, check_int, check_items, check_names, check_number
 from fai_fast._coco import category_ids_of
 from fai_fast._redaction import redacted
+from fai_fast._sizes import STRIDE, ImSize, check_input_size, sides_of
 
 __all__ = ["BackboneConfig", "ModelConfig", "ModelSpec", "PublishedLatency"]
 
@@ -23,6 +24,7 @@ RESNET_DEPTHS = (50, 101)
 # The decoder's heads are not in any configuration: every published network has 8.
 DECODER_HEADS = 8
 _LARGEST = 1 << 20
+_LARGEST_SIDE = 32736  # the greatest multiple of 32 that a frame's side can be
 
 _Record = TypeVar("_Record")
 
@@ -199,14 +201,14 @@ class PublishedLatency:
 
     engine: str
     device: str
-    im_size: int
+    im_size: ImSize
     mean_ms: float
     fps: int
 
     def __post_init__(self) -> None:
         for name in ("engine", "device"):
             _check_text(f"published_latency.{name}", getattr(self, name))
-        _check_count("published_latency.im_size", self.im_size)
+        _set_im_size(self, "im_size", "published_latency.im_size")
         if check_number("published_latency.mean_ms", self.mean_ms) <= 0:
             raise ValueError(f"published_latency.mean_ms: got {self.mean_ms}, expected a positive number")
         _check_count("published_latency.fps", self.fps, 0)
@@ -244,7 +246,7 @@ class _Facts(NamedTuple):
 
     network: tuple[Any, ...]
     figures: tuple[Any, ...]
-    im_size: int
+    im_size: ImSize
     values: dict[str, Any]
 
 
@@ -262,11 +264,13 @@ class ModelSpec:
         task: "instance" or "semantic".
         classes: C names, each once, in the order of the network's class logits.
         config: the network.
-        im_size: the side of the square that it was trained and evaluated at, pixels, a multiple of 32.
+        im_size: the network's input that it was trained and evaluated at, pixels: an int for a square, or (height,
+            width), each a multiple of 32. A pair of equal sides is given back as the int; :attr:`input_size` is a pair
+            always.
         dataset: what it was trained on.
         weights_url: where its published checkpoint is, http or https.
         metrics: published, percent.
-        metrics_im_size: the size they were measured at, where it is published.
+        metrics_im_size: the size they were measured at, where it is published; as ``im_size``, of any multiple.
         per_class: AP (instance) or IoU (semantic) of each class, percent, published.
         published_latency: FocoosAI's own measurements.
         documentation_fps_t4_tensorrt_640: an older figure that FocoosAI's documentation still shows.
@@ -290,11 +294,11 @@ class ModelSpec:
     task: str
     classes: tuple[str, ...]
     config: ModelConfig
-    im_size: int
+    im_size: ImSize
     dataset: str | None = None
     weights_url: str | None = field(default=None, repr=False)
     metrics: Mapping[str, float] = field(default_factory=dict)
-    metrics_im_size: int | None = None
+    metrics_im_size: ImSize | None = None
     per_class: Mapping[str, float] = field(default_factory=dict)
     published_latency: tuple[PublishedLatency, ...] = ()
     documentation_fps_t4_tensorrt_640: int | None = None
@@ -314,18 +318,19 @@ class ModelSpec:
             raise TypeError(f"config: got {type(self.config).__name__}, expected a ModelConfig")
         self._check_classes()
         self._check_against_config()
+        # Before it is compared with what it was.
+        _set_im_size(self, "im_size", "im_size", largest=_LARGEST_SIDE, multiple=STRIDE)
         if self._before is not None:
             self._drop_what_is_not_true(self._before)
-        if _check_count("im_size", self.im_size, largest=32736) % 32:
-            raise ValueError(f"im_size: got {self.im_size}, expected a multiple of 32")
         for name in ("dataset", "note", "weights_path"):
             if getattr(self, name) is not None:
                 _check_text(name, getattr(self, name))
         if self.weights_url is not None:
             check_url("weights_url", self.weights_url)
-        for name in ("metrics_im_size", "documentation_fps_t4_tensorrt_640"):
-            if getattr(self, name) is not None:
-                _check_count(name, getattr(self, name))
+        if self.metrics_im_size is not None:
+            _set_im_size(self, "metrics_im_size", "metrics_im_size")
+        if self.documentation_fps_t4_tensorrt_640 is not None:
+            _check_count("documentation_fps_t4_tensorrt_640", self.documentation_fps_t4_tensorrt_640)
         object.__setattr__(self, "metrics", _numbers("metrics", self.metrics))
         object.__setattr__(self, "per_class", _numbers("per_class", self.per_class))
         if unknown := [name for name in self.per_class if name not in self.classes]:
@@ -351,6 +356,11 @@ class ModelSpec:
                     f"bundled_weights: got {self.bundled_weights!r}, expected a file name without folders"
                 )
         object.__setattr__(self, "_before", self._facts())
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(height, width) of ``im_size``."""
+        return sides_of(self.im_size)
 
     @property
     def category_ids(self) -> tuple[int, ...] | None:
@@ -544,6 +554,11 @@ def _check_count(name: str, value: object, least: int = 1, largest: int = _LARGE
     if count % multiple:
         raise ValueError(f"{name}: got {count}, expected a multiple of {multiple}")
     return count
+
+
+def _set_im_size(record: Any, field: str, name: str, largest: int = _LARGEST, multiple: int = 1) -> None:
+    """Puts a field's checked value in the place of what came; errors call it `name`."""
+    object.__setattr__(record, field, check_input_size(name, getattr(record, field), largest, multiple))
 
 
 def _check_weight(name: str, value: object) -> None:
