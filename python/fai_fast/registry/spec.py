@@ -11,77 +11,23 @@ from pathlib import PurePath
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
-from fai_fast._arguments import check_bool, check_choice, check_int, check_items, check_names, check_number
+from fai_fast._arguments import check_bool, check_choice, check_items, check_names, check_number
 from fai_fast._coco import category_ids_of
 from fai_fast._redaction import redacted
 from fai_fast._sizes import STRIDE, ImSize, check_input_size, sides_of
+from fai_fast.registry._checks import LARGEST
+from fai_fast.registry._checks import check_count as _check_count
+from fai_fast.registry.backbones import BackboneConfig
 
 __all__ = ["BackboneConfig", "ModelConfig", "ModelSpec", "PublishedLatency"]
 
 FAMILIES = ("fai_mf", "bisenetformer")
 TASKS = ("instance", "semantic")
-RESNET_DEPTHS = (50, 101)
 # The decoder's heads are not in any configuration: every published network has 8.
 DECODER_HEADS = 8
-_LARGEST = 1 << 20
 _LARGEST_SIDE = 32736  # the greatest multiple of 32 that a frame's side can be
 
 _Record = TypeVar("_Record")
-
-
-@dataclass(frozen=True)
-class BackboneConfig:
-    """The backbone: a ResNet (``depth`` 50 or 101, variant d) or an STDC (``base``, ``layers``).
-
-    Attributes:
-        model_type: "resnet" or "stdc".
-        in_chans: channels of the images, 3.
-        depth, variant, act: of a ResNet: 50 or 101, "d", "relu".
-        base, layers, block_num, block_type: of an STDC: its stem's width (a multiple of 8), blocks in each of its
-            three stages, convolutions in a block (4), and "cat".
-
-    Raises:
-        TypeError, ValueError: a field is not as said here; the text names it.
-    """
-
-    model_type: str
-    in_chans: int = 3
-    depth: int | None = None
-    variant: str | None = None
-    act: str | None = None
-    base: int | None = None
-    layers: tuple[int, ...] | None = None
-    block_num: int | None = None
-    block_type: str | None = None
-
-    def __post_init__(self) -> None:
-        check_choice("backbone_config.model_type", self.model_type, ("resnet", "stdc"))
-        _check_fixed("backbone_config.in_chans", self.in_chans, 3)
-        if self.model_type == "resnet":
-            if self.depth not in RESNET_DEPTHS:
-                raise ValueError(f"backbone_config.depth: got {self.depth!r}, expected 50 or 101")
-            _check_fixed("backbone_config.variant", self.variant, "d", None)
-            _check_fixed("backbone_config.act", self.act, "relu", None)
-            others = {"base", "layers", "block_num", "block_type"}
-        else:
-            _check_count("backbone_config.base", self.base, multiple=8)
-            if self.layers is None:
-                raise ValueError(
-                    "backbone_config.layers: got None, expected the blocks of three stages, such as (4, 5, 3)"
-                )
-            layers = tuple(check_items("backbone_config.layers", self.layers, "the blocks of three stages"))
-            if len(layers) != 3:
-                raise ValueError(
-                    f"backbone_config.layers: got {len(layers)} values, expected the blocks of three stages"
-                )
-            for count in layers:
-                _check_count("backbone_config.layers", count, largest=100)
-            object.__setattr__(self, "layers", layers)
-            _check_fixed("backbone_config.block_num", self.block_num, 4, None)
-            _check_fixed("backbone_config.block_type", self.block_type, "cat", None)
-            others = {"depth", "variant", "act"}
-        for name in sorted(others):
-            _check_fixed(f"backbone_config.{name}", getattr(self, name), None)
 
 
 @dataclass(frozen=True)
@@ -547,16 +493,7 @@ def _check_text(name: str, value: object) -> str:
     return value
 
 
-def _check_count(name: str, value: object, least: int = 1, largest: int = _LARGEST, multiple: int = 1) -> int:
-    count = check_int(name, value)
-    if not least <= count <= largest:
-        raise ValueError(f"{name}: got {count}, expected {least} to {largest}")
-    if count % multiple:
-        raise ValueError(f"{name}: got {count}, expected a multiple of {multiple}")
-    return count
-
-
-def _set_im_size(record: Any, field: str, name: str, largest: int = _LARGEST, multiple: int = 1) -> None:
+def _set_im_size(record: Any, field: str, name: str, largest: int = LARGEST, multiple: int = 1) -> None:
     """Puts a field's checked value in the place of what came; errors call it `name`."""
     object.__setattr__(record, field, check_input_size(name, getattr(record, field), largest, multiple))
 
@@ -564,8 +501,3 @@ def _set_im_size(record: Any, field: str, name: str, largest: int = _LARGEST, mu
 def _check_weight(name: str, value: object) -> None:
     if check_number(name, value) < 0:
         raise ValueError(f"{name}: got {value}, expected 0 or more")
-
-
-def _check_fixed(name: str, value: object, *expected: object) -> None:
-    if value not in expected:
-        raise ValueError(f"{name}: got {value!r}, expected {expected[0]!r}: no other kind is supported")
