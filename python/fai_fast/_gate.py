@@ -41,13 +41,24 @@ __all__ = [
 
 VERSION = 1
 """Of what is measured, which verdicts in the cache depend on."""
-MIN_PANOPTIC_QUALITY = 0.85
-MIN_PIXEL_ACCURACY = 0.95
+MIN_PANOPTIC_QUALITY = 0.9
+"""Of models that find instances. docs/low_precision.md has what a model's AP is at which panoptic quality: rounding to
+bf16 leaves 0.99 and more; at 0.9 a point of AP is at stake, and below it falls fast."""
+MIN_PIXEL_ACCURACY = 0.97
+"""Of semantic models: what the same disturbance leaves that costs a model of instances a tenth of its quality."""
 MIN_SIGNAL_TO_NOISE = 20.0
+"""dB: noise of a tenth of the signal, which again costs about as much. bf16 leaves some 40 dB."""
 SCORE_MARGIN = 0.1
+"""Rows whose scores are further apart are not the same. Rows so near the model's threshold need not be found at all."""
+LEAD_MARGIN = 0.05
+"""Pixels where another class is so near the winner, in score times mask probability, may belong to either."""
 MIN_ROWS = 10
+"""With fewer detections on all pictures together, these say nothing of a model."""
 MIN_SHARE = 0.05
+"""Of the pixels, that must show a class, and another than the most frequent one, for the same reason."""
 BEST = 10
+"""Queries of each picture whose logits are compared where detections say nothing."""
+# Beyond it a mask's probability is 0 or 1 but for 0.0003, and a difference is none that is seen.
 _CLIP = 8.0
 _MOST_DECIBELS = 99.0
 
@@ -159,10 +170,9 @@ class Comparison:
         # Rows between the two are near the threshold.
         self._unsure = max(threshold - SCORE_MARGIN, 0.0)
         self._sure = min(threshold + SCORE_MARGIN, (1 + threshold) / 2)
-        self._pictures = 0
         self._overlap = 0.0
         self._matched = self._missed = self._invented = 0
-        self._pixels = self._equal = 0
+        self._area = self._pixels = self._equal = 0
         self._per_class = np.zeros(spec.config.num_classes, np.int64)
         self._ratios: list[float] = []
 
@@ -171,24 +181,23 @@ class Comparison:
 
         Raises ValueError where their shapes differ.
         """
-        low, exact = (tuple(map(np.asarray, pair)) for pair in (low, exact))  # type: ignore[assignment]
-        for name, ours, theirs in zip(("mask_logits", "class_logits"), low, exact, strict=True):
-            if ours.shape != theirs.shape:
-                raise ValueError(f"{name}: got shape {ours.shape}, expected the reference's {theirs.shape}")
-        self._pictures += 1
-        # Engines reuse their outputs; float16 is exact in float32.
-        ours, theirs = (Logits(masks[0].astype(np.float32), classes[0].astype(np.float32)) for masks, classes in (low, exact))
+        ours, theirs = _logits(low), _logits(exact)
+        for name, array, expected in zip(("mask_logits", "class_logits"), ours, theirs, strict=True):
+            if array.shape != expected.shape:
+                raise ValueError(
+                    f"{name}: got shape {array.shape}, expected the reference's {expected.shape}"
+                )
         self._ratios += _signal_to_noise(ours, theirs, self._spec.config.cls_sigmoid)
-        found, expected = self._found(ours), self._found(theirs)
         if self._spec.config.predict_all_pixels:
-            self._add_pixels(found, expected)
+            sigmoid = self._spec.config.cls_sigmoid
+            self._add_pixels(_segments(ours, sigmoid), _segments(theirs, sigmoid))
         else:
-            self._add_rows(found, expected)
+            self._add_rows(self._found(ours), self._found(theirs))
 
     def verdict(self, pictures: str) -> Verdict:
         """Of all pictures that were added; `pictures` says in words which."""
         if self._spec.config.predict_all_pixels:
-            share = self._pixels / max(1, self._pictures * self._size[0] * self._size[1])
+            share = self._pixels / max(1, self._area)
             rarer = 1 - self._per_class.max() / max(1, self._pixels)
             if share >= MIN_SHARE and rarer >= MIN_SHARE:
                 value = self._equal / self._pixels
@@ -241,14 +250,16 @@ class Comparison:
         self._missed += int(true_sure.sum())
         self._invented += int(sure.sum())
 
-    def _add_pixels(self, found: Detections, expected: Detections) -> None:
-        classes, sure = _pixels(found, self._sure)
-        true_classes, true_sure = _pixels(expected, self._sure)
-        counted = sure | true_sure
+    def _add_pixels(self, found: Segments, expected: Segments) -> None:
+        counted = np.zeros(found.classes.shape, np.bool_)
+        for segments in (found, expected):
+            counted |= (segments.scores > self._sure) & (segments.leads > LEAD_MARGIN)
+        # What is sure in one may not be far below the threshold in the other.
+        lower = np.minimum(found.scores, expected.scores) > self._unsure
+        self._area += counted.size
         self._pixels += int(counted.sum())
-        self._equal += int((counted & (classes == true_classes)).sum())
-        seen = true_classes[counted & (true_classes >= 0)]
-        self._per_class += np.bincount(seen, minlength=len(self._per_class))
+        self._equal += int((counted & lower & (found.classes == expected.classes)).sum())
+        self._per_class += np.bincount(expected.classes[counted], minlength=len(self._per_class))
 
 
 class Logits(NamedTuple):
@@ -256,6 +267,12 @@ class Logits(NamedTuple):
 
     masks: Float32
     classes: Float32
+
+
+def _logits(outputs: tuple[Array, Array]) -> Logits:
+    """Of what is maybe float16, which float32 holds exactly."""
+    masks, classes = (np.asarray(array)[0].astype(np.float32) for array in outputs)
+    return Logits(masks, classes)
 
 
 def _pairs(found: Detections, expected: Detections) -> list[tuple[int, int, float]]:
@@ -288,11 +305,30 @@ def _pairs(found: Detections, expected: Detections) -> list[tuple[int, int, floa
     return pairs
 
 
-def _pixels(found: Detections, sure: float) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.bool_]]:
-    """The class of each pixel, -1 for none, and where its row's score is above `sure`."""
-    classes, confident = found.label_map, found[found.confidence > sure].label_map
-    assert classes is not None and confident is not None
-    return classes, confident >= 0
+class Segments(NamedTuple):
+    """Of each pixel of the masks (h, w): the class that wins it, that query's score, and by how much it wins.
+
+    The lead is over the best query of another class, in score times mask probability, of which the largest wins.
+    """
+
+    classes: npt.NDArray[np.int64]
+    scores: Float32
+    leads: Float32
+
+
+def _segments(logits: Logits, sigmoid: bool) -> Segments:
+    """At the resolution of the masks, where a pixel stands for a few of the picture's."""
+    probabilities = _probabilities(logits.classes, sigmoid)
+    scores, classes = probabilities.max(-1), probabilities.argmax(-1)
+    with np.errstate(invalid="ignore"):
+        shares = scores[:, None, None] * _sigmoid(logits.masks)
+    # As in postprocessing, a query with a NaN takes no pixel.
+    shares[np.isnan(shares).any((1, 2))] = -1
+    winners = shares.argmax(0)
+    best = shares.max(0)
+    won = classes[winners]
+    shares[classes[:, None, None] == won] = -1
+    return Segments(won, np.where(best < 0, -1, scores[winners]), best - np.maximum(shares.max(0), 0))
 
 
 def _signal_to_noise(low: Logits, exact: Logits, sigmoid: bool) -> list[float]:
@@ -300,7 +336,7 @@ def _signal_to_noise(low: Logits, exact: Logits, sigmoid: bool) -> list[float]:
 
     Of masks and classes, the smaller ratio.
     """
-    probabilities = exact.classes if sigmoid else _softmax(exact.classes)[:, :-1]
+    probabilities = _probabilities(exact.classes, sigmoid)
     best = np.argsort(-np.nan_to_num(probabilities.max(-1), nan=-np.inf), kind="stable")[:BEST]
     ratios = []
     for query in best:
@@ -324,9 +360,19 @@ def _decibels(low: Float32, exact: Float32) -> float:
     return float(np.clip(10 * np.log10(max(signal, 1e-30) / noise), -_MOST_DECIBELS, _MOST_DECIBELS))
 
 
-def _softmax(logits: Float32) -> Float32:
-    exponents = np.exp(logits - logits.max(-1, keepdims=True))
-    result: Float32 = exponents / exponents.sum(-1, keepdims=True)
+def _probabilities(logits: Float32, sigmoid: bool) -> Float32:
+    """Of classes (Q, C), without 'no object'."""
+    with np.errstate(invalid="ignore"):
+        if sigmoid:
+            return _sigmoid(logits)
+        exponents = np.exp(logits - logits.max(-1, keepdims=True))
+        result: Float32 = (exponents / exponents.sum(-1, keepdims=True))[:, :-1]
+    return result
+
+
+def _sigmoid(logits: Float32) -> Float32:
+    # By way of tanh, which does not overflow.
+    result: Float32 = 0.5 + 0.5 * np.tanh(0.5 * logits)
     return result
 
 

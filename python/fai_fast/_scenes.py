@@ -21,7 +21,7 @@ OBJECTS = 7
 SMALLEST, LARGEST = 0.2, 0.42  # of the picture's shorter side, from edge to edge
 LEAST_CONTRAST = 180.0  # summed over the channels, between the mean colors of a shape and of what it covers
 GROUND, PAINT = 0.45, 0.3  # how far a texture goes towards its second color
-_ARM = 0.33
+_ARM, _REACH = 0.33, 0.94  # of a cross, half the width and the length of its arms
 
 
 def draw(seed: int, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
@@ -40,7 +40,10 @@ def draw(seed: int, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
         if len(placed) == OBJECTS:
             break
         radius = 0.5 * side * float(np.exp(rng.uniform(np.log(SMALLEST), np.log(LARGEST))))
-        y, x = rng.uniform(0.8 * radius, height - 0.8 * radius), rng.uniform(0.8 * radius, width - 0.8 * radius)
+        y, x = (
+            rng.uniform(0.8 * radius, height - 0.8 * radius),
+            rng.uniform(0.8 * radius, width - 0.8 * radius),
+        )
         if all(np.hypot(y - v, x - u) > 0.85 * (radius + r) for v, u, r in placed):
             placed.append((y, x, radius))
             _paint(rng, image, _KINDS[(seed + index) % len(_KINDS)], (y, x), radius, side)
@@ -88,14 +91,15 @@ def _texture(rng: np.random.Generator, height: int, width: int, side: int, stren
     if kind == 0:
         mix = np.zeros((height, width), np.float32)
     elif kind == 1:
-        mix = along / np.float32(np.hypot(height, width)) + np.float32(0.5)
+        mix = (along / np.hypot(height, width) + 0.5).astype(np.float32)
     elif kind == 2:
         mix = (np.sin(pitch * along) > 0).astype(np.float32)
     elif kind == 3:
         mix = ((np.sin(pitch * along) > 0) ^ (np.sin(pitch * across) > 0)).astype(np.float32)
     else:
         mix = (np.sin(pitch * along) * np.sin(pitch * across) > 0.3).astype(np.float32)
-    return first + mix[..., None] * (np.float32(strength) * (second - first))
+    result: Float32 = first + mix[..., None] * (np.float32(strength) * (second - first))
+    return result
 
 
 def _star(points: int, inner: float) -> Callable[[Float32, Float32], Float32]:
@@ -126,9 +130,8 @@ def _ring(x: Float32, y: Float32) -> Float32:
 
 
 def _cross(x: Float32, y: Float32) -> Float32:
-    x, y = np.abs(x), np.abs(y)
-    reach = np.float32(0.94)
-    result: Float32 = np.maximum(np.minimum(_ARM - x, reach - y), np.minimum(reach - x, _ARM - y))
+    u, v = np.abs(x), np.abs(y)
+    result: Float32 = np.maximum(np.minimum(_ARM - u, _REACH - v), np.minimum(_REACH - u, _ARM - v))
     return result
 
 
