@@ -63,8 +63,11 @@ MAY_IMPORT = {
     "weights": BASE | {"cache", "checkpoint", "download", "registry", "reference"},
     "losses": BASE | {"registry", "reference"},
     "engines": BASE | {"cache", "reference", "weights"},
-    "exporter": BASE | {"registry", "reference", "weights", "engines", "cache", "_files"},
-    "_prepare": BASE | {"cache", "engines", "exporter", "registry", "weights"},
+    "_scenes": set(),
+    "_pictures": BASE | {"_scenes", "images"},
+    "_gate": BASE | {"_pictures", "detections", "engines", "ops", "registry"},
+    "exporter": BASE | {"registry", "reference", "weights", "engines", "cache", "_files", "_gate", "_scenes"},
+    "_prepare": BASE | {"_gate", "_pictures", "cache", "engines", "exporter", "registry", "weights"},
     "_pipelines": BASE | {"detections", "engines", "letterbox", "ops", "registry"},
     "model": BASE
     | {
@@ -73,6 +76,7 @@ MAY_IMPORT = {
         "images",
         "letterbox",
         "ops",
+        "_pictures",
         "_pipelines",
         "_prepare",
         "registry",
@@ -83,7 +87,7 @@ MAY_IMPORT = {
     "ros2": BASE | {"detections", "images", "model", "ops", "render"},
     "evaluate": BASE | {"detections", "_files", "images", "model", "registry"},
     "render": {"detections"},
-    "doctor": BASE | {"cache", "engines", "ops"},
+    "doctor": BASE | {"_gate", "cache", "engines", "ops"},
 }
 
 # What `import fai_fast` loads must be the standard library, NumPy and itself.

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fai_fast import cache, exporter, weights
-from fai_fast._arguments import check_choice, check_int, check_threads
+from fai_fast import _gate, cache, exporter, weights
+from fai_fast._arguments import check_bool, check_choice, check_int, check_threads
+from fai_fast._gate import Verdict
 from fai_fast._options import PRECISIONS
+from fai_fast._pictures import Pictures
 from fai_fast._redaction import redacted
 from fai_fast.engines import precision as precisions
 from fai_fast.engines import select
@@ -28,6 +30,10 @@ from fai_fast.weights import Weights
 __all__ = ["Prepared", "prepare"]
 
 MAX_BATCH = 256
+WAY_OUT = (
+    "precision='fp32' runs here; pictures= of your own show more of what the model is for; fai-fast eval --compare "
+    "measures it with labels"
+)
 
 _log = logging.getLogger("fai_fast")
 
@@ -80,6 +86,71 @@ class Source:
     weights_sha256: str | None
 
 
+@dataclass(frozen=True)
+class Trial:
+    """How a low precision is tried before it is taken.
+
+    Attributes:
+        pictures: the caller's; None for drawn ones.
+        wanted: whether it is tried at all.
+        cache_dir: where verdicts are kept, as :func:`fai_fast.load` takes it.
+    """
+
+    pictures: Pictures | None
+    wanted: bool
+    cache_dir: Any
+
+    def verdict(
+        self,
+        spec: ModelSpec,
+        size: tuple[int, int],
+        name: str,
+        depends: Mapping[str, Any],
+        about: Mapping[str, Any],
+        engine: Engine,
+        exact: Callable[[], Engine],
+    ) -> Verdict:
+        """Whether an engine finds what an exact one finds: measured once, then from the cache.
+
+        Args:
+            name: of the verdict's file.
+            depends: what the verdict depends on, but for the pictures.
+            about: what doctor says of it: "engine" and "precision".
+            engine: in the low precision.
+            exact: makes the one to hold it against, which is closed again.
+        """
+        pictures = Pictures.drawn(size) if self.pictures is None else self.pictures
+        depends = {
+            **depends,
+            "configuration": spec.to_dict(),
+            "pictures": pictures.digest(),
+            "gate": _gate.VERSION,
+        }
+
+        def measure(place: Path) -> dict[str, Any]:
+            reference = exact()
+            try:
+                found = _gate.verify(engine, reference, pictures, spec)
+            finally:
+                reference.close()
+            place.write_text(f"{found}\n", "utf-8")
+            about_it = {**about, "model": spec.name, "im_size": list(size), "text": str(found)}
+            return {**about_it, "verdict": found.to_dict()}
+
+        kept = cache.artefact(_place(spec, self.cache_dir, name, depends), depends, measure)
+        found = Verdict.from_dict(kept.info["verdict"])
+        if kept.built:
+            _log.info(
+                "%s: %s in %s %s what fp32 finds: %s",
+                spec.name,
+                about["engine"],
+                about["precision"],
+                "finds" if found.holds else "does not find",
+                found,
+            )
+        return found
+
+
 def prepare(
     name_or_path: Any,
     *,
@@ -92,9 +163,16 @@ def prepare(
     num_threads: int | None,
     cache_dir: Any,
     batch_size: int,
+    pictures: Pictures | None = None,
+    verify_precision: bool = True,
 ) -> Prepared:
     """See :func:`fai_fast.load`."""
     precision = check_choice("precision", precision, PRECISIONS)
+    if not check_bool("verify_precision", verify_precision) and precision == "auto":
+        raise ValueError(
+            "verify_precision: got False with precision 'auto', expected a precision by its name"
+        )
+    trial = Trial(pictures, verify_precision, cache_dir)
     threads = check_threads("num_threads", num_threads) or None
     batch_size = check_int("batch_size", batch_size)
     if not 1 <= batch_size <= MAX_BATCH:
@@ -114,9 +192,9 @@ def prepare(
     for choice in choices:
         try:
             if choice.device == "cuda":
-                return _on_gpu(source, choice, precision, cache_dir)
+                return _on_gpu(source, choice, precision, trial)
             graph = source.graph("fp32")
-            ready, provenance = _fastest(graph, choice.name, precision, threads, cache_dir)
+            ready, provenance = _fastest(graph, choice.name, precision, threads, trial)
         except (EngineError, ExportError) as error:
             # The CPU's engines all take the same graph: what cannot be exported for one cannot for the next.
             hopeless = choice.device == "cpu" and isinstance(error, ExportError)
@@ -283,8 +361,8 @@ def _exported_source(
 # ------------------------------------------------------------------------------------------------------- GPU
 
 
-def _on_gpu(source: Source, choice: select.Choice, precision: str, cache_dir: Any) -> Prepared:
-    """The engine in the precision asked for; for "auto" the first whose masks agree with fp32's."""
+def _on_gpu(source: Source, choice: select.Choice, precision: str, trial: Trial) -> Prepared:
+    """The engine in the precision asked for; for "auto" the first that finds what fp32 finds."""
     module = select.module(choice.name)
     known: dict[str, str] | None = module.GRAPH_PRECISION
     native: tuple[str, ...] = module.native_precisions(choice.index)
@@ -294,6 +372,7 @@ def _on_gpu(source: Source, choice: select.Choice, precision: str, cache_dir: An
         )
     tried = native if precision == "auto" else (precision,)
     refused: list[str] = []
+    verdicts: dict[str, Any] = {}
     for candidate in tried:
         said: dict[str, str] = {}
         graph: Graph | None = None
@@ -310,21 +389,23 @@ def _on_gpu(source: Source, choice: select.Choice, precision: str, cache_dir: An
             if graph.precision != known[candidate]:
                 refused.append(f"{candidate}: {graph.path.name} is a {graph.precision} graph")
                 continue
-            ready, said = _built(graph, choice, candidate, cache_dir)
-        verdict = ""
-        if candidate != "fp32":
+            ready, said = _built(graph, choice, candidate, trial.cache_dir)
+        reason = "asked for" if precision != "auto" else "the fastest here"
+        if candidate != "fp32" and trial.wanted:
             try:
-                holds, verdict = _gpu_agreement(source, graph, choice, candidate, ready, cache_dir)
+                verdict = _gpu_verdict(source, graph, choice, candidate, ready, trial)
             except BaseException:
                 ready.close()
                 raise
-            if not holds:
+            verdicts[candidate] = verdict.to_dict()
+            if not verdict.holds:
                 ready.close()
-                refused.append(f"{candidate}: its masks differ from fp32's: {verdict}")
+                refused.append(
+                    f"{candidate} does not find what fp32 finds: {verdict}"
+                    + (f"; {WAY_OUT}" if precision != "auto" else "")
+                )
                 continue
-        reason = "; ".join(
-            filter(None, ["asked for" if precision != "auto" else "the fastest here", verdict])
-        )
+            reason += f", and finds what fp32 finds: {verdict}"
         return Prepared(
             spec=source.spec if graph is None else graph.spec,
             engine=ready,
@@ -336,6 +417,7 @@ def _on_gpu(source: Source, choice: select.Choice, precision: str, cache_dir: An
                 **(source.provenance if graph is None else graph.provenance),
                 "precision": candidate,
                 "precision_reason": "; ".join([*refused, reason]),
+                "precision_verdicts": verdicts,
                 "artefacts": {**({} if graph is None else graph.provenance["artefacts"]), **said},
                 "engine_reasons": dict(choice.reasons),
             },
@@ -391,15 +473,14 @@ def _built(
     return ready, {"engine": _said(kept)}
 
 
-def _gpu_agreement(
+def _gpu_verdict(
     source: Source,
     graph: Graph | None,
     choice: select.Choice,
     precision: str,
     engine: GpuEngine,
-    cache_dir: Any,
-) -> tuple[bool, str]:
-    """Whether a GPU engine's masks agree with fp32's: measured once on synthetic frames, then remembered."""
+    trial: Trial,
+) -> Verdict:
     module = select.module(choice.name)
 
     def exact() -> Engine:
@@ -414,14 +495,14 @@ def _gpu_agreement(
     sha256 = source.weights_sha256 if graph is None else graph.sha256
     depends = {
         "source": sha256,
-        "configuration": source.spec.to_dict(),
         "size": [height, width],
         "batch": source.batch_size,
         **module.depends(precision, choice.index),
     }
     stem = f"{height}x{width}-b{source.batch_size}"
     name = f"{stem}-{choice.name}-{precision}-gpu{choice.index}-agreement.txt"
-    return _measured_agreement(_place(source.spec, cache_dir, name, depends), depends, engine, exact)
+    about = {"engine": choice.name, "precision": precision}
+    return trial.verdict(source.spec, source.size, name, depends, about, engine, exact)
 
 
 def _on_cpu(graph: Graph) -> Engine:
@@ -465,6 +546,7 @@ def _given_engine(
             "verification": record.verification,
             "precision": record.precision,
             "precision_reason": f"that of {path.name}",
+            "precision_verdicts": {},
             "artefacts": {"engine": str(path)},
             "engine_reasons": dict(choice.reasons),
         },
@@ -476,9 +558,9 @@ def _given_engine(
 
 
 def _fastest(
-    graph: Graph, name: str, precision: str, threads: int | None, cache_dir: Any
+    graph: Graph, name: str, precision: str, threads: int | None, trial: Trial
 ) -> tuple[Engine, dict[str, Any]]:
-    """The engine in the precision asked for; for "auto" the first whose masks agree with fp32's."""
+    """The engine in the precision asked for; for "auto" the first that finds what fp32 finds."""
     if precision != "auto":
         native = precisions.candidates(name)
         if precision not in native:
@@ -486,23 +568,32 @@ def _fastest(
                 f"{name}: precision {precision!r} was asked for, expected one of {', '.join(map(repr, native))}, which "
                 "it computes natively on this CPU"
             )
-        ready, said = _compiled(graph, name, precision, threads, cache_dir)
-        return ready, _provenance(graph, precision, "asked for", said)
+        ready, said = _compiled(graph, name, precision, threads, trial.cache_dir)
+        if precision == "fp32" or trial.pictures is None or not trial.wanted:
+            return ready, _provenance(graph, precision, "asked for", said)
+        verdict = _cpu_verdict(graph, name, precision, ready, threads, trial)
+        if not verdict.holds:
+            ready.close()
+            raise EngineError(
+                f"{name}: {precision} was asked for, but does not find what fp32 finds: {verdict}; {WAY_OUT}"
+            )
+        reason = f"asked for, and finds what fp32 finds: {verdict}"
+        return ready, _provenance(graph, precision, reason, said, {precision: verdict.to_dict()})
 
     refused: list[str] = []
+    verdicts: dict[str, Any] = {}
     for candidate in precisions.candidates(name):
-        ready, said = _compiled(graph, name, candidate, threads, cache_dir)
+        ready, said = _compiled(graph, name, candidate, threads, trial.cache_dir)
         if candidate == "fp32":
             reason = "; ".join(refused) or f"{name} computes no smaller precision natively on this CPU"
-            return ready, _provenance(graph, candidate, reason, said)
-        holds, verdict = _agreement(graph, name, candidate, ready, threads, cache_dir)
-        if holds:
-            return ready, _provenance(
-                graph, candidate, f"native on this CPU, and verified against fp32: {verdict}", said
-            )
+            return ready, _provenance(graph, candidate, reason, said, verdicts)
+        verdict = _cpu_verdict(graph, name, candidate, ready, threads, trial)
+        verdicts[candidate] = verdict.to_dict()
+        if verdict.holds:
+            reason = f"native on this CPU, and finds what fp32 finds: {verdict}"
+            return ready, _provenance(graph, candidate, reason, said, verdicts)
         ready.close()
-        refused.append(f"{candidate} is native on this CPU, but its masks differ from fp32's: {verdict}")
-        _log.warning("%s: %s", graph.spec.name, refused[-1])
+        refused.append(f"{candidate} is native on this CPU, but does not find what fp32 finds: {verdict}")
     raise AssertionError("precision.candidates always ends with fp32")
 
 
@@ -527,44 +618,37 @@ def _compiled(
     return module.load_blob(kept.path, precision=precision, num_threads=threads), {"engine": _said(kept)}
 
 
-def _agreement(
-    graph: Graph, name: str, precision: str, engine: Engine, threads: int | None, cache_dir: Any
-) -> tuple[bool, str]:
-    """Whether an engine's masks agree with the same engine's in fp32: measured once, then remembered."""
-    module = select.module(name)
-
-    depends = {"graph": graph.sha256, **module.depends(precision, threads)}
-    file_name = f"{_stem(graph)}-{name}-{precision}-agreement.txt"
-    return _measured_agreement(
-        _place(graph.spec, cache_dir, file_name, depends),
-        depends,
-        engine,
-        lambda: _compiled(graph, name, "fp32", threads, cache_dir)[0],
-    )
-
-
-def _measured_agreement(
-    path: Path, depends: dict[str, Any], engine: Engine, exact: Callable[[], Engine]
-) -> tuple[bool, str]:
-    """Whether an engine's masks agree with an exact one's, and in words how far; in the cache at `path`."""
-
-    def measure(place: Path) -> dict[str, Any]:
-        reference = exact()
-        try:
-            verdict = precisions.agreement(engine, reference, precisions.frames(engine.inputs[0]))
-        finally:
-            reference.close()
-        place.write_text(f"{verdict}\n")
-        return {"holds": verdict.holds, "verdict": str(verdict)}
-
-    kept = cache.artefact(path, depends, measure)
-    return bool(kept.info["holds"]), str(kept.info["verdict"])
+def _cpu_verdict(
+    graph: Graph, name: str, precision: str, engine: Engine, threads: int | None, trial: Trial
+) -> Verdict:
+    """Against the same engine in fp32. Closes the engine where that fails."""
+    depends = {"graph": graph.sha256, **select.module(name).depends(precision, threads)}
+    try:
+        return trial.verdict(
+            graph.spec,
+            graph.size,
+            f"{_stem(graph)}-{name}-{precision}-agreement.txt",
+            depends,
+            {"engine": name, "precision": precision},
+            engine,
+            lambda: _compiled(graph, name, "fp32", threads, trial.cache_dir)[0],
+        )
+    except BaseException:
+        engine.close()
+        raise
 
 
-def _provenance(graph: Graph, precision: str, reason: str, artefacts: dict[str, str]) -> dict[str, Any]:
+def _provenance(
+    graph: Graph,
+    precision: str,
+    reason: str,
+    artefacts: dict[str, str],
+    verdicts: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     return {
         "precision": precision,
         "precision_reason": reason,
+        "precision_verdicts": dict(verdicts or {}),
         "artefacts": {**graph.provenance["artefacts"], **artefacts},
     }
 

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -167,10 +168,27 @@ def _precision() -> dict[str, Any]:
     )
     return {
         "native": list(tried),
-        "auto": f"tries {', '.join(tried[:-1])} and keeps it where the masks agree with fp32"
+        "auto": f"tries {', '.join(tried[:-1])} and keeps it where it finds on pictures what fp32 finds"
         if len(tried) > 1
         else f"{tried[0]}, the only one that {choice.name} has on this {'GPU' if on_gpu else 'CPU'}",
+        **_verdicts(),
     }
+
+
+def _verdicts() -> dict[str, str]:
+    """What low precisions found when they were tried, of each the latest that the cache has."""
+    from fai_fast import _gate, cache
+
+    found: dict[str, str] = {}
+    for kept in sorted(cache.list_artefacts(), key=lambda kept: kept.created or ""):
+        if kept.depends.get("gate") != _gate.VERSION:
+            continue
+        about = kept.info
+        with suppress(KeyError, TypeError, ValueError):  # another version's
+            height, width = about["im_size"]
+            name = f"{about['model']} {height}x{width}, {about['engine']} {about['precision']}"
+            found[name] = f"{'taken' if about['verdict']['holds'] else 'not taken'}: {about['text']}"
+    return found
 
 
 def _cache() -> dict[str, Any]:

@@ -28,6 +28,7 @@ from fai_fast._options import (
     YuvRange,
     check_options,
 )
+from fai_fast._pictures import Pictures
 from fai_fast._pipelines import (
     ContextPool,
     CpuPipeline,
@@ -82,6 +83,8 @@ def load(
     num_threads: int | None = None,
     cache_dir: Any = None,
     batch_size: int = 1,
+    pictures: Any = None,
+    verify_precision: bool = True,
 ) -> Model:
     """Makes a model ready to run.
 
@@ -95,8 +98,8 @@ def load(
             for those that belong to the model.
         engine: "auto", or one that ``fai-fast doctor`` lists, such as "tensorrt", "torch-cuda" and "openvino".
         device: "auto", "cpu", "cuda" or "cuda:1"; "auto" is the first GPU where one can be used.
-        precision: "fp32", "fp16", "bf16", or "auto": the fastest that the device computes natively and whose masks
-            agree with fp32's.
+        precision: "fp32", "fp16", "bf16", or "auto": the fastest that the device computes natively and that finds on
+            pictures what fp32 finds (docs/low_precision.md); ``info()["precision_reason"]`` has the figures.
         im_size: the network's input, an int for a square or (height, width), multiples of 32; None for the size that
             the model was trained at.
         frame: in place of ``im_size``: (height, width) of the camera's frames, for which :func:`fai_fast.fit_size`
@@ -107,6 +110,9 @@ def load(
         cache_dir: where weights, graphs and compiled engines are kept; None for ``FAI_FAST_CACHE`` in the environment,
             else the platform's usual place.
         batch_size: frames that the engine takes at once, for :meth:`Model.infer_batch`.
+        pictures: those to hold a low precision against fp32 on: a folder, or several pictures, each as
+            :meth:`Model.infer` takes it. Up to 32 are looked at, spread evenly. None for shapes that are drawn.
+        verify_precision: False takes a precision that is asked for by its name as it is, in order to measure it.
 
     Raises:
         TypeError, ValueError: an argument is wrong; the text names it.
@@ -128,13 +134,19 @@ def load(
         "num_threads": num_threads,
         "cache_dir": cache_dir,
         "batch_size": batch_size,
+        "verify_precision": verify_precision,
     }
-    prepared = prepare(**arguments)
+    chosen = None if pictures is None else Pictures.given(pictures)
+    prepared = prepare(**arguments, pictures=chosen)
     model = Model(prepared)
+    model._arguments = {
+        **arguments,
+        **{name: _absolute(arguments[name]) for name in _FILES},
+        "pictures": None if chosen is None else chosen.argument,
+    }
     # A file of export() has no other size, and whoever asked for one knows it.
     if im_size is None and frame is None and prepared.weights is not None:
         model._look = _AspectNotice(prepared.spec.name, prepared.size)
-    model._arguments = {**arguments, **{name: _absolute(arguments[name]) for name in _FILES}}
     return model
 
 
@@ -529,7 +541,8 @@ class Model:
 
     def info(self) -> dict[str, Any]:
         """What runs and why: ``name``, ``task``, ``classes`` (their number), ``im_size``, ``batch_size``, ``weights``,
-        ``engine`` (the engine's own account), ``precision`` and ``precision_reason``, ``engine_reasons``,
+        ``engine`` (the engine's own account), ``precision`` and ``precision_reason``, ``precision_verdicts`` (of each
+        low precision that was tried: the metric, its value and limit, and on what), ``engine_reasons``,
         ``verification`` of the exported graph, ``artefacts`` (files in the cache, and why each was built or not),
         ``execution`` (on a GPU: whether frames run as a captured graph, and why not), ``memory`` (on a GPU: bytes that
         the buffers of frames take)."""

@@ -155,7 +155,8 @@ def run(args: argparse.Namespace) -> int:
         _log.info("measuring %s %s", engine, precision)
         asked = argparse.Namespace(**{**vars(args), "engine": engine, "precision": precision})
         try:
-            return load(args.model, asked)
+            # Labels say more of a precision than what it is tried on before it is taken.
+            return load(args.model, asked, verify_precision=precision == "auto")
         except (UsageError, FaiFastError) as error:
             if (engine, precision) == configurations[0]:
                 raise

@@ -54,7 +54,12 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--precision",
         default="auto",
         metavar="P",
-        help="fp32, fp16, bf16, or auto: the fastest here whose masks agree with fp32's; default: auto",
+        help="fp32, fp16, bf16, or auto: the fastest here that finds on pictures what fp32 finds; default: auto",
+    )
+    group.add_argument(
+        "--pictures",
+        metavar="DIR",
+        help="a folder of pictures to hold a low precision against fp32 on; default: drawn shapes",
     )
     group.add_argument(
         "--threads", type=count, metavar="N", help="default: all cores that the process may use"
@@ -72,8 +77,15 @@ def add_max_pixels(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def load(model: str, args: argparse.Namespace) -> Model:
-    """The model that the options ask for. Raises UsageError for a name or value that there is not."""
+def load(model: str, args: argparse.Namespace, *, verify_precision: bool = True) -> Model:
+    """The model that the options ask for.
+
+    Args:
+        verify_precision: see :func:`fai_fast.load`.
+
+    Raises:
+        UsageError: for a name or value that there is not.
+    """
     import fai_fast
 
     with usage():
@@ -86,6 +98,8 @@ def load(model: str, args: argparse.Namespace) -> Model:
             im_size=args.im_size,
             num_threads=args.threads,
             cache_dir=args.cache_dir,
+            pictures=args.pictures,
+            verify_precision=verify_precision,
         )
 
 

@@ -122,7 +122,7 @@ def compare(
     Example:
         >>> data = CocoData.read("val2017", "instances_val2017.json")  # doctest: +SKIP
         >>> load = lambda engine, precision: fai_fast.load(
-        ...     "fai-mf-s-coco-ins", engine=engine, precision=precision
+        ...     "fai-mf-s-coco-ins", engine=engine, precision=precision, verify_precision=False
         ... )  # doctest: +SKIP
         >>> runs = [("openvino", "fp32"), ("openvino", "bf16")]  # doctest: +SKIP
         >>> print(compare(load, data.measure, runs).table())  # doctest: +SKIP
