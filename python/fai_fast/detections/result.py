@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fai_fast import _core
-from fai_fast._arguments import check_int, check_names, check_size
+from fai_fast._arguments import check_names, check_size
 from fai_fast.detections import formats
 from fai_fast.detections.arrays import (
     Bool,
@@ -26,6 +26,7 @@ from fai_fast.detections.arrays import (
 )
 from fai_fast.detections.conversions import _Conversions
 from fai_fast.detections.masks import PackedMasks, _check_packed, _Immutable, _packed_mask, _SegmentSource
+from fai_fast.detections.rows import MaskSequence, _Rows
 
 __all__ = ["Detections", "Latency"]
 
@@ -51,12 +52,15 @@ class Latency(NamedTuple):
         return sum(self)
 
 
-class Detections(_Conversions, _Immutable):
+class Detections(_Rows, _Conversions, _Immutable):
     """What was found in one frame: N rows of boxes, scores, classes and masks.
 
     Immutable; its arrays are read-only. Masks are held packed (:class:`PackedMasks`) and decoded each time
     they are asked for. Rows are selected as NumPy does: ``d[d.confidence > 0.8]``, ``d[:5]``, ``d[[3, 0]]``;
-    ``d[0]`` and iteration give results of one row. Not hashable.
+    ``d[0]`` and iteration give results of one row, :meth:`rows` plain numbers. Not hashable.
+
+    A semantic result has a ``label_map`` beside its rows, of which each pixel belongs to one at most. Whatever leaves
+    rows out leaves their pixels without a label (-1); no other row gets them.
 
     Attributes:
         xyxy: float32 (N, 4), half-open pixel edges x1, y1, x2, y2: ``mask[y1:y2, x1:x2]`` is the whole
@@ -275,7 +279,7 @@ class Detections(_Conversions, _Immutable):
         return len(self) == 0
 
     def __iter__(self) -> Iterator[Detections]:
-        """The rows, each as Detections of one row."""
+        """The rows, each as Detections of one row; :meth:`rows` gives plain numbers."""
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, index: Any) -> Detections:
@@ -340,10 +344,13 @@ class Detections(_Conversions, _Immutable):
         packed = self.packed
         return None if packed is None else packed.decode()
 
-    def masks(self, i: int) -> Bool:
-        """The mask of row i, bool (H, W). Raises IndexError, and ValueError for boxes only."""
-        mask: Bool = self._masks()[check_int("i", i)].decode()[0]
-        return mask
+    @property
+    def masks(self) -> MaskSequence:
+        """The masks, each decoded when it is asked for: ``d.masks[0]`` is bool (H, W).
+
+        Raises ValueError for boxes only.
+        """
+        return MaskSequence(self._masks())
 
     def crops(self) -> list[Bool]:
         """Each mask cropped to its own tight box, bool (h, w); (0, 0) for a mask without pixels.
