@@ -18,6 +18,7 @@
 #include "csrc/bindings/gil.h"
 #include "csrc/core/error.h"
 #include "csrc/ops/checks.h"
+#include "csrc/ops/mask_regions.h"
 
 namespace py = pybind11;
 
@@ -202,6 +203,39 @@ class BoundMasks {
         return counts;
     }
 
+    // The rows that non-maximum suppression keeps, bool (N,).
+    py::array nms(const py::handle& order, const py::handle& groups, double iou) const {
+        const MaskView& masks = checked_view();
+        const auto ranks = copy_of(vector_arg<int64_t>(order, "order", "int64 (N,)"));
+        const auto of = copy_of(vector_arg<int64_t>(groups, "groups", "int64 (N,)"));
+        std::vector<uint8_t> kept;
+        without_gil([&] { kept = ops::masks_nms(masks, ranks, of, iou); });
+        const auto count = static_cast<py::ssize_t>(kept.size());
+        return to_array<bool>(std::move(kept), {count});
+    }
+
+    BoundMasks clean(int64_t min_area, bool largest, int num_threads) const {
+        const MaskView& masks = checked_view();
+        const int threads = threads_arg(num_threads);
+        PackedMasks cleaned;
+        without_gil([&] { cleaned = ops::masks_clean(masks, min_area, largest, threads); });
+        return BoundMasks(std::move(cleaned), masks.size());
+    }
+
+    // Of each mask, cropped to its box, the bytes that a PNG compresses.
+    py::list scanlines() const {
+        const MaskView& masks = checked_view();
+        std::vector<std::vector<uint8_t>> lines(static_cast<size_t>(masks.count()));
+        without_gil([&] {
+            for (int64_t i = 0; i < masks.count(); ++i) lines[i] = ops::mask_scanlines(masks, i);
+        });
+        py::list texts;
+        for (const auto& line : lines) {
+            texts.append(py::bytes(reinterpret_cast<const char*>(line.data()), line.size()));
+        }
+        return texts;
+    }
+
     static BoundMasks encode(const py::handle& mask, int num_threads) {
         const py::array array = any_strides<bool>(mask, "mask", "bool (N, H, W)");
         if (array.ndim() != 3) {
@@ -284,6 +318,9 @@ void register_masks(py::module_& m) {
         .def("area", &BoundMasks::area)
         .def("compact", &BoundMasks::compact)
         .def("rle", &BoundMasks::rle, kw, arg("num_threads") = 0)
+        .def("nms", &BoundMasks::nms, kw, arg("order"), arg("groups"), arg("iou"))
+        .def("clean", &BoundMasks::clean, kw, arg("min_area"), arg("largest"), arg("num_threads") = 0)
+        .def("scanlines", &BoundMasks::scanlines)
         .def_static("encode", &BoundMasks::encode, arg("mask"), kw, arg("num_threads") = 0)
         .def_static("from_segments", &BoundMasks::from_segments, arg("segments"), arg("queries"), kw,
                     arg("num_threads") = 0);

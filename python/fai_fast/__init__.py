@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fai_fast._core import __version__
 from fai_fast._sizes import fit_size
-from fai_fast.detections import Detections, Latency, PackedMasks
+from fai_fast.detections import Detections, Latency, MaskSequence, PackedMasks, Row
 from fai_fast.errors import CudaError, EngineError, ExportError, FaiFastError, WeightsError
 from fai_fast.letterbox import Letterbox
 from fai_fast.ops import build_info, postprocess, postprocess_batch, preprocess
@@ -35,10 +35,12 @@ __all__ = [
     "InferFuture",
     "Latency",
     "Letterbox",
+    "MaskSequence",
     "Model",
     "ModelConfig",
     "ModelSpec",
     "PackedMasks",
+    "Row",
     "Stream",
     "StreamStats",
     "Ticket",

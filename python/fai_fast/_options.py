@@ -5,7 +5,7 @@ The tuples that are checked against at run time are made of the types (``typing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict, get_args
 
 __all__ = [
@@ -70,7 +70,9 @@ class FrameLayout(TypedDict):
 class ResultOptions(TypedDict, total=False):
     """What :meth:`fai_fast.Model.infer` makes of a frame, whatever that is; it says what each means."""
 
-    threshold: float | None
+    threshold: float | Mapping[str, float] | Mapping[int, float] | None
+    classes: Sequence[str | int] | None
+    top_k: int | None
     mask_threshold: float | None
     use_mask_score: bool | None
     resize: Resize

@@ -22,6 +22,7 @@ from fai_fast._foreign import explained, from_signal_handler
 from fai_fast._forks import ProcessGuard
 from fai_fast._locks import SignalSafeLock
 from fai_fast.detections import Detections, Latency
+from fai_fast.detections.selection import Selection
 from fai_fast.engines.base import Context, Engine
 from fai_fast.engines.gpu import GpuContext, GpuEngine
 from fai_fast.errors import FaiFastError
@@ -35,6 +36,8 @@ __all__ = ["CpuPipeline", "GpuPipeline", "InferFuture", "Pending", "Pipeline", "
 MAX_CONTEXTS = 4
 # Frames that overlap when they are submitted: one is uploaded, one runs, one comes back.
 DEPTH = 3
+# More rows than any result has.
+_ALL_ROWS = 2**31
 # Seconds between two looks for contexts that an exception of a signal handler lost.
 _LOST = 1.0
 
@@ -48,6 +51,8 @@ class Request:
     Attributes:
         frames: at most the engine's batch; arrays as :func:`fai_fast.preprocess` takes them.
         layout: ``color``, ``resize``, ``yuv_matrix``, ``yuv_range`` of all of them.
+        threshold: of postprocessing; where ``selection`` has one for each class, the lowest of those that are wanted.
+        selection: which of the rows above the threshold are wanted.
         decode: milliseconds that opening them took.
         look: called with the size (H, W) of each frame whose result is there, where somebody wants to know.
     """
@@ -57,6 +62,7 @@ class Request:
     threshold: float
     mask_threshold: float
     use_mask_score: bool
+    selection: Selection
     masks_device: bool = False
     decode: float = 0.0
     look: Callable[[tuple[int, int]], None] | None = None
@@ -169,11 +175,10 @@ class CpuPipeline(Pipeline):
                 class_names=self._spec.classes,
                 num_threads=self._num_threads,
             )
-        top = self._spec.config.top_k
-        results = [result if len(result) <= top else result[:top] for result in results]
         if request.look is not None:
             for letterbox in letterboxes:
                 request.look(letterbox.frame)
+        results = [request.selection.apply(result) for result in results]
         latency = Latency(
             request.decode,
             1e3 * (preprocessed - started),
@@ -471,6 +476,7 @@ class _GpuPending(Pending):
         self._decode = request.decode
         self._masks_device = request.masks_device
         self._look = request.look
+        self._selection = request.selection
         self._results: list[Detections] | None = None
         self._error: Exception | None = None
 
@@ -518,8 +524,13 @@ class _GpuPending(Pending):
 
     def _collect(self, graph: _core.FrameGraph) -> list[Detections]:
         began = time.perf_counter()
-        found = graph.results(self._spec.config.top_k, self._masks_device)
-        results = [Detections._from_core(rows, rows["size"], self._spec.classes) for rows in found]
+        selection = self._selection
+        # The best of the rows that are wanted are not the best of all.
+        limit = None if selection.is_by_class else selection.top_k
+        found = graph.results(_ALL_ROWS if limit is None else limit, self._masks_device)
+        results = [
+            selection.apply(Detections._from_core(rows, rows["size"], self._spec.classes)) for rows in found
+        ]
         if self._look is not None:
             for rows in found:
                 self._look(rows["size"])

@@ -41,6 +41,7 @@ from fai_fast._pipelines import (
 from fai_fast._prepare import Prepared, prepare
 from fai_fast._sizes import aspects_differ, fit_size, size_text
 from fai_fast.detections import Detections
+from fai_fast.detections.selection import Selection, check_count, class_ids_of, threshold_of_classes
 from fai_fast.engines.base import Engine
 from fai_fast.errors import FaiFastError, WeightsError
 from fai_fast.images import check_max_pixels, is_encoded, read_image
@@ -60,13 +61,12 @@ STAGES = ("decode", "preprocess", "engine", "postprocess", "total")
 _LAYOUT = {"color": "rgb", "resize": "stretch", "yuv_matrix": "bt601", "yuv_range": "limited"}
 # What the model's configuration decides unless the options do, and what it must be.
 _SETTINGS: dict[str, Callable[[str, object], float]] = {
-    "threshold": check_fraction,
     "mask_threshold": check_fraction,
     "use_mask_score": check_bool,
 }
 # Arguments of load() that may be files.
 _FILES = ("name_or_path", "weights", "cache_dir")
-_OF_RESULTS = (*_SETTINGS, "masks_device")
+_OF_RESULTS = ("threshold", *_SETTINGS, "classes", "top_k", "masks_device")
 
 _log = logging.getLogger("fai_fast")
 
@@ -215,7 +215,9 @@ class Model:
         self,
         image: Any,
         *,
-        threshold: float | None = None,
+        threshold: float | Mapping[str, float] | Mapping[int, float] | None = None,
+        classes: Sequence[str | int] | None = None,
+        top_k: int | None = None,
         mask_threshold: float | None = None,
         use_mask_score: bool | None = None,
         color: Color = "rgb",
@@ -230,8 +232,14 @@ class Model:
         Args:
             image: a path, encoded bytes (JPEG, PNG, ...) or a binary file object, which Pillow decodes, upright as
                 its EXIF orientation says, of an animation the first frame; a Pillow image, as its pixels lie; or a
-                frame in any form that :func:`fai_fast.preprocess` takes, RGB unless ``color`` says otherwise.
-            threshold: rows whose score is not above it are left out; None for the model's own.
+                frame in any form that :func:`fai_fast.preprocess` takes, RGB unless ``color`` says otherwise: OpenCV's
+                frames are BGR and need ``color="bgr"``, without which red and blue change places in silence.
+            threshold: rows whose score is not above it are left out; None for the model's own. A mapping from class
+                names or ids gives some classes a threshold of their own, such as ``{"person": 0.7}``.
+            classes: names or ids of the classes that are wanted; None for all. In a semantic result all classes go on
+                competing for pixels; those that others win have no label (-1 in ``label_map``).
+            top_k: objects at most, the best of those that are wanted; None for the model's own limit
+                (``config.top_k``), which most do not have. Semantic results are never cut.
             mask_threshold, use_mask_score: see :func:`fai_fast.postprocess`; None for the model's own.
             color, resize, yuv_matrix, yuv_range: see :func:`fai_fast.preprocess`.
             masks_device: leave boolean masks in the GPU's memory too, as ``Detections.masks_device``.
@@ -251,6 +259,8 @@ class Model:
         """
         options: InferOptions = {
             "threshold": threshold,
+            "classes": classes,
+            "top_k": top_k,
             "mask_threshold": mask_threshold,
             "use_mask_score": use_mask_score,
             "color": color,
@@ -354,7 +364,7 @@ class Model:
                 source wait. None is "latest" for cameras, addresses without an end, and functions, else "all".
             depth: frames in the model at once; with 1 the results are the freshest, with more there are more of them.
             stride: use every n-th frame.
-            threshold, mask_threshold, use_mask_score, resize, masks_device: see :meth:`infer`.
+            threshold, classes, top_k, mask_threshold, use_mask_score, resize, masks_device: see :meth:`infer`.
             on_error: what to do when a live source ends or fails: "raise" the error, or "reconnect": open it again.
             timeout: seconds without a frame after which the source counts as failed; None for 10 with cameras,
                 addresses, functions and FIFOs, and no limit with others.
@@ -394,7 +404,9 @@ class Model:
 
         check_options("stream", options, StreamOptions)
         given: dict[str, Any] = {**options}
-        infer = self._settings({name: given.pop(name) for name in _OF_RESULTS if name in given})
+        infer = {name: _frozen(given.pop(name)) for name in _OF_RESULTS if name in given}
+        # Now, rather than at the first frame.
+        self._settings(infer)
         infer["resize"] = check_choice("resize", given.pop("resize", "stretch"), RESIZES)
         return Stream(self, source, infer=infer, **given)
 
@@ -481,7 +493,42 @@ class Model:
         for name, check in _SETTINGS.items():
             value = options.get(name)
             settings[name] = getattr(self.spec.config, name) if value is None else check(name, value)
-        return settings
+        settings["threshold"], selection = self._selection(
+            options.get("threshold"), options.get("classes"), options.get("top_k")
+        )
+        if masks_device and selection.is_by_class:
+            raise ValueError(
+                "masks_device: got True with classes or a threshold for each, expected False: the masks on the device "
+                "are those of all rows"
+            )
+        return {**settings, "selection": selection}
+
+    def _selection(self, threshold: Any, classes: Any, top_k: Any) -> tuple[float, Selection]:
+        """The threshold of postprocessing, and which of the rows above it are wanted."""
+        config, names = self.spec.config, self.spec.classes
+        wanted = thresholds = None
+        if classes is not None:
+            wanted = np.zeros(len(names), bool)
+            for class_id in class_ids_of("classes", classes, names):
+                if class_id < 0:
+                    raise ValueError(f"classes: got class {class_id}, expected ids of 0 to {len(names) - 1}")
+                wanted[class_id] = True
+        if isinstance(threshold, Mapping):
+            thresholds = threshold_of_classes(threshold, config.threshold, names)
+            of_wanted = thresholds if wanted is None or not wanted.any() else thresholds[wanted]
+            threshold = float(of_wanted.min())
+        else:
+            threshold = config.threshold if threshold is None else check_fraction("threshold", threshold)
+        if top_k is not None:
+            top_k = check_count("top_k", top_k)
+            if config.predict_all_pixels:
+                raise ValueError(
+                    f"top_k: got {top_k} for a semantic model, whose pixels would lose their class, expected None; "
+                    "detections.top_k(n) selects regions"
+                )
+        elif not config.predict_all_pixels:
+            top_k = config.top_k
+        return threshold, Selection(wanted, thresholds, top_k)
 
     def _contexts(self) -> ContextPool:
         """Contexts of the engine alone, between arrays of the host."""
@@ -691,7 +738,20 @@ class _AspectNotice:
         )
 
 
+def _frozen(value: Any) -> Any:
+    """A copy of what its owner could change while a stream runs."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    return tuple(value) if isinstance(value, list) else value
+
+
 def _frame(image: Any, max_pixels: int | None) -> Any:
     """A frame in memory: the image itself, or decoded where it is a file. Arguments and errors as of read_image()."""
     max_pixels = check_max_pixels(max_pixels)
+    if image is None:
+        raise TypeError(
+            "image: got None, expected a picture; cv2.imread returns None for a file that it cannot read"
+        )
+    if isinstance(image, list):
+        raise TypeError("image: got list, expected one picture; Model.infer_batch takes several")
     return read_image(image, max_pixels=max_pixels) if is_encoded(image) else image

@@ -46,7 +46,9 @@ class ModelConfig:
         head_out_dim: kept for FocoosAI's files; nothing of the network depends on it.
         cls_sigmoid: False; classes come from a softmax.
         postprocessing_type: "instance" or "semantic".
-        mask_threshold, threshold, top_k, predict_all_pixels, use_mask_score: defaults of postprocessing.
+        mask_threshold, threshold, predict_all_pixels, use_mask_score: defaults of postprocessing.
+        top_k: objects at most in an instance result, the best; None for all. No limit on semantic results, whose pixels
+            would lose their class.
         criterion_*, weight_dict_loss_*, matcher_cost_*: of the losses.
 
     Raises:
@@ -74,7 +76,7 @@ class ModelConfig:
     predict_all_pixels: bool = False
     use_mask_score: bool = False
     threshold: float = 0.5
-    top_k: int = 300
+    top_k: int | None = None
     criterion_deep_supervision: bool = True
     criterion_eos_coef: float = 0.1
     criterion_num_points: int = 12544
@@ -101,8 +103,10 @@ class ModelConfig:
             object.__setattr__(self, name, tuple(check_number(f"config.{name}", value) for value in values))
         if min(self.pixel_std) <= 0:
             raise ValueError(f"config.pixel_std: got {self.pixel_std}, expected positive numbers")
-        for name in ("num_classes", "num_queries", "top_k", "criterion_num_points", "head_out_dim"):
+        for name in ("num_classes", "num_queries", "criterion_num_points", "head_out_dim"):
             _check_count(f"config.{name}", getattr(self, name))
+        if self.top_k is not None:
+            _check_count("config.top_k", self.top_k)
         for name in ("pixel_decoder_transformer_dim_feedforward", "transformer_predictor_dim_feedforward"):
             _check_count(f"config.{name}", getattr(self, name))
         _check_count("config.pixel_decoder_transformer_layers", self.pixel_decoder_transformer_layers, 0, 100)
