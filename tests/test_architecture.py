@@ -27,11 +27,25 @@ CUDA_HEADER = re.compile(r"cuda|cub/|thrust/|nv/|cooperative_groups")
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.MULTILINE)
 
 # What each part of the Python package, a file or a folder, may import, anywhere in its files.
-BASE = {"_core", "_forks", "_options", "_arguments", "errors", "_foreign", "_locks", "_redaction", "_coco"}
+BASE = {
+    "_core",
+    "_forks",
+    "_options",
+    "_arguments",
+    "errors",
+    "_foreign",
+    "_locks",
+    "_redaction",
+    "_coco",
+    "_extras",
+    "_progress",
+}
 MAY_IMPORT = {
     "_forks": {"errors"},
     "_options": set(),
     "_coco": set(),
+    "_extras": set(),
+    "_progress": set(),
     "_arguments": {"_foreign"},
     "_foreign": set(),
     "_locks": set(),
@@ -71,6 +85,7 @@ MAY_IMPORT = {
     "ros2": BASE | {"detections", "images", "model", "ops", "render"},
     "evaluate": BASE | {"detections", "_files", "images", "model", "registry"},
     "render": {"detections"},
+    "samples": BASE,
     "doctor": BASE | {"cache", "engines", "ops"},
 }
 
