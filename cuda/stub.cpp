@@ -8,8 +8,8 @@ namespace {
 [[noreturn]] void absent() {
     throw CudaError(
         "fai_fast was built without CUDA; to build it with, install a CUDA toolkit (or set "
-        "FAI_FAST_CUDA_FROM_PYPI=1), then: FAI_FAST_CUDA=ON pip install --no-binary fai-fast fai-fast (why "
-        "it was not: " FAI_FAST_CUDA_REASON ")");  // from cmake/cuda.cmake
+        "FAI_FAST_CUDA_FROM_PYPI=1), then in its sources: FAI_FAST_CUDA=ON pip install --force-reinstall "
+        "--no-deps . (why it was not: " FAI_FAST_CUDA_REASON ")");  // from cmake/cuda.cmake
 }
 
 }  // namespace

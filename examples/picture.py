@@ -8,12 +8,10 @@ from pathlib import Path
 
 import fai_fast
 import numpy as np
-from fai_fast import render
+from fai_fast import render, samples
 from PIL import Image
 
-SAMPLE = Path(fai_fast.__file__).parent / "registry" / "samples" / "shapes.jpg"
-
-path = Path(sys.argv[1]) if len(sys.argv) > 1 else SAMPLE
+path = Path(sys.argv[1]) if len(sys.argv) > 1 else samples.path("shapes.jpg")
 output = sys.argv[2] if len(sys.argv) > 2 else "found.png"
 
 # The weights of this small model come with the package. The first call exports, verifies and compiles the network; all

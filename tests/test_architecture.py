@@ -38,11 +38,15 @@ BASE = {
     "_redaction",
     "_coco",
     "_sizes",
+    "_extras",
+    "_progress",
 }
 MAY_IMPORT = {
     "_forks": {"errors"},
     "_options": set(),
     "_coco": set(),
+    "_extras": set(),
+    "_progress": set(),
     "_arguments": {"_foreign"},
     "_foreign": set(),
     "_sizes": {"_arguments"},
@@ -88,6 +92,7 @@ MAY_IMPORT = {
     "evaluate": BASE | {"detections", "_files", "images", "model", "registry"},
     "render": {"detections"},
     "doctor": BASE | {"_gate", "cache", "engines", "ops"},
+    "samples": BASE,
 }
 
 # What `import fai_fast` loads must be the standard library, NumPy and itself.

@@ -100,7 +100,7 @@ def kept(tmp_path: Path) -> Path:
 def test_an_artefact_is_built_once_and_remembered(tmp_path, caplog):
     path = tmp_path / "new" / "folder" / "graph.onnx"
     build = Build(info={"points": (1, 2)})
-    with caplog.at_level(logging.INFO, "fai_fast"):
+    with caplog.at_level(logging.DEBUG, "fai_fast"):
         first = cache.artefact(path, DEPENDS, build)
         second = cache.artefact(path, DEPENDS, build)
     assert build.calls == 1

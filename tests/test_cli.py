@@ -689,8 +689,14 @@ def test_the_demo_finds_shapes_without_a_network_connection(capsys, monkeypatch)
         raise AssertionError("the demo opened a connection")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    code, out, _ = run(capsys, "demo", "--output", "drawn.png")
+    code, out, err = run(capsys, "demo", "--output", "drawn.png")
     assert code == 0
+    # One line the first time, none the next, and everything for whoever asks.
+    assert err == "fai-fast: fai-mf-n-shapes: being made ready for this machine, which is done once\n"
+    code, again, err = run(capsys, "demo", "--output", "drawn.png")
+    assert (code, err, again.splitlines()[:3]) == (0, "", out.splitlines()[:3])
+    code, _, err = run(capsys, "-v", "demo", "--output", "drawn.png", "--im-size", "64")
+    assert (code, "fai-fast: built " in err) == (0, True)
     classes = set(fai_fast.spec("fai-mf-n-shapes").classes)
     rows = [line.split() for line in out.splitlines()[3:]]
     rows = rows[: rows.index([])]

@@ -6,6 +6,7 @@ import enum
 import importlib.metadata
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -112,7 +113,20 @@ def test_a_missing_package_says_what_for_and_how(monkeypatch):
 def test_extras_that_are_named_exist():
     declared = Path(__file__).resolve().parents[1].joinpath("pyproject.toml").read_text()
     extras = {install[9:-1] for _, install in doctor._PACKAGES.values() if install.startswith("fai-fast[")}
+    assert {"video", "eval", "ros2", "torch"} <= extras
     assert [extra for extra in extras if f"\n{extra} = [" not in declared] == []
+
+
+def test_methods_that_are_named_exist():
+    named = [
+        name
+        for why, _ in doctor._PACKAGES.values()
+        for name in re.findall(r"\b(?:Detections|Model)\.\w+", why)
+    ]
+    assert {"Detections.to_polygons", "Model.stream"} <= set(named)
+    for name in named:
+        kind, _, method = name.partition(".")
+        assert hasattr(getattr(fai_fast, kind), method), name
 
 
 def test_the_cache(cache_folder):

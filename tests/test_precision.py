@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import fai_fast
 import numpy as np
 import pytest
@@ -63,12 +65,17 @@ def test_the_fastest_that_agrees_is_taken(host, load, verdicts):
 
 
 def test_what_disagrees_is_passed_over_for_the_next(host, load, verdicts, caplog):
+    caplog.set_level("DEBUG", "fai_fast")
     refused = [name for name in host.precisions if name != "fp32"][:1]
     verdicts += [DIFFERS] * len(refused) + [AGREES] * (len(host.precisions) > 2)
     info = load()
     assert info["precision"] == (host.precisions[1] if refused else "fp32")
     for name in refused:
         assert f"{name} is native on this CPU, but its masks differ from fp32's: {DIFFERS}" in caplog.text
+    # Nobody can act on it, and it is in Model.info().
+    assert [
+        record for record in caplog.records if record.levelno > logging.DEBUG and "differ" in record.msg
+    ] == []
     assert load()["precision"] == info["precision"]
 
 

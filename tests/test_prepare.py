@@ -32,7 +32,7 @@ def reconfigured(base):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_specs_of_one_name_do_not_evict_each_other(base, engine, tmp_path, caplog):
     pytest.importorskip(engine)
-    caplog.set_level(logging.INFO, "fai_fast")
+    caplog.set_level(logging.DEBUG, "fai_fast")
     specs = [base, renamed(base), renamed(base, note="second"), reconfigured(base)]
     assert {spec.name for spec in specs} == {base.name}
     for spec in specs * 2:

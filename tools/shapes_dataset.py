@@ -3,7 +3,8 @@
     python tools/shapes_dataset.py shapes_val                   # 500 scenes, those of the model's published figures
     fai-fast eval --model fai-mf-n-shapes --images shapes_val/images --coco shapes_val/instances.json
 
-Needs opencv-python-headless, as tools/shapes.py does.
+The first needs OpenCV, which tools/shapes.py draws with: ``pip install 'fai-fast[train]'`` brings it. The second needs
+``pip install 'fai-fast[eval]'``.
 """
 
 from __future__ import annotations

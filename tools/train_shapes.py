@@ -11,7 +11,7 @@ whole network learns with the losses of :mod:`fai_fast.losses`, but on the whole
 points, and for all layers at once; a linear classifier of places, thrown away afterwards, teaches the pixel decoder
 from the first step; and queries start out as a grid of places to look at.
 
-Needs ``pip install fai-fast[train]``: torch, scipy, opencv-python-headless, pycocotools.
+Needs ``pip install 'fai-fast[train]'``: torch, scipy, opencv-python-headless, pycocotools.
 """
 
 from __future__ import annotations

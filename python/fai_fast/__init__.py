@@ -18,7 +18,7 @@ from fai_fast.letterbox import Letterbox
 from fai_fast.ops import build_info, postprocess, postprocess_batch, preprocess
 
 if TYPE_CHECKING:
-    from fai_fast import evaluate, losses, reference
+    from fai_fast import evaluate, losses, reference, samples
     from fai_fast._pipelines import InferFuture, Ticket
     from fai_fast.exporter import export
     from fai_fast.model import Model, load
@@ -57,6 +57,7 @@ __all__ = [
     "postprocess_batch",
     "preprocess",
     "reference",
+    "samples",
     "spec",
 ]
 
@@ -77,6 +78,7 @@ _LAZY = {
     "export": "fai_fast.exporter",
     "losses": "",
     "reference": "",
+    "samples": "",
 }
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fai_fast import _gate, cache, exporter, weights
+from fai_fast import _gate, _progress, cache, exporter, weights
 from fai_fast._arguments import check_bool, check_choice, check_int, check_threads
 from fai_fast._gate import Verdict
 from fai_fast._options import PRECISIONS
@@ -187,7 +187,14 @@ def prepare(
     with ThreadPoolExecutor(1) as beside:
         chosen = beside.submit(select.candidates, engine, device)
         source = _source(name_or_path, weights, im_size, frame, batch_size, cache_dir, chosen)
-    choices = chosen.result()
+    with _progress.job(f"{source.spec.name}: being made ready for this machine, which is done once"):
+        return _with_first_engine(source, chosen.result(), precision, threads, trial)
+
+
+def _with_first_engine(
+    source: Source, choices: Sequence[select.Choice], precision: str, threads: int | None, trial: Trial
+) -> Prepared:
+    """The first engine of several that takes the model."""
     refusals: dict[str, Exception] = {}
     for choice in choices:
         try:
@@ -319,7 +326,7 @@ def _exported_source(
 
     def graph(precision: str) -> Graph:
         def export(path: Path) -> dict[str, Any]:
-            _log.info(
+            _log.debug(
                 "%s: exporting and verifying %dx%d in %s, which is done once",
                 spec.name,
                 height,
@@ -339,7 +346,7 @@ def _exported_source(
             "exporter": exporter.VERSION,
         }
         stem = f"{height}x{width}-b{batch_size}-{precision}"
-        kept = cache.artefact(_place(spec, cache_dir, f"{stem}.onnx", depends), depends, export)
+        kept = _kept(_place(spec, cache_dir, f"{stem}.onnx", depends), depends, export)
         return Graph(
             path=kept.path,
             sha256=kept.sha256,
@@ -449,7 +456,7 @@ def _built(
 
     def compiled() -> cache.Artefact:
         def build(path: Path) -> dict[str, Any] | None:
-            _log.info("%s: building for %s, which is done once", graph.spec.name, choice)
+            _log.debug("%s: building for %s, which is done once", graph.spec.name, choice)
             info: dict[str, Any] | None = module.compile_to(
                 graph.path, path, precision=precision, device=choice.index
             )
@@ -458,7 +465,7 @@ def _built(
 
         depends = {"graph": graph.sha256, **module.depends(precision, choice.index)}
         name = f"{_stem(graph)}-{choice.name}-{precision}-gpu{choice.index}.engine"
-        return cache.artefact(_place(graph.spec, cache_dir, name, depends), depends, build)
+        return _kept(_place(graph.spec, cache_dir, name, depends), depends, build)
 
     kept = compiled()
     try:
@@ -614,7 +621,7 @@ def _compiled(
         _check_unchanged(graph)
         return info
 
-    kept = cache.artefact(_place(graph.spec, cache_dir, file_name, depends), depends, build)
+    kept = _kept(_place(graph.spec, cache_dir, file_name, depends), depends, build)
     return module.load_blob(kept.path, precision=precision, num_threads=threads), {"engine": _said(kept)}
 
 
@@ -661,6 +668,18 @@ def model_folder(spec: ModelSpec, cache_dir: Any = None) -> Path:
         / "models"
         / (re.sub(r"[^A-Za-z0-9._-]+", "_", spec.name).strip(".")[:80] or "model")
     )
+
+
+def _kept(
+    path: Path, depends: dict[str, Any], build: Callable[[Path], Mapping[str, Any] | None]
+) -> cache.Artefact:
+    """A file of the cache. Where it has to be built, the job at hand takes time, and says so."""
+
+    def built(place: Path) -> Mapping[str, Any] | None:
+        _progress.working()
+        return build(place)
+
+    return cache.artefact(path, depends, built)
 
 
 def _place(spec: ModelSpec, cache_dir: Any, name: str, depends: Mapping[str, Any]) -> Path:

@@ -418,7 +418,7 @@ def remembered_sha256(path: Path, folder: Path) -> str:
             kept.parent.mkdir(parents=True, exist_ok=True)
             Record(identity, status.st_size, sha256, {}, created, status.st_mtime_ns).write(kept)
         except OSError as error:
-            _log.info("the hash of %s is not kept: %s", path, error.strerror)
+            _log.debug("the hash of %s is not kept: %s", path, error.strerror)
     return sha256
 
 
@@ -505,7 +505,7 @@ def _build(
         _sync(path.parent)
     finally:
         remove_leftovers(path)
-    _log.info("built %s: %s", path, reason)
+    _log.debug("built %s: %s", path, reason)
     return Artefact(path, True, reason, info, record.sha256, record.size)
 
 

@@ -17,6 +17,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from fai_fast._extras import install
 from fai_fast._foreign import explained
 from fai_fast.errors import WeightsError
 
@@ -355,7 +356,7 @@ def import_torch(what: str) -> Any:
 
 
 def without_torch(what: str, error: ImportError) -> WeightsError:
-    return WeightsError(f"weights: {what} needs PyTorch ({error}): pip install 'fai-fast[torch]'")
+    return WeightsError(f"weights: {what} needs PyTorch ({error}): {install('torch')}")
 
 
 def _kind(head: bytes) -> str:

@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from fai_fast._extras import requirement
 from fai_fast._foreign import from_signal_handler
 from fai_fast.errors import CudaError
 
@@ -31,19 +32,22 @@ _PACKAGES = {
     "tqdm": ("progress bars", "tqdm"),
     "torch": (
         'weights in .pth files, weights="random", fai_fast.reference, losses, checking an export, torch-cuda',
-        "fai-fast[torch]",
+        requirement("torch"),
     ),
-    "onnxruntime": ("the alternative engine on CPUs", "fai-fast[onnxruntime]"),
+    "onnxruntime": ("the alternative engine on CPUs", requirement("onnxruntime")),
     "onnxruntime-gpu": ("an engine on NVIDIA GPUs, in place of onnxruntime", "onnxruntime-gpu"),
-    "tensorrt": ("the fastest engine on NVIDIA GPUs", "fai-fast[tensorrt]"),
+    "tensorrt": ("the fastest engine on NVIDIA GPUs", requirement("tensorrt")),
     "tensorrt-rtx-cu13-libs": (
         "the engine tensorrt_rtx on NVIDIA GPUs, and exporting for them without one",
-        "fai-fast[tensorrt-rtx]",
+        requirement("tensorrt-rtx"),
     ),
-    "tensorrt-rtx-cu13-bindings": ("the same from Python", "fai-fast[tensorrt-rtx]"),
-    "cuda-python": ("the free memory of a GPU in this report", "fai-fast[cuda]"),
-    "supervision": ("Detections.to_supervision() and drawing with it", "fai-fast[plot]"),
-    "opencv-python-headless": ("Detections.polygons()", "fai-fast[polygons]"),
+    "tensorrt-rtx-cu13-bindings": ("the same from Python", requirement("tensorrt-rtx")),
+    "cuda-python": ("the free memory of a GPU in this report", requirement("cuda")),
+    "supervision": ("Detections.to_supervision() and plot()", requirement("plot")),
+    "opencv-python-headless": ("Detections.to_polygons()", requirement("polygons")),
+    "av": ("video files, cameras and addresses in Model.stream", requirement("video")),
+    "faster-coco-eval": ("COCO's mask AP in fai_fast.evaluate", requirement("eval")),
+    "ros-rclpy": ("the ROS 2 node, unless a ROS 2 of the system is sourced", requirement("ros2")),
 }
 # Distributions that bring the same module as the one above under another name.
 _ALSO = {
@@ -54,6 +58,8 @@ _ALSO = {
     "tensorrt-rtx-cu13-libs": ("tensorrt-rtx", "tensorrt-rtx-cu12-libs"),
     "tensorrt-rtx-cu13-bindings": ("tensorrt-rtx", "tensorrt-rtx-cu12-bindings"),
     "cuda-python": ("cuda-bindings",),
+    # A ROS 2 of the system brings it under this name.
+    "ros-rclpy": ("rclpy",),
 }
 
 

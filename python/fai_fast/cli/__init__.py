@@ -93,11 +93,11 @@ def _main(argv: Sequence[str]) -> int:
 def _run(argv: Sequence[str], interrupt: Interrupt) -> int:
     try:
         args = _parser().parse_args(
-            argv, argparse.Namespace(quiet=False, traceback=False, interrupt=interrupt)
+            argv, argparse.Namespace(quiet=False, verbose=False, traceback=False, interrupt=interrupt)
         )
     except SystemExit as done:  # argparse has printed help, the version, or what is wrong
         return int(done.code or OK)
-    with said_by_the_library(quiet=args.quiet):
+    with said_by_the_library(quiet=args.quiet, verbose=args.verbose):
         code: int = args.run(args)
     return code
 
@@ -106,12 +106,20 @@ def _parser() -> argparse.ArgumentParser:
     common = _Parser(add_help=False)
     group = common.add_argument_group("messages")
     # Suppressed, so that a command's default does not undo what stands before the command.
-    group.add_argument(
+    loudness = group.add_mutually_exclusive_group()
+    loudness.add_argument(
         "-q",
         "--quiet",
         action="store_true",
         default=argparse.SUPPRESS,
         help="no messages but errors on stderr",
+    )
+    loudness.add_argument(
+        "-v",
+        "--verbose",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="every message: what is built and kept, and which precisions and engines were passed over",
     )
     group.add_argument(
         "--traceback",

@@ -26,7 +26,7 @@ examples:
 """
 
 MODEL = "fai-mf-n-shapes"
-SAMPLE = Path("registry", "samples", "shapes.jpg")
+SAMPLE = "shapes.jpg"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -42,11 +42,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    import fai_fast
-    from fai_fast import render
+    from fai_fast import render, samples
     from fai_fast.images import read_image
 
-    image = Path(fai_fast.__file__).parent / SAMPLE if args.image is None else Path(args.image)
+    image = samples.path(SAMPLE) if args.image is None else Path(args.image)
     output = Path(args.output)
     check_output(output, image)
     frame = read_image(image)

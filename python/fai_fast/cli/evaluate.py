@@ -6,6 +6,7 @@ import argparse
 import logging
 from typing import TYPE_CHECKING, Any
 
+from fai_fast._extras import install
 from fai_fast.cli.interrupts import Interrupt
 from fai_fast.cli.messages import STDOUT, UsageError, write_json, write_line
 from fai_fast.cli.options import (
@@ -26,9 +27,9 @@ if TYPE_CHECKING:
 
 NAME = "eval"
 HELP = "measure accuracy on labeled pictures: COCO's mask AP, ADE20K's mIoU"
-DESCRIPTION = """\
+DESCRIPTION = f"""\
 Runs a model on labeled pictures and prints its accuracy in percent, for each metric and class, beside the published
-figures. Instance models: --images and --coco, mask AP by faster-coco-eval (pip install 'fai-fast[eval]'); categories
+figures. Instance models: --images and --coco, mask AP by faster-coco-eval ({install("eval")}); categories
 are matched with the model's classes by name. Semantic models: --ade, mIoU and pixel accuracy.
 
 --compare and --compare-engines measure several precisions and engines on the same pictures. The first one is what the

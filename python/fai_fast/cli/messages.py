@@ -76,12 +76,15 @@ def write_line(line: str, file: TextIO | None = None) -> None:
 
 
 @contextmanager
-def said_by_the_library(*, quiet: bool) -> Iterator[None]:
-    """Shows what the library logs, from INFO on, and Python's warnings as lines on stderr; if quiet, none of it."""
+def said_by_the_library(*, quiet: bool, verbose: bool = False) -> Iterator[None]:
+    """Shows what the library logs and Python's warnings as lines on stderr: from INFO on, if verbose all of it.
+
+    If quiet, none of it.
+    """
     logger = logging.getLogger("fai_fast")
     handler = _Lines()
     before = logger.level
-    logger.setLevel(logging.ERROR if quiet else logging.INFO)
+    logger.setLevel(logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO)
     logger.addHandler(handler)
 
     def show(message: Warning | str, *_: object, **__: object) -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from fai_fast._extras import install
 from fai_fast._files import replacing
 from fai_fast.cli.interrupts import Interrupt
 from fai_fast.cli.messages import STDOUT, UsageError, complain, counted, sentence, write_line
@@ -29,10 +30,10 @@ if TYPE_CHECKING:
     from fai_fast.stream import Frame, Stream
 
 HELP = "find objects in a video or a camera's pictures, live"
-DESCRIPTION = """\
+DESCRIPTION = f"""\
 Runs a model on every frame of a video file, or on the newest frame of a live source, and shows how it keeps up. SOURCE
 is a video file, - for standard input, an address (rtsp://, http://), a camera (0, /dev/video0), or a folder or pattern
-of pictures. Needs PyAV: pip install 'fai-fast[video]'
+of pictures. Needs PyAV: {install("video")}
 Ctrl-C ends it; the files that it writes are complete then, and not there before.
 """
 EPILOG = """\

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from fai_fast._arguments import check_int, check_items
 from fai_fast._coco import category_ids_of
+from fai_fast._extras import install
 from fai_fast.detections.arrays import _MAX_INT16, Int32, Int64, Segments, _segments
 from fai_fast.detections.masks import _SegmentSource
 
@@ -259,7 +260,7 @@ def _require(module: str, method: str, extra: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        text = f"{method} needs {module.partition('.')[0]}: pip install 'fai-fast[{extra}]'"
+        text = f"{method} needs {module.partition('.')[0]}: {install(extra)}"
         raise ImportError(text) from error
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fai_fast._arguments import check_choice, check_threads
+from fai_fast._extras import requirement
 from fai_fast._foreign import explained
 from fai_fast.engines import cpu
 from fai_fast.engines.base import (
@@ -135,7 +136,7 @@ class Engine(BaseEngine):
 @cache
 def package() -> Any:
     """ONNX Runtime's own module, imported without its telemetry. Raises EngineError where it cannot be imported."""
-    return imported(NAME, "fai-fast[onnxruntime]")
+    return imported(NAME, requirement("onnxruntime"))
 
 
 def imported(engine: str, install: str) -> Any:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fai_fast._arguments import check_choice
+from fai_fast._extras import install
 from fai_fast._options import ENGINES
 from fai_fast.engines import gpu
 from fai_fast.errors import CudaError, EngineError
@@ -50,14 +51,12 @@ class _Candidate:
 
 # In the order of EngineName: the fastest first.
 _CANDIDATES = (
-    _Candidate(
-        "tensorrt", "cuda", ("tensorrt", "tensorrt_bindings"), "pip install 'fai-fast[tensorrt]'", "tensorrt"
-    ),
+    _Candidate("tensorrt", "cuda", ("tensorrt", "tensorrt_bindings"), install("tensorrt"), "tensorrt"),
     _Candidate(
         "tensorrt_rtx",
         "cuda",
         ("tensorrt_rtx", "tensorrt_rtx_bindings"),
-        "pip install 'fai-fast[tensorrt-rtx]'",
+        install("tensorrt-rtx"),
         "tensorrt",
     ),
     _Candidate(
@@ -77,7 +76,7 @@ _CANDIDATES = (
         "capi/*onnxruntime_providers_cuda*",
     ),
     _Candidate("openvino", "cpu", ("openvino",), "pip install 'openvino'", "openvino"),
-    _Candidate("onnxruntime", "cpu", ("onnxruntime",), "pip install 'fai-fast[onnxruntime]'", "onnxruntime"),
+    _Candidate("onnxruntime", "cpu", ("onnxruntime",), install("onnxruntime"), "onnxruntime"),
 )
 GPU_ENGINES = tuple(candidate.name for candidate in _CANDIDATES if candidate.device == "cuda")
 CPU_ENGINES = tuple(candidate.name for candidate in _CANDIDATES if candidate.device == "cpu")

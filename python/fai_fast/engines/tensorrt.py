@@ -23,6 +23,7 @@ from typing import Any
 
 from fai_fast import _core, cache
 from fai_fast._arguments import check_choice, check_int
+from fai_fast._extras import install
 from fai_fast._locks import SignalSafeLock
 from fai_fast.engines import gpu
 from fai_fast.engines.base import INPUT, OUTPUTS, TensorSpec, check_file, check_ports, reason
@@ -325,14 +326,14 @@ FLAVOURS = {
         Flavour(
             "tensorrt",
             ("tensorrt", "tensorrt_bindings"),
-            "pip install 'fai-fast[tensorrt]'; on a Jetson it comes with JetPack",
+            f"{install('tensorrt')}; on a Jetson it comes with JetPack",
             ahead_of_time=False,
         ),
         # The package of the first name only passes on the second, and is not always installed with it.
         Flavour(
             "tensorrt_rtx",
             ("tensorrt_rtx", "tensorrt_rtx_bindings"),
-            "pip install 'fai-fast[tensorrt-rtx]'",
+            install("tensorrt-rtx"),
             ahead_of_time=True,
         ),
     )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from fai_fast import _core
 from fai_fast._arguments import check_choice, check_int, check_size
+from fai_fast._extras import requirement
 from fai_fast._foreign import explained
 from fai_fast.engines import gpu
 from fai_fast.engines.base import INPUT, OUTPUTS, PACKAGES, TensorSpec, missing, reason
@@ -142,7 +143,7 @@ def package() -> Any:
     try:
         torch = importlib.import_module("torch")
     except ImportError as error:
-        raise missing(NAME, "fai-fast[torch]", error) from error
+        raise missing(NAME, requirement("torch"), error) from error
     if torch.version.cuda is None:
         raise EngineError(
             f"{NAME}: PyTorch {torch.__version__} was built without CUDA; install a build with it, see "

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fai_fast._arguments import MAX_SIDE, check_fraction
+from fai_fast._extras import install
 from fai_fast.evaluate.report import CocoReport, Figures, _some
 from fai_fast.evaluate.running import _account, _check_limit, _check_missing, _infer
 from fai_fast.images import check_max_pixels
@@ -261,9 +262,7 @@ def _evaluator() -> tuple[Any, Any]:
     try:
         from faster_coco_eval import COCO, COCOeval_faster
     except ImportError as error:
-        raise ImportError(
-            "faster-coco-eval is needed for COCO's mask AP: pip install 'fai-fast[eval]'"
-        ) from error
+        raise ImportError(f"faster-coco-eval is needed for COCO's mask AP: {install('eval')}") from error
     return COCO, COCOeval_faster
 
 

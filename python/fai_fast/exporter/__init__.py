@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fai_fast import _progress
 from fai_fast._arguments import check_bool, check_choice, check_int, check_size
 from fai_fast._core import __version__
 from fai_fast._files import replacing
@@ -201,11 +202,15 @@ def export(
     found = _weights_of(model, weights, cache_dir)
     size = input_size(found.spec.input_size, im_size, frame)
     options: dict[str, Any] = {"size": size, "batch": batch, "precision": precision, "verify": verify}
-    if format == "tensorrt":
-        return _export_engine(found, place, targets, options)
-    with replacing(place) as temporary:
-        report = write(found, temporary, **options)
-    return replace(report, path=place)
+    height, width = size
+    said = f"{found.spec.name}: exporting {height}x{width} in {precision} as {format}{', and checking it' * verify}"
+    with _progress.job(said):
+        _progress.working()
+        if format == "tensorrt":
+            return _export_engine(found, place, targets, options)
+        with replacing(place) as temporary:
+            report = write(found, temporary, **options)
+        return replace(report, path=place)
 
 
 def _export_engine(
@@ -216,7 +221,7 @@ def _export_engine(
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="fai_fast-") as folder:
         report = write(found, Path(folder) / "graph.onnx", **options)
-        _log.info("%s: building for %s", report.spec.name, ", ".join(targets))
+        _log.debug("%s: building for %s", report.spec.name, ", ".join(targets))
         record = tensorrt.write_engine(report.path, place, report, targets)
     return replace(
         report,
@@ -281,7 +286,7 @@ def write(
         seconds,
         file_size=path.stat().st_size,
     )
-    _log.info(
+    _log.debug(
         "%s: exported %dx%d %s in %.1f s; verification: %s",
         spec.name,
         *size,

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fai_fast import _gate, _scenes
+from fai_fast._extras import install
 from fai_fast.errors import EngineError, ExportError
 from fai_fast.exporter.builder import Array
 from fai_fast.registry import ModelSpec, bundled_path
@@ -185,7 +186,7 @@ def _verify_stored(
     spec = weights.spec
     path = bundled_path(spec.bundled_weights).with_suffix(".reference.npz") if spec.bundled_weights else None
     if path is None or not path.is_file():
-        _log.warning("%s: not verified: torch is not installed (pip install 'fai-fast[torch]')", spec.name)
+        _log.warning("%s: not verified: torch is not installed (%s)", spec.name, install("torch"))
         return None
     with np.load(path) as stored:
         if str(stored["sha256"]) != weights.sha256 or tuple(stored["size"]) != size or batch != 1:

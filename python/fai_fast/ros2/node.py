@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from fai_fast._arguments import check_choice
+from fai_fast._extras import install
 from fai_fast._options import YUV_MATRICES, YUV_RANGES
 from fai_fast._redaction import redacted, scrubbed
 from fai_fast.errors import FaiFastError
@@ -77,7 +78,7 @@ def _run(argv: list[str]) -> int:
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
         return _fail(
             1,
-            "ROS 2 for Python cannot be imported: pip install 'fai-fast[ros2]' into a virtual environment (Linux, "
+            f"ROS 2 for Python cannot be imported: {install('ros2')} into a virtual environment (Linux, "
             f"x86-64), or source a ROS 2 installation for Python {version}: {error}",
         )
     try:

@@ -8,6 +8,7 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
+from fai_fast._extras import install
 from fai_fast._redaction import scrubbed_error
 from fai_fast.images import too_large
 from fai_fast.stream.pixels import _ColorOverrides, decoded_pixels
@@ -173,5 +174,5 @@ def _pyav() -> Any:
     try:
         import av
     except ImportError as error:
-        raise ImportError(f"source: video needs PyAV ({error}): pip install 'fai-fast[video]'") from error
+        raise ImportError(f"source: video needs PyAV ({error}): {install('video')}") from error
     return av
