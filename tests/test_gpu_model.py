@@ -161,6 +161,31 @@ def test_masks_on_the_device(task):
 
 
 @gpu.needed
+@MODES
+def test_the_rows_that_are_wanted(task):
+    with model_of(task) as model:
+        everything = model.infer(frame(3), threshold=0.1)
+        name = everything.class_name[0]
+        others = everything.class_name != name
+        assert 0 < others.sum() < len(everything)
+        assert model.infer(frame(3), threshold=0.1, classes=[name]) == everything.filter(classes=[name])
+        last = float(everything.confidence[others].min())
+        by_class = {other: (0.1 if other == name else last) for other in everything.class_name.tolist()}
+        kept = ~others | (everything.confidence > np.float32(last))
+        result = model.submit(frame(3), threshold=by_class).result()
+        # Classes that are not named keep the model's own threshold, and have no row here.
+        assert result == everything[kept]
+        assert len(result) < len(everything)
+        with pytest.raises(ValueError, match="^masks_device: got True with classes or a threshold for each"):
+            model.infer(frame(3), classes=[name], masks_device=True)
+        if task == "instance":
+            result = model.infer(frame(3), threshold=0.1, top_k=2, masks_device=True)
+            assert result == everything[:2]
+            assert result.masks_device.shape[0] == 2
+            assert model.infer(frame(3), threshold=0.1, top_k=1, classes=[name]) == everything[~others][:1]
+
+
+@gpu.needed
 def test_queries_are_the_raw_triple(model):
     image = frame(5)
     class_ids, scores, masks = model.queries(image)

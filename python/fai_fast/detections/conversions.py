@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from fai_fast.detections import formats
+from fai_fast.detections import focoos, formats
 from fai_fast.detections.arrays import Int32
 
 if TYPE_CHECKING:
@@ -77,14 +77,42 @@ class _Conversions:
     def to_focoos(self: Any) -> dict[str, Any]:
         """The JSON that FocoosAI's ``FocoosDetections`` reads.
 
-        ``{"detections": [{"bbox", "conf", "cls_id", "label", "mask"}, ...], "latency": None}``. ``bbox``
-        holds the inclusive integer corners x1, y1, x2, y2 of the mask, or of ``xyxy`` where there is none;
-        ``mask`` is a base64 PNG, 0 or 255, of (y2 - y1 + 1) x (x2 - x1 + 1) pixels, the whole object, or None
-        for boxes only.
-
-        Raises ImportError without Pillow where there are masks.
+        ``{"detections": [{"bbox", "conf", "cls_id", "label", "mask"}, ...], "latency": ...}``. ``bbox`` holds the
+        inclusive integer corners x1, y1, x2, y2 of the mask, or of ``xyxy`` where there is none; ``mask`` is a base64
+        PNG of one bit a pixel, (y2 - y1 + 1) x (x2 - x1 + 1), the whole object, or None for boxes only. ``latency`` has
+        the seconds "preprocess" (with decoding), "inference" and "postprocess", or is None. Where there are tracker
+        ids, each detection has a ``tracker_id`` too, which FocoosAI's class passes over.
         """
-        return formats.to_focoos(self)
+        return focoos.to_focoos(self)
+
+    @classmethod
+    def from_focoos(
+        cls, source: Any, *, size: Sequence[int] | None = None, class_names: Sequence[str] | None = None
+    ) -> Detections:
+        """Detections from the JSON of FocoosAI's library, or of :meth:`to_focoos`.
+
+        What the format has comes back equal: boxes in whole pixels, scores, classes, masks, tracker ids and latency. It
+        has no queries (they are -1) and no label map; a semantic result comes back as masks. Masks of FocoosAI's own
+        library lack the last row and column of their box, which nobody can restore.
+
+        Args:
+            source: a dict, its text (str or bytes), or a ``FocoosDetections``.
+            size: (H, W) of the frame; None for the least that all boxes lie in, as the format does not have it.
+            class_names: None for those that rows tell; a class that no row is of is called by its number.
+
+        Raises:
+            TypeError, ValueError: the text is not such JSON; it says which field of which detection is not as it
+                should be. Masks of other sizes than their boxes are not unpacked.
+            ImportError: there are masks, and Pillow is missing.
+
+        Example:
+            >>> d = Detections(xyxy=[[0, 0, 4, 2]], confidence=[0.5], class_id=[1], size=(6, 8))
+            >>> Detections.from_focoos(d.to_focoos(), size=(6, 8)) == d
+            True
+        """
+        from fai_fast.detections.result import Latency
+
+        return focoos.from_focoos(cast("type[Detections]", cls), source, Latency, size, class_names)
 
     def to_supervision(self: Any) -> Any:
         """A ``supervision.Detections`` of its own arrays.

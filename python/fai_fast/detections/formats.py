@@ -1,4 +1,4 @@
-"""Results as other libraries hold them, and back: COCO, FocoosAI, supervision, polygons, JSON's types.
+"""Results as other libraries hold them, and back: COCO, supervision, polygons, JSON's types.
 
 Each function is the method of the same name of :class:`fai_fast.Detections`, which says what it gives.
 """
@@ -6,7 +6,6 @@ Each function is the method of the same name of :class:`fai_fast.Detections`, wh
 from __future__ import annotations
 
 import importlib
-import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -126,41 +125,6 @@ def _json_rle(detections: Detections) -> Sequence[dict[str, Any] | None]:
     if detections.packed is None:
         return [None] * len(detections)
     return [{**rle, "counts": rle["counts"].decode("ascii")} for rle in detections.to_rle()]
-
-
-def to_focoos(detections: Detections) -> dict[str, Any]:
-    import base64
-
-    boxes = _pixel_boxes(detections)
-    texts: list[str | None] = [None] * len(detections)
-    if (packed := detections.packed) is not None:
-        image = _require("PIL.Image", "to_focoos", "focoos")
-        pixels = packed.boxes[:, 2] > 0
-        boxes[pixels] = packed.boxes[pixels]
-        for i, crop in enumerate(packed.crops()):
-            x1, y1, x2, y2 = boxes[i].tolist()
-            content = crop if crop.size else np.zeros((y2 - y1, x2 - x1), bool)
-            file = io.BytesIO()
-            image.fromarray(content.astype(np.uint8) * np.uint8(255)).save(file, format="PNG")
-            texts[i] = base64.b64encode(file.getvalue()).decode("ascii")
-    rows = zip(
-        (boxes - [0, 0, 1, 1]).tolist(),
-        detections.confidence.tolist(),
-        detections.class_id.tolist(),
-        detections.class_name.tolist(),
-        texts,
-        strict=True,
-    )
-    keys = ("bbox", "conf", "cls_id", "label", "mask")
-    return {"detections": [dict(zip(keys, row, strict=True)) for row in rows], "latency": None}
-
-
-def _pixel_boxes(detections: Detections) -> Int64:
-    """The pixels that each xyxy touches, at least one and inside the frame, as half-open edges."""
-    last = np.array([detections.size[1], detections.size[0]]) - 1
-    first = np.clip(np.floor(detections.xyxy[:, :2]), 0, last)
-    end = np.clip(np.ceil(detections.xyxy[:, 2:]), first + 1, last + 1)
-    return np.concatenate([first, end], axis=1).astype(np.int64)
 
 
 def to_supervision(detections: Detections) -> Any:
