@@ -93,9 +93,9 @@ def load(
 
     Args:
         name_or_path: a name of :func:`fai_fast.models`; a folder or file with FocoosAI's ``model_info.json``; a
-            :class:`fai_fast.ModelSpec`; or an ``.onnx`` file that :func:`fai_fast.export` wrote.
+            :class:`fai_fast.ModelSpec`; or an ``.onnx`` or ``.engine`` file that :func:`fai_fast.export` wrote.
         weights: a path (.pth, .safetensors), an http(s) address, a state dict, "random" (to measure speed), or None
-            for those that belong to the model.
+            for those that belong to the model. A .pth file and "random" need PyTorch, the extra ``torch``.
         engine: "auto", or one that ``fai-fast doctor`` lists, such as "tensorrt", "torch-cuda" and "openvino".
         device: "auto", "cpu", "cuda" or "cuda:1"; "auto" is the first GPU where one can be used.
         precision: "fp32", "fp16", "bf16", or "auto": the fastest that the device computes natively and that finds on
@@ -285,8 +285,8 @@ class Model:
             image, options: as :meth:`infer`.
 
         Raises:
-            What :meth:`infer` raises about its arguments, and about the engine where frames run uncaptured; whatever
-            else goes wrong comes from :meth:`InferFuture.result`.
+            Exception: what :meth:`infer` raises about its arguments, and about the engine where frames run uncaptured;
+                whatever else goes wrong comes from :meth:`InferFuture.result`.
 
         Example:
             >>> futures = [model.submit(frame) for frame in frames]  # doctest: +SKIP
@@ -336,7 +336,7 @@ class Model:
             image, options: as :meth:`infer`.
 
         Raises:
-            What :meth:`infer` raises.
+            Exception: what :meth:`infer` raises.
 
         Example:
             >>> found = await asyncio.gather(*map(model.infer_async, frames))  # doctest: +SKIP
@@ -421,7 +421,7 @@ class Model:
             One result per picture, in order. The latency of pictures that ran together is their batch's.
 
         Raises:
-            What :meth:`infer` raises.
+            Exception: what :meth:`infer` raises.
         """
         if not isinstance(images, (list, tuple)):
             raise TypeError(f"images: got {type(images).__name__}, expected a list or tuple of pictures")
@@ -446,7 +446,7 @@ class Model:
             inside the mask, -1 outside. Q * H * W * 2 bytes: 415 MB for 100 queries at 1080p.
 
         Raises:
-            What :meth:`infer` raises.
+            Exception: what :meth:`infer` raises.
         """
         self._check_open()
         frame = _frame(image, max_pixels)

@@ -87,8 +87,8 @@ class Detections(_Rows, _Conversions, _Immutable):
         mask: bool (N, H, W), or None.
         packed: the masks as :class:`PackedMasks`, or None.
         label_source: for semantic results, uint8 or uint16 (H, W): the query that won each pixel, the dtype's
-            largest value for none. Masks are made from it; every row needs its ``query``.
-        At most one of ``mask``, ``packed``, ``label_source``; none of them gives a result of boxes only.
+            largest value for none. Masks are made from it; every row needs its ``query``. At most one of ``mask``,
+            ``packed`` and ``label_source`` is given; none of them gives a result of boxes only.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong type, dtype, shape or value; the text names it.

@@ -116,8 +116,8 @@ def compare(
 
     Raises:
         TypeError, ValueError: there are no configurations, or ``tolerance`` is not 0 to 100.
-        What ``load`` raises for the first configuration, and ``measure`` for any. Where ``load`` refuses one of the
-        others (FaiFastError, ValueError), the comparison says why.
+        Exception: what ``load`` raises for the first configuration, and ``measure`` for any. Where ``load`` refuses
+            one of the others (FaiFastError, ValueError), the comparison says why.
 
     Example:
         >>> data = CocoData.read("val2017", "instances_val2017.json")  # doctest: +SKIP
