@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from fai_fast import cli
 from fai_fast.cli import options
-from fai_fast.cli.paths import find_pictures, output_names
+from fai_fast.cli.paths import find_sources, output_names
 from fai_fast.errors import EngineError
 from helpers.models import SPEC, Bright
 from PIL import Image
@@ -216,7 +216,10 @@ def test_predict_without_pictures_loads_no_model(capsys, model):
         == "empty: no pictures in this folder itself; see --recursive"
     )
     assert fails(capsys, "predict", "m", "empty", "-r", code=1) == "empty: no pictures in this folder"
-    assert fails(capsys, "predict", "m", "*.jpg", code=1) == "*.jpg: no pictures match this pattern"
+    assert (
+        fails(capsys, "predict", "m", "*.jpg", code=1)
+        == "*.jpg: no pictures and no videos match this pattern"
+    )
     # Such as a variable of the shell that is not set, which pathlib takes for the folder that the process is in.
     write_picture("a.png")
     assert fails(capsys, "predict", "m", "", code=1) == "'': no such file or folder"
@@ -246,7 +249,7 @@ def test_inputs_are_files_folders_and_patterns_sorted_and_once():
     os.symlink("b.jpg", "in/link.jpg")
 
     def names(*inputs, recursive=False):
-        paths, problems = find_pictures(inputs, recursive=recursive, leave_out=Path("out"))
+        paths, problems = find_sources(inputs, recursive=recursive, leave_out=[Path("out")])
         return [path.as_posix() for path in paths], problems
 
     assert names("in") == (["in/a.PNG", "in/b.jpg"], [])
@@ -257,14 +260,14 @@ def test_inputs_are_files_folders_and_patterns_sorted_and_once():
     assert names("in/odd.dat") == (["in/odd.dat"], [])
     assert names("in/x.jpg", "in/*.gif") == (
         [],
-        ["in/x.jpg: no such file or folder", "in/*.gif: no pictures match this pattern"],
+        ["in/x.jpg: no such file or folder", "in/*.gif: no pictures and no videos match this pattern"],
     )
 
 
 def test_a_name_with_pattern_characters_is_a_name_first():
     write_picture("a[1].jpg")
     write_picture("a1.jpg")
-    paths, problems = find_pictures(["a[1].jpg"], recursive=False, leave_out=Path("out"))
+    paths, problems = find_sources(["a[1].jpg"], recursive=False, leave_out=[Path("out")])
     assert (paths, problems) == ([Path("a[1].jpg")], [])
 
 
@@ -272,8 +275,8 @@ def test_earlier_results_are_no_inputs_unless_named():
     for name in ("a.jpg", "out/a.jpg"):
         write_picture(name)
     for inputs in (["."], ["**/*.jpg"]):
-        assert find_pictures(inputs, recursive=True, leave_out=Path("out"))[0] == [Path("a.jpg")]
-    assert find_pictures(["out/a.jpg"], recursive=True, leave_out=Path("out"))[0] == [Path("out/a.jpg")]
+        assert find_sources(inputs, recursive=True, leave_out=[Path("out")])[0] == [Path("a.jpg")]
+    assert find_sources(["out/a.jpg"], recursive=True, leave_out=[Path("out")])[0] == [Path("out/a.jpg")]
 
 
 @pytest.mark.parametrize(
@@ -337,7 +340,7 @@ def test_demo_prints_what_it_finds_and_writes_the_picture(capsys, model, folder)
             2,
             "--output: mine.png is the picture itself, expected",
         ),
-        (["--image", "gone.png"], 1, "image: no such file: gone.png"),
+        (["--image", "gone.png"], 1, "--image: no such file: gone.png"),
         (["--image", "mine.png", "--output", "gone/a.jpg"], 1, "no such folder: gone"),
     ],
 )
@@ -469,7 +472,7 @@ def test_sizes(text, value):
         ("bench m --threads -1", "--threads: got '-1', expected a positive integer"),
         ("export m out.pth", "OUT.onnx: got 'out.pth', expected a name that ends with .onnx"),
         ("export m gone/out.onnx", "OUT.onnx: no such folder: gone"),
-        ("export nonsense out.onnx", "model: got 'nonsense'"),
+        ("export nonsense out.onnx", "MODEL: got 'nonsense'"),
     ],
 )
 def test_wrong_usage(capsys, arguments, message):
@@ -480,8 +483,8 @@ def test_wrong_usage(capsys, arguments, message):
     ("arguments", "named", "command"),
     [
         ("", "COMMAND", "fai-fast"),
-        ("predict", "MODEL, INPUT", "fai-fast predict"),
-        ("models --jso", "--jso", "fai-fast"),
+        ("predict", "MODEL, SOURCE", "fai-fast predict"),
+        ("models --jso", "--jso", "fai-fast models"),
         ("nonsense", "'nonsense'", "fai-fast"),
     ],
 )
@@ -497,7 +500,7 @@ def test_what_argparse_refuses_is_named_beside_the_way_to_help(capsys, arguments
         (
             ValueError("im_size: got 3, expected multiples of 32"),
             2,
-            "im_size: got 3, expected multiples of 32",
+            "--im-size: got 3, expected multiples of 32",
         ),
         (EngineError("openvino: failed\n  badly"), 1, "openvino: failed badly"),
         (PermissionError(13, "Permission denied", "/x"), 1, "/x: Permission denied"),

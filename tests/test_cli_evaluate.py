@@ -57,7 +57,7 @@ def run(capsys, *argv):
     return code, captured.out, captured.err
 
 
-COCO = ("--model", MODEL, "--images", "images", "--coco", "instances.json")
+COCO = (MODEL, "--images", "images", "--coco", "instances.json")
 
 
 def test_coco(capsys, models, folder):
@@ -86,7 +86,7 @@ def test_the_json_alone_on_stdout(capsys, models):
 
 def test_ade(capsys, models, folder):
     evaluated.write_ade(folder / "ade", np.array([[[1, 1], [2, 2]]]))
-    code, out, _ = run(capsys, "--model", "fai-mf-m-ade", "--ade", "ade", "--json", "out.json")
+    code, out, _ = run(capsys, "fai-mf-m-ade", "--ade", "ade", "--json", "out.json")
     assert code == 0
     # 1 of 2 and 2 of 3.
     lines = [line.split() for line in out.splitlines()]
@@ -140,12 +140,12 @@ def test_a_first_configuration_that_does_not_run(capsys, models):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (("--model", MODEL), "--coco --ade"),
-        (("--images", "images", "--coco", "instances.json"), "--model"),
-        (("--model", MODEL, "--coco", "instances.json"), "--coco: needs --images"),
-        (("--model", MODEL, "--ade", "ade", "--images", "images"), "--images: belongs to --coco"),
-        (("--model", MODEL, "--ade", "ade", "--coco", "instances.json"), "--coco"),
-        (("--model", "none", *COCO[2:]), "model: got 'none'"),
+        ((MODEL,), "--coco --ade"),
+        (("--images", "images", "--coco", "instances.json"), "MODEL: missing, expected fai-fast eval MODEL"),
+        ((MODEL, "--coco", "instances.json"), "--coco: needs --images"),
+        ((MODEL, "--ade", "ade", "--images", "images"), "--images: belongs to --coco"),
+        ((MODEL, "--ade", "ade", "--coco", "instances.json"), "--coco"),
+        (("none", *COCO[1:]), "MODEL: got 'none'"),
         ((*COCO, "--limit", "0"), "expected a positive integer"),
         ((*COCO, "--threshold", "2"), "expected 0 to 1"),
         ((*COCO, "--max-pixels", "0"), "--max-pixels: got '0', expected a positive integer"),
@@ -169,7 +169,7 @@ def test_wrong_data_sets_are_told_before_the_model_is_loaded(capsys, models, fol
     code, _, err = run(capsys, *COCO)
     assert code == 1
     assert "1 of 2 files are missing, in images: 2.png" in err
-    assert run(capsys, "--model", MODEL, "--ade", "none")[0] == 1
+    assert run(capsys, MODEL, "--ade", "none")[0] == 1
     assert models == []
     code, out, _ = run(capsys, *COCO, "--skip-missing")
     assert code == 0
@@ -186,7 +186,7 @@ def test_pictures_have_a_limit(capsys, models, folder, monkeypatch):
     assert "images/1.png is too large: 32 x 24, expected at most 767 pixels" in err
     assert run(capsys, *COCO, "--max-pixels", 24 * 32)[0] == 0
     evaluated.write_ade(folder / "ade", np.array([[[1, 1], [2, 2]]]))
-    ade = ("--model", "fai-mf-m-ade", "--ade", "ade", "--max-pixels")
+    ade = ("fai-mf-m-ade", "--ade", "ade", "--max-pixels")
     code, _, err = run(capsys, *ade, 3)
     assert code == 1
     assert "is too large: 2 x 2, expected at most 3 pixels" in err
@@ -204,7 +204,7 @@ def scenes(folder, monkeypatch):
     def write(count, size):
         shapes_dataset.write(folder / "scenes", count, size)
         return (
-            *("--model", MODEL, "--images", "scenes/images", "--coco", "scenes/instances.json"),
+            *(MODEL, "--images", "scenes/images", "--coco", "scenes/instances.json"),
             *("--json", "out.json", "--compare", "fp32,bf16,fp16"),
             *("--compare-engines", "openvino,onnxruntime"),
         )
@@ -240,14 +240,14 @@ def test_the_demo_model_keeps_its_ap_in_every_precision(capsys, folder, scenes):
     ("argv", "message"),
     [
         (
-            ("--model", "fai-mf-m-ade", *COCO[2:]),
+            ("fai-mf-m-ade", *COCO[1:]),
             "fai-mf-m-ade is a semantic model, expected an instance one",
         ),
         (
-            ("--model", "fai-mf-m-coco-ins", *COCO[2:]),
+            ("fai-mf-m-coco-ins", *COCO[1:]),
             "categories of instances.json are no classes of the model",
         ),
-        (("--model", MODEL, "--ade", "ade"), "gives masks that may overlap, expected a semantic model"),
+        ((MODEL, "--ade", "ade"), "gives masks that may overlap, expected a semantic model"),
     ],
 )
 def test_a_model_of_another_task_is_refused_before_it_is_made(capsys, models, folder, argv, message):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from datetime import datetime, timedelta, timezone
 from fractions import Fraction
 from pathlib import Path
 
@@ -43,9 +44,12 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def run(capsys, *argv):
+NAME = "fai-mf-n-shapes"
+
+
+def run(capsys, *argv, name=NAME):
     """Exit code, stdout, stderr."""
-    code = cli.main(["stream", *map(str, argv)])
+    code = cli.main(["stream", *([] if name is None else [name]), *map(str, argv)])
     captured = capsys.readouterr()
     assert "Traceback" not in captured.err
     assert stream_threads() == []
@@ -64,6 +68,7 @@ def frames(path):
 
 def test_it_writes_json_lines_and_a_video(capsys, model, folder):
     write_video("in.mp4", 12, rate=20)
+    began = datetime.now(timezone.utc)
     code, out, err = run(capsys, "in.mp4", "--json", "out.jsonl", "--save", "out.mp4")
     assert (code, out) == (0, "")
     assert err.startswith("fai-fast: 12 frames, ")
@@ -77,7 +82,11 @@ def test_it_writes_json_lines_and_a_video(capsys, model, folder):
         [row] = entry["detections"]
         assert row["xyxy"] == [0, 0, 1, 1]
         assert row["confidence"] == pytest.approx(model.seen[index] / 256)
-        assert entry.keys() == {"frame", "pts", "size", "latency_ms", "detections"}
+        assert entry.keys() == {"file", "frame", "pts", "time", "size", "latency_ms", "detections"}
+        assert entry["file"] == "in.mp4"
+    times = [datetime.fromisoformat(entry["time"].replace("Z", "+00:00")) for entry in entries]
+    assert times == sorted(times)
+    assert began - timedelta(seconds=1) <= times[0] <= times[-1] <= datetime.now(timezone.utc)
     drawn = frames("out.mp4")
     assert [seconds for seconds, _ in drawn] == pytest.approx([index / 20 for index in range(12)])
     for index, (_, image) in enumerate(drawn):
@@ -91,9 +100,10 @@ def test_it_writes_json_lines_and_a_video(capsys, model, folder):
 
 def test_options_reach_the_stream(capsys, model):
     write_video("in.mp4", 12)
-    options = "--model m --stride 3 --depth 1 --threshold 0.25 --max-frames 2 --latest --timeout 5 --engine openvino"
+    options = "--stride 3 --depth 1 --threshold 0.25 --max-frames 2 --latest --timeout 5 --engine openvino"
     options += " --max-pixels 5000"
-    code, out, _ = run(capsys, "in.mp4", *options.split(), "--option", "probesize=5000", "--json", "-")
+    argv = ["in.mp4", *options.split(), "--option", "probesize=5000", "--json", "-"]
+    code, out, _ = run(capsys, *argv, name="m")
     assert code == 0
     # Of a file, the newest may be the last already.
     assert len(lines(out)) in (1, 2)
@@ -220,7 +230,7 @@ def test_pictures_of_several_sizes_fit_into_one_video(capsys, model):
     assert [entry["frame"] for entry in lines(out)] == [0, 1, 3]
     assert [entry["pts"] for entry in lines(out)] == [None] * 3
     errors = err.splitlines()
-    assert errors[0].startswith("fai-fast: error: frame 2: image: in/1b.png is no picture")
+    assert errors[0].startswith("fai-fast: error: frame 2: in/1b.png is no picture")
     assert errors[1].endswith(", 1 failed; wrote out.mkv")
     assert [image.shape for _, image in frames("out.mkv")] == [(48, 64, 3)] * 3
 
@@ -234,7 +244,7 @@ def test_a_source_that_fails_leaves_what_came_before(capsys, model):
     Path("in.avi").write_bytes(damaged)
     code, _, err = run(capsys, "in.avi", "--json", "out.jsonl", "--save", "out.mp4")
     assert code == 1
-    assert err.startswith("fai-fast: error: frame 7: source: in.avi is damaged at 0.280 s: ")
+    assert err.startswith("fai-fast: error: frame 7: in.avi is damaged at 0.280 s: ")
     assert [entry["frame"] for entry in lines(Path("out.jsonl").read_text())] == [*range(7), *range(8, 12)]
     assert [round(25 * seconds) for seconds, _ in frames("out.mp4")] == [*range(7), *range(8, 12)]
 
@@ -305,7 +315,7 @@ def test_reconnect_is_for_live_sources(capsys, model):
     write_video("in.mp4", 2)
     code, _, err = run(capsys, "in.mp4", "--reconnect")
     assert code == 2
-    assert err.startswith("fai-fast: error: on_error: got 'reconnect' for in.mp4")
+    assert err.startswith("fai-fast: error: --reconnect: got in.mp4, expected an address, a camera")
 
 
 def test_without_pyav_the_way_to_it_is_told(capsys, model, monkeypatch):
@@ -349,6 +359,7 @@ def test_ctrl_c_leaves_whole_files(folder, kind):
     paths = [str(Path(__file__).parent), str(Path(fai_fast.__file__).parents[1])]
     arguments = [
         "stream",
+        NAME,
         "testsrc=size=64x48:rate=30",
         "--format",
         "lavfi",

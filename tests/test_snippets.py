@@ -95,7 +95,10 @@ def program(blocks: list[Block]) -> str:
 def shape_of(text: str) -> list[str]:
     """What a text says whatever the numbers and classes are, which differ between precisions: its kinds of lines."""
     classes = "|".join(fai_fast.spec(BUNDLED).classes)
-    kinds = (re.sub(rf"\b(?:{classes})\b", "CLASS", re.sub(r"-?\d[\d.,]*", "0", line)) for line in text.splitlines())
+    kinds = (
+        re.sub(rf"\b(?:{classes})\b", "CLASS", re.sub(r"-?\d[\d.,]*", "0", line))
+        for line in text.splitlines()
+    )
     return list(dict.fromkeys(" ".join(kind.split()) for kind in kinds if kind.strip()))
 
 

@@ -20,6 +20,7 @@ from fai_fast._redaction import redacted
 __all__ = [
     "MOST_PIXELS",
     "SUFFIXES",
+    "VIDEO_SUFFIXES",
     "check_max_pixels",
     "is_encoded",
     "pixel_limit",
@@ -33,6 +34,11 @@ __all__ = [
 SUFFIXES = frozenset(
     (".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 )
+# By which a video is known from a picture, before it is opened.
+VIDEO_SUFFIXES = frozenset(
+    (".3gp", ".asf", ".avi", ".flv", ".h264", ".h265", ".hevc", ".m2ts", ".m4v", ".mjpeg", ".mjpg", ".mkv", ".mov",
+     ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv", ".y4m")
+)  # fmt: skip
 
 # The longest frame that preprocessing takes, csrc/core/types.h.
 MOST_PIXELS = 1 << 28

@@ -1,7 +1,8 @@
 """The command line ``fai-fast``: one module a command, which adds its options and runs.
 
 Data goes to stdout, everything else to stderr, as lines that begin with ``fai-fast:``. Exit codes: 0, 1 for work that
-failed, 2 for wrong usage, 130 after Ctrl-C, 143 after SIGTERM, 141 where whoever reads stdout has gone.
+failed, 2 for wrong usage, 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP, 141 where whoever reads stdout has
+gone.
 """
 
 from __future__ import annotations
@@ -12,17 +13,20 @@ import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import NoReturn
+from types import ModuleType
 
 from fai_fast._core import __version__
 from fai_fast._foreign import from_signal_handler
 from fai_fast.cli import bench, cache, demo, doctor, evaluate, export, models, predict, stream
 from fai_fast.cli.interrupts import Interrupt
 from fai_fast.cli.messages import UsageError, complain, given, said_by_the_library, sentence, without_secrets
+from fai_fast.cli.parser import USAGE, Parser
+from fai_fast.cli.words import words, words_of
 
 __all__ = ["main"]
 
-OK, FAILED, USAGE, BROKEN_PIPE = 0, 1, 2, 141
+OK, FAILED, BROKEN_PIPE = 0, 1, 141
+COMMANDS = (demo, predict, stream, models, export, bench, evaluate, doctor, cache)
 
 DESCRIPTION = """\
 Query-mask segmentation with the least latency from a picture to its objects.
@@ -33,12 +37,13 @@ Try it on a picture that comes with the package:
 EPILOG = """\
 examples:
   fai-fast models                                     what there is
-  fai-fast predict bisenetformer-m-ade street.jpg     masks, boxes, and a drawn picture
-  fai-fast stream street.mp4 --save found.mp4         the same for a video or a camera
+  fai-fast predict bisenetformer-m-ade street.jpg     masks, boxes, and a drawn picture; of a video a drawn video
+  fai-fast stream fai-mf-s-coco-ins 0 --show          a camera, live, in a window
+  fai-fast eval fai-mf-n-shapes --images val --coco val.json
   fai-fast bench fai-mf-m-coco-ins --im-size 640 --weights random
   fai-fast COMMAND --help                             more, with examples
 
-exit codes: 0 done, 1 something failed, 2 wrong usage, 130 interrupted, 143 terminated
+exit codes: 0 done, 1 something failed, 2 wrong usage, 129 hung up, 130 interrupted, 143 terminated
 """
 
 
@@ -59,10 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(sys.stdout, "reconfigure"):
             # File and class names that the terminal's encoding lacks must not end the run.
             sys.stdout.reconfigure(errors="backslashreplace")
-    before = given.set(tuple(argv))
+    before, said = given.set(tuple(argv)), words.set(None)
     try:
         return _main(argv)
     finally:
+        words.reset(said)
         given.reset(before)
 
 
@@ -92,18 +98,26 @@ def _main(argv: Sequence[str]) -> int:
 
 def _run(argv: Sequence[str], interrupt: Interrupt) -> int:
     try:
-        args = _parser().parse_args(
+        parser = _parser()
+        parser.refuse_unknown_command(argv, [_name(command) for command in COMMANDS])
+        args = parser.parse_args(
             argv, argparse.Namespace(quiet=False, verbose=False, traceback=False, interrupt=interrupt)
         )
     except SystemExit as done:  # argparse has printed help, the version, or what is wrong
         return int(done.code or OK)
+    words.set(args.words)
     with said_by_the_library(quiet=args.quiet, verbose=args.verbose):
         code: int = args.run(args)
     return code
 
 
-def _parser() -> argparse.ArgumentParser:
-    common = _Parser(add_help=False)
+def _name(command: ModuleType) -> str:
+    """A command may be called what a module may not."""
+    return str(getattr(command, "NAME", command.__name__.rpartition(".")[2]))
+
+
+def _parser() -> Parser:
+    common = Parser(add_help=False)
     group = common.add_argument_group("messages")
     # Suppressed, so that a command's default does not undo what stands before the command.
     loudness = group.add_mutually_exclusive_group()
@@ -127,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
         default=argparse.SUPPRESS,
         help="with an error, show where it came from; FAI_FAST_TRACEBACK=1 does the same",
     )
-    parser = _Parser(
+    parser = Parser(
         prog="fai-fast",
         description=DESCRIPTION,
         epilog=EPILOG,
@@ -137,10 +151,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"fai-fast {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands", required=True)
-    for command in (demo, predict, stream, models, export, bench, evaluate, doctor, cache):
+    for command in COMMANDS:
         added = commands.add_parser(
-            # A command may be called what a module may not.
-            getattr(command, "NAME", command.__name__.rpartition(".")[2]),
+            _name(command),
             help=command.HELP,
             description=command.DESCRIPTION,
             epilog=command.EPILOG,
@@ -148,15 +161,9 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        added.set_defaults(run=command.run)
         command.add_options(added)
+        added.set_defaults(run=command.run, words=words_of(added))
     return parser
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        complain(f"{message}; see {self.prog} --help")
-        raise SystemExit(USAGE)
 
 
 def _abandon_stdout() -> None:

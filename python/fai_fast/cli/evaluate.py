@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from fai_fast._extras import install
 from fai_fast.cli.interrupts import Interrupt
-from fai_fast.cli.messages import STDOUT, UsageError, write_json, write_line
+from fai_fast.cli.messages import STDOUT, UsageError, hint, write_json, write_line
 from fai_fast.cli.options import (
     MODEL_HELP,
     add_max_pixels,
     add_model_options,
+    add_old_model,
     count,
     load,
     number,
@@ -45,10 +46,10 @@ the JSON: the figures of the table, engine, precision, input size and the publis
                                "difference": from the first run, "fell": ..., "report": as above}, ...]}
 
 examples:
-  fai-fast eval --model fai-mf-m-coco-ins --images val2017 --coco instances_val2017.json
-  fai-fast eval --model bisenetformer-m-ade --ade ADEChallengeData2016 --json measured.json
-  fai-fast eval --model mine --images photos --coco mine.json --limit 500 --compare fp32,bf16,fp16
-  fai-fast eval --model fai-mf-s-coco-ins --images val2017 --coco instances_val2017.json \\
+  fai-fast eval fai-mf-m-coco-ins --images val2017 --coco instances_val2017.json
+  fai-fast eval bisenetformer-m-ade --ade ADEChallengeData2016 --json measured.json
+  fai-fast eval mine --images photos --coco mine.json --limit 500 --compare fp32,bf16,fp16
+  fai-fast eval fai-mf-s-coco-ins --images val2017 --coco instances_val2017.json \\
       --compare-engines openvino,onnxruntime
 """
 
@@ -56,7 +57,9 @@ _log = logging.getLogger("fai_fast")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, metavar="MODEL", help=MODEL_HELP)
+    parser.usage = "%(prog)s MODEL (--coco FILE --images DIR | --ade DIR) [options]"
+    parser.add_argument("model", nargs="?", metavar="MODEL", help=MODEL_HELP)
+    add_old_model(parser)
     group = parser.add_argument_group("labeled pictures")
     truth = group.add_mutually_exclusive_group(required=True)
     truth.add_argument("--coco", metavar="FILE", help="COCO's instances JSON; needs --images")
@@ -102,6 +105,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from fai_fast import evaluate
 
+    args.model = _model(args)
     configurations = _configurations(args)
     data: evaluate.CocoData | evaluate.AdeData
     # Before the model, which may take minutes to make ready.
@@ -177,6 +181,19 @@ def run(args: argparse.Namespace) -> int:
         comparison = evaluate.Comparison(tuple(finished), 100 * args.tolerance)
     _write(args.json, comparison.table(), comparison.to_dict(), interrupt)
     return interrupt.code if interrupt.came else 1 if comparison.fallen else 0
+
+
+def _model(args: argparse.Namespace) -> str:
+    """MODEL, or what ``--model`` says, as the command was written before."""
+    if args.model is None and args.old_model is None:
+        raise UsageError("MODEL: missing, expected fai-fast eval MODEL; see fai-fast eval --help")
+    if args.model is not None and args.old_model is not None:
+        raise UsageError(
+            f"--model: got {args.old_model!r}, and MODEL {args.model!r} too, expected MODEL only"
+        )
+    if args.model is None:
+        hint(f"the model comes first: fai-fast eval {args.old_model} ...", quiet=args.quiet)
+    return str(args.model or args.old_model)
 
 
 def _configurations(args: argparse.Namespace) -> list[tuple[str, str]]:

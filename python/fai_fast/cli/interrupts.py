@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a command ends, and what it has finished stays whole and readable."""
+"""Ctrl-C, SIGTERM, and a terminal that goes away: a command ends, and what it has finished stays whole and readable."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ECHO = 1.0
 
 
 class Interrupt:
-    """SIGINT and SIGTERM as KeyboardInterrupt, but not while something is written.
+    """SIGINT, SIGTERM and SIGHUP as KeyboardInterrupt, but not while something is written.
 
     Another signal, later than an echo of the first, ends at once what is still being written.
 
@@ -38,7 +38,7 @@ class Interrupt:
 
     @property
     def code(self) -> int:
-        """The exit code that shells give to a process that the signal ended: 130 for SIGINT, 143 for SIGTERM."""
+        """The exit code that shells give to a process that the signal ended: 130 for SIGINT."""
         return 128 + (self.signal or signal.SIGINT)
 
     @contextmanager
@@ -68,10 +68,13 @@ class Interrupt:
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():
             # Whoever ignores a signal, such as a shell for its background jobs, wants it ignored.
-            for kind, usual in (
+            usually: list[tuple[signal.Signals, Any]] = [
                 (signal.SIGINT, signal.default_int_handler),
                 (signal.SIGTERM, signal.SIG_DFL),
-            ):
+            ]
+            if hasattr(signal, "SIGHUP"):  # not on Windows
+                usually.append((signal.SIGHUP, signal.SIG_DFL))
+            for kind, usual in usually:
                 if signal.getsignal(kind) == usual:
                     self._before[kind] = signal.signal(kind, self._handle)
         return self

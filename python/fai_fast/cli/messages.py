@@ -14,6 +14,7 @@ from typing import Any, TextIO
 
 from fai_fast._files import replacing
 from fai_fast._redaction import scrubbed
+from fai_fast.cli.words import in_own_words
 from fai_fast.errors import FaiFastError
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "complain",
     "counted",
     "given",
+    "hint",
     "said_by_the_library",
     "sentence",
     "table",
@@ -59,7 +61,14 @@ def without_secrets(text: str) -> str:
 def complain(text: str) -> None:
     """An error, on stderr, without secrets of addresses in it, whoever wrote it."""
     with suppress(OSError, ValueError):  # nobody reads it: the exit code has to do
-        write_line(f"fai-fast: error: {without_secrets(text)}", sys.stderr)
+        write_line(f"fai-fast: error: {without_secrets(in_own_words(text))}", sys.stderr)
+
+
+def hint(text: str, *, quiet: bool) -> None:
+    """How to say it today, on stderr; nothing if quiet."""
+    if not quiet:
+        with suppress(OSError, ValueError):
+            write_line(f"fai-fast: hint: {without_secrets(text)}", sys.stderr)
 
 
 def write_line(line: str, file: TextIO | None = None) -> None:
@@ -103,7 +112,7 @@ class _Lines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         kind = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
         with suppress(OSError, ValueError):
-            text = without_secrets(" ".join(record.getMessage().split()))
+            text = without_secrets(in_own_words(" ".join(record.getMessage().split())))
             write_line(f"fai-fast: {kind}{text}", sys.stderr)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fai_fast.cli.messages import UsageError
@@ -16,11 +17,27 @@ if TYPE_CHECKING:
     from fai_fast import ModelSpec
     from fai_fast.model import Model
 
-__all__ = ["add_max_pixels", "add_model_options", "count", "load", "number", "size", "spec_of", "usage"]
+__all__ = [
+    "add_max_pixels",
+    "add_model_options",
+    "add_old_model",
+    "check_order",
+    "count",
+    "is_model",
+    "load",
+    "number",
+    "size",
+    "spec_of",
+    "usage",
+]
 
 MODEL_HELP = (
     "a name that `fai-fast models` lists, a folder or file with FocoosAI's model_info.json, or an .onnx file that "
     "`fai-fast export` wrote"
+)
+SOURCE_HELP = (
+    "a picture, a folder or a pattern ('a/*.jpg') of pictures, a video, an address (rtsp://, http://), a camera (0, "
+    "/dev/video0), or - for a video from standard input"
 )
 
 
@@ -75,6 +92,33 @@ def add_max_pixels(parser: argparse._ActionsContainer) -> None:
         metavar="N",
         help=f"refuse larger pictures, which a small file can claim; up to {MOST_PIXELS}, default: 178956970",
     )
+
+
+def add_old_model(parser: argparse.ArgumentParser) -> None:
+    """``--model M``, as commands were written before MODEL came first; it goes on working, and is not shown."""
+    parser.add_argument("--model", dest="old_model", metavar="M", help=argparse.SUPPRESS)
+
+
+def is_model(text: str) -> bool:
+    """Whether it can only be meant as a model: a name, a graph, a record, or a folder with one."""
+    from fai_fast.registry import models
+    from fai_fast.registry.model_info import FILE_NAME
+
+    path = Path(text)
+    return (
+        text in models()
+        or path.suffix.lower() in (".onnx", ".engine", ".json", ".pth", ".safetensors")
+        or (path / FILE_NAME).is_file()
+    )
+
+
+def check_order(command: str, model: str, sources: Sequence[str]) -> None:
+    """UsageError where a source came first and the model after it."""
+    if len(sources) == 1 and is_model(sources[0]) and not is_model(model):
+        raise UsageError(
+            f"MODEL: got {model!r}, and the model {sources[0]!r} as SOURCE; the model comes first: "
+            f"fai-fast {command} {sources[0]} {model}"
+        )
 
 
 def load(model: str, args: argparse.Namespace, *, verify_precision: bool = True) -> Model:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import math
 import os
 import sys
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import datetime, timezone
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -20,9 +21,25 @@ import numpy.typing as npt
 
 from fai_fast._extras import install
 from fai_fast._files import replacing
+from fai_fast._redaction import redacted
+from fai_fast.cli.growing import Lines
 from fai_fast.cli.interrupts import Interrupt
-from fai_fast.cli.messages import STDOUT, UsageError, complain, counted, sentence, write_line
-from fai_fast.cli.options import MODEL_HELP, add_max_pixels, add_model_options, count, load, number, usage
+from fai_fast.cli.messages import STDOUT, UsageError, complain, counted, hint, sentence, write_line
+from fai_fast.cli.options import (
+    MODEL_HELP,
+    SOURCE_HELP,
+    add_max_pixels,
+    add_model_options,
+    add_old_model,
+    check_order,
+    count,
+    is_model,
+    load,
+    number,
+    usage,
+)
+from fai_fast.cli.paths import stream_source
+from fai_fast.cli.window import open_window
 from fai_fast.errors import FaiFastError
 
 if TYPE_CHECKING:
@@ -32,22 +49,27 @@ if TYPE_CHECKING:
 HELP = "find objects in a video or a camera's pictures, live"
 DESCRIPTION = f"""\
 Runs a model on every frame of a video file, or on the newest frame of a live source, and shows how it keeps up. SOURCE
-is a video file, - for standard input, an address (rtsp://, http://), a camera (0, /dev/video0), or a folder or pattern
-of pictures. Needs PyAV: {install("video")}
-Ctrl-C ends it; the files that it writes are complete then, and not there before.
+is what `fai-fast predict` takes too: a video file, - for standard input, an address (rtsp://, http://), a camera (0,
+/dev/video0), a picture, or a folder or pattern of pictures. Videos need PyAV: {install("video")}
+Ctrl-C ends it. A video that it writes is complete then, and not there before; lines of JSON are there as they come,
+and stay whole however it ends.
 """
 EPILOG = """\
 a line of the JSON, for each frame:
-  {"frame": number in the source, "pts": seconds or null, "size": [H, W],
+  {"file": the source, or of a folder the picture, "frame": number in the source, "pts": seconds or null,
+   "time": when it came, as 2026-11-26T11:40:00.123Z, "size": [H, W],
    "latency_ms": {"decode": ..., ..., "total": ...}, "detections": [as in `fai-fast predict --help`]}
 
 examples:
-  fai-fast stream street.mp4 --model fai-mf-s-coco-ins --save found.mp4
-  fai-fast stream 0 --model bisenetformer-m-ade --option video_size=1280x720 --option input_format=mjpeg
-  fai-fast stream rtsp://camera/1 --model fai-mf-s-coco-ins --reconnect --json - | jq '.detections[].class_name'
-  fai-fast stream long.mkv --stride 10 --json found.jsonl --max-frames 1000
+  fai-fast stream fai-mf-s-coco-ins street.mp4 --save found.mp4
+  fai-fast stream fai-mf-s-coco-ins 0 --show
+  fai-fast stream bisenetformer-m-ade 0 --option video_size=1280x720 --option input_format=mjpeg
+  fai-fast stream fai-mf-s-coco-ins rtsp://camera/1 --reconnect --json - | jq '.detections[].class_name'
+  fai-fast stream fai-mf-n-shapes long.mkv --stride 10 --json found.jsonl --max-frames 1000
 """
 
+# Of commands that name no model, as they could once.
+DEFAULT = "fai-mf-n-shapes"
 SUFFIXES = (".mp4", ".mkv", ".mov")
 # Seconds between two statistics: on a terminal, and elsewhere.
 REFRESH, REPORT = 0.25, 5.0
@@ -60,10 +82,11 @@ _log = logging.getLogger("fai_fast")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="SOURCE", help="a video, an address, a camera, or pictures")
-    parser.add_argument(
-        "--model", default="fai-mf-n-shapes", metavar="M", help=f"{MODEL_HELP}; default: %(default)s"
-    )
+    parser.usage = "%(prog)s MODEL SOURCE [options]"
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    # Not there where the command is written as it was before.
+    parser.add_argument("source", nargs="?", metavar="SOURCE", help=SOURCE_HELP)
+    add_old_model(parser)
     policy = parser.add_mutually_exclusive_group()
     policy.add_argument(
         "--latest",
@@ -122,16 +145,26 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--save", metavar="FILE", help=f"write a video with what was found drawn on it: {', '.join(SUFFIXES)}"
     )
+    group.add_argument(
+        "--show", action="store_true", help="show it in a window with what was found drawn on it; q ends it"
+    )
     add_model_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
+    args.model, args.source = _model_and_source(args)
     _check_outputs(args)
     interrupt: Interrupt = args.interrupt
-    source = int(args.source) if args.source.isdecimal() and not os.path.exists(args.source) else args.source
+    source = stream_source(args.source)
+    from fai_fast import render
+
     with ExitStack() as stack:
+        window = None
+        if args.show:
+            window = open_window()
+            stack.callback(window.close)
         model = stack.enter_context(load(args.model, args))
-        with usage():
+        with _reconnectable():
             stream = model.stream(
                 source,
                 policy=args.policy,
@@ -145,8 +178,8 @@ def run(args: argparse.Namespace) -> int:
                 max_pixels=args.max_pixels,
             )
         stack.enter_context(stream)
-        lines = None if args.json is None else stack.enter_context(_Lines(args.json))
-        video = None if args.save is None else stack.enter_context(_Video(Path(args.save), args.stride))
+        lines = None if args.json is None else stack.enter_context(Lines(args.json))
+        video = None if args.save is None else stack.enter_context(Video(Path(args.save), args.stride))
         statistics = stack.enter_context(_Statistics(stream, quiet=args.quiet))
         frames = failed = 0
         try:
@@ -165,11 +198,15 @@ def run(args: argparse.Namespace) -> int:
                 # No file ends within a line, or within a frame.
                 with interrupt.later():
                     if lines is not None:
-                        lines.write(frame, detections)
+                        lines.write(_line(_file_of(frame, source), frame, detections))
+                    if video is not None or window is not None:
+                        picture = render.draw(frame.image(), detections)
                     if video is not None:
-                        video.write(frame, detections, stream.rate)
+                        video.write(frame, picture, stream.rate)
                 statistics.show(frame, detections)
                 frames += 1
+                if window is not None and not window.show(picture, wait=False):
+                    break
             interrupt.hold()
         except KeyboardInterrupt:
             if not interrupt.came:  # some other handler's
@@ -191,6 +228,55 @@ def run(args: argparse.Namespace) -> int:
             f"; wrote {written}" if written and stats.frames else "",
         )
     return interrupt.code if interrupt.came else 1 if failed else 0
+
+
+def _model_and_source(args: argparse.Namespace) -> tuple[str, str]:
+    """MODEL and SOURCE, also where the command is written as it was before: ``SOURCE --model M``, or SOURCE alone."""
+    if args.source is not None:
+        if args.old_model is not None:
+            raise UsageError(
+                f"--model: got {args.old_model!r}, and MODEL {args.model!r} too, expected MODEL only"
+            )
+        check_order("stream", args.model, [args.source])
+        return args.model, args.source
+    if args.old_model is None and is_model(args.model):
+        raise UsageError(
+            f"SOURCE: missing, expected a video, an address, a camera or pictures: fai-fast stream {args.model} SOURCE"
+        )
+    model, source = args.old_model or DEFAULT, args.model
+    hint(f"the model comes first: fai-fast stream {model} {source}", quiet=args.quiet)
+    return model, source
+
+
+@contextmanager
+def _reconnectable() -> Iterator[None]:
+    """Where a wrong value of Python's ``on_error`` is a wrong ``--reconnect``."""
+    try:
+        with usage():
+            yield
+    except UsageError as error:
+        raise UsageError(str(error).replace("on_error: got 'reconnect' for ", "--reconnect: got ")) from error
+
+
+def _file_of(frame: Frame, source: str | int) -> str:
+    """What the frame is of, without secrets: a picture's path where the stream tells, else the source."""
+    path = getattr(frame, "path", None)
+    return redacted(str(source)) if path is None else str(path)
+
+
+def _line(file: str, frame: Frame, detections: Detections) -> dict[str, Any]:
+    """What the JSON says of a frame."""
+    latency = detections.latency
+    came = time.time() - (time.perf_counter() - frame.captured)
+    return {
+        "file": file,
+        "frame": frame.id,
+        "pts": frame.pts,
+        "time": datetime.fromtimestamp(came, timezone.utc).isoformat(timespec="milliseconds")[:-6] + "Z",
+        "size": list(frame.size),
+        "latency_ms": None if latency is None else {**latency._asdict(), "total": latency.total},
+        "detections": detections.to_dict()["detections"],
+    }
 
 
 def _check_outputs(args: argparse.Namespace) -> None:
@@ -255,37 +341,7 @@ class _Output:
         return self._files.enter_context(replacing(self._path))
 
 
-class _Lines(_Output):
-    """JSON lines, to a file or, at once, to stdout."""
-
-    def __init__(self, target: str) -> None:
-        super().__init__(Path(target))
-        self._file = sys.stdout if target == STDOUT else None
-        self._to_stdout = target == STDOUT
-
-    def open(self) -> None:
-        if self._file is None and not self._to_stdout:
-            self._file = self._files.enter_context(self._begin().open("w", encoding="utf-8"))
-
-    def write(self, frame: Frame, detections: Detections) -> None:
-        self.open()
-        if self._file is None:  # started without a stdout
-            return
-        content = detections.to_dict()
-        latency = detections.latency
-        document = {
-            "frame": frame.id,
-            "pts": frame.pts,
-            "size": list(frame.size),
-            "latency_ms": None if latency is None else {**latency._asdict(), "total": latency.total},
-            "detections": content["detections"],
-        }
-        self._file.write(json.dumps(document, allow_nan=False) + "\n")
-        if self._to_stdout:
-            self._file.flush()
-
-
-class _Video(_Output):
+class Video(_Output):
     """An annotated video, timed as the source from its first frame; H.264 where the encoder is there, else MPEG-4."""
 
     def __init__(self, path: Path, stride: int) -> None:
@@ -297,10 +353,8 @@ class _Video(_Output):
         self._stream: Any = None
         self._timing: _Timing | None = None
 
-    def write(self, frame: Frame, detections: Detections, rate: Fraction | None) -> None:
-        from fai_fast import render
-
-        picture = render.draw(frame.image(), detections)
+    def write(self, frame: Frame, picture: npt.NDArray[np.uint8], rate: Fraction | None) -> None:
+        """A frame of the source, as `picture` shows it. `rate` is the source's."""
         if self._timing is None:
             rate = rate / self._stride if rate is not None and 0 < rate <= 240 else RATE
             self._timing = _Timing(rate)
