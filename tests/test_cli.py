@@ -122,6 +122,8 @@ def test_predict_hands_the_options_on(capsys, model):
         "precision": "fp16",
         "num_threads": 3,
         "cache_dir": "kept",
+        "pictures": None,
+        "verify_precision": True,
     }
     assert model.thresholds == [0.25]
 

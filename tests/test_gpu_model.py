@@ -176,7 +176,7 @@ def test_the_rows_that_are_wanted(task):
         # Classes that are not named keep the model's own threshold, and have no row here.
         assert result == everything[kept]
         assert len(result) < len(everything)
-        with pytest.raises(ValueError, match="^masks_device: got True with classes or a threshold for each"):
+        with pytest.raises(ValueError, match=r"^masks_device: got True with classes or a threshold for each"):
             model.infer(frame(3), classes=[name], masks_device=True)
         if task == "instance":
             result = model.infer(frame(3), threshold=0.1, top_k=2, masks_device=True)

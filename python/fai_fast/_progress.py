@@ -18,7 +18,7 @@ __all__ = ["job", "working"]
 
 DELAY = 2.0
 
-_log = logging.getLogger("fai_fast")
+_log = logging.getLogger("fai_fast.progress")
 
 
 class _Job:

@@ -8,6 +8,7 @@ gone.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 import traceback
@@ -106,7 +107,9 @@ def _run(argv: Sequence[str], interrupt: Interrupt) -> int:
     except SystemExit as done:  # argparse has printed help, the version, or what is wrong
         return int(done.code or OK)
     words.set(args.words)
-    with said_by_the_library(quiet=args.quiet, verbose=args.verbose):
+    with said_by_the_library(
+        quiet=args.quiet, verbose=args.verbose, level=getattr(args, "level", logging.INFO)
+    ):
         code: int = args.run(args)
     return code
 

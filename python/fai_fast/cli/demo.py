@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,6 +40,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--image", metavar="PATH", help="another picture; default: the sample of the package")
     add_model_options(parser)
+    # Whoever tries it for the first time wants to see what is found, not how that came about.
+    parser.set_defaults(level=logging.WARNING)
 
 
 def run(args: argparse.Namespace) -> int:

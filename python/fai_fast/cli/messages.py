@@ -85,15 +85,20 @@ def write_line(line: str, file: TextIO | None = None) -> None:
 
 
 @contextmanager
-def said_by_the_library(*, quiet: bool, verbose: bool = False) -> Iterator[None]:
-    """Shows what the library logs and Python's warnings as lines on stderr: from INFO on, if verbose all of it.
+def said_by_the_library(*, quiet: bool, verbose: bool = False, level: int = logging.INFO) -> Iterator[None]:
+    """Shows what the library logs and Python's warnings as lines on stderr.
 
-    If quiet, none of it.
+    Args:
+        quiet: nothing but errors.
+        verbose: all of it.
+        level: with neither, from this level on, and that something takes long.
     """
-    logger = logging.getLogger("fai_fast")
+    logger, progress = logging.getLogger("fai_fast"), logging.getLogger("fai_fast.progress")
     handler = _Lines()
-    before = logger.level
-    logger.setLevel(logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO)
+    before = logger.level, progress.level
+    level = logging.ERROR if quiet else logging.DEBUG if verbose else level
+    logger.setLevel(level)
+    progress.setLevel(logging.ERROR if quiet else min(level, logging.INFO))
     logger.addHandler(handler)
 
     def show(message: Warning | str, *_: object, **__: object) -> None:
@@ -105,7 +110,8 @@ def said_by_the_library(*, quiet: bool, verbose: bool = False) -> Iterator[None]
             yield
     finally:
         logger.removeHandler(handler)
-        logger.setLevel(before)
+        logger.setLevel(before[0])
+        progress.setLevel(before[1])
 
 
 class _Lines(logging.Handler):
