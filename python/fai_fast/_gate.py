@@ -344,14 +344,15 @@ def _signal_to_noise(low: Logits, exact: Logits, sigmoid: bool) -> list[float]:
         classes = [logits.classes[query] for logits in (low, exact)]
         if not sigmoid:
             # A softmax does not see what all classes have in common.
-            classes = [logits - logits.mean() for logits in classes]
+            with np.errstate(invalid="ignore"):
+                classes = [logits - logits.mean() for logits in classes]
         ratios.append(min(_decibels(*masks), _decibels(*classes)))
     return ratios
 
 
 def _decibels(low: Float32, exact: Float32) -> float:
-    with np.errstate(invalid="ignore", over="ignore"):  # NaN and infinity count as noise
-        noise = float(np.square(low - exact, dtype=np.float64).sum())
+    with np.errstate(invalid="ignore"):  # NaN and infinity count as noise
+        noise = float(np.square(np.subtract(low, exact, dtype=np.float64)).sum())
     signal = float(np.square(exact, dtype=np.float64).sum())
     if not np.isfinite(noise):
         return -_MOST_DECIBELS

@@ -131,8 +131,7 @@ def _ring(x: Float32, y: Float32) -> Float32:
 
 def _cross(x: Float32, y: Float32) -> Float32:
     u, v = np.abs(x), np.abs(y)
-    result: Float32 = np.maximum(np.minimum(_ARM - u, _REACH - v), np.minimum(_REACH - u, _ARM - v))
-    return result
+    return np.maximum(np.minimum(_ARM - u, _REACH - v), np.minimum(_REACH - u, _ARM - v)).astype(np.float32)
 
 
 _KINDS: tuple[Callable[[Float32, Float32], Float32], ...] = (
