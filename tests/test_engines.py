@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import importlib
 import json
@@ -17,11 +18,14 @@ from pathlib import Path
 import fai_fast
 import numpy as np
 import pytest
+from fai_fast import _gate
+from fai_fast._pictures import Pictures
 from fai_fast.engines import cpu, precision, select
 from fai_fast.engines import onnxruntime as ort_engine
 from fai_fast.engines import openvino as ov_engine
 from fai_fast.engines.base import TensorSpec
 from fai_fast.errors import EngineError
+from helpers.networks import small_spec
 from helpers.onnx_graphs import COLUMNS, NAMES, QUERIES, graph, truth
 from helpers.processes import complaints
 
@@ -694,128 +698,18 @@ def test_candidates_end_with_fp32(monkeypatch):
         precision.candidates("abacus")
 
 
-# Agreement
-
-
-class Canned:
-    """An engine and its context in one, whose outputs are given."""
-
-    def __init__(self, mask_logits, class_logits):
-        self.outputs = (
-            TensorSpec("mask_logits", "float32", mask_logits.shape),
-            TensorSpec("class_logits", "float32", class_logits.shape),
-        )
-        self.mask_logits, self.class_logits = mask_logits, class_logits
-        self.images = np.zeros((1, 3, 8, 8), np.float32)
-
-    def context(self):
-        return self
-
-    def run(self):
-        pass
-
-    def close(self):
-        pass
-
-
-def canned(change_masks=lambda masks: masks, change_classes=lambda classes: classes):
-    rng = np.random.default_rng(1)
-    masks = rng.normal(scale=4, size=(1, 7, 8, 8)).astype(np.float32)
-    classes = rng.normal(scale=2, size=(1, 7, 4)).astype(np.float32)
-    return Canned(change_masks(masks), change_classes(classes))
-
-
-def test_agreement_is_what_its_definition_says():
-    rng = np.random.default_rng(2)
-    engine = canned(
-        lambda masks: masks + rng.normal(scale=0.3, size=masks.shape).astype(np.float32),
-        lambda classes: classes + rng.normal(scale=0.1, size=classes.shape).astype(np.float32),
-    )
-    found = precision.agreement(engine, canned(), [np.zeros((1, 3, 8, 8), np.float32)])
-
-    def softmax(logits):
-        return np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-
-    true = canned()
-    weight = softmax(true.class_logits)[0, :, :3].max(-1)
-    inside, true_inside = engine.mask_logits[0] >= 0, true.mask_logits[0] >= 0
-    probability, true_probability = (
-        1 / (1 + np.exp(-engine.mask_logits[0])),
-        1 / (1 + np.exp(-true.mask_logits[0])),
-    )
-    draws = np.abs(probability - true_probability) < 1e-3
-    inside = (inside & ~draws) | (true_inside & draws)
-    both = sum(weight[q] * (inside[q] & true_inside[q]).sum() for q in range(7))
-    either = sum(weight[q] * (inside[q] | true_inside[q]).sum() for q in range(7))
-    assert found.mask_iou == pytest.approx(both / either, rel=1e-6)
-    difference = 1 / (1 + np.exp(-engine.mask_logits)) - 1 / (1 + np.exp(-true.mask_logits))
-    assert found.max_mask_probability == pytest.approx(np.abs(difference).max(), abs=1e-6)
-    difference = softmax(engine.class_logits)[..., :3] - softmax(true.class_logits)[..., :3]
-    assert found.max_class_probability == pytest.approx(np.abs(difference).max(), abs=1e-6)
-
-
-def set_nan(array):
-    array = array.copy()
-    array.flat[5] = np.nan
-    return array
-
-
-@pytest.mark.parametrize(
-    ("engine", "holds"),
-    [
-        (canned(), True),
-        (canned(lambda masks: masks + np.float32(1e-4)), True),
-        (canned(lambda masks: masks + np.float32(1)), False),
-        (canned(lambda masks: -masks), False),
-        (canned(lambda masks: masks, lambda classes: classes[..., ::-1]), False),
-        (canned(lambda masks: masks, set_nan), False),
-        (canned(lambda masks: np.full_like(masks, np.nan)), False),
-    ],
-)
-def test_agreement_holds_only_where_masks_and_classes_do(engine, holds):
-    found = precision.agreement(
-        engine, canned(), precision.frames(TensorSpec("images", "float32", (1, 3, 8, 8)))
-    )
-    assert found.holds is holds
-    assert str(found).startswith("holds: mask IoU" if holds else "does not hold: mask IoU")
-
-
-def test_pixels_at_the_threshold_are_draws():
-    noise = canned(lambda masks: masks * np.float32(1e-5))
-    assert (noise.mask_logits > 0).mean() == pytest.approx(0.5, abs=0.2)
-    other = canned(lambda masks: -masks * np.float32(1e-5))
-    assert precision.agreement(other, noise, [noise.images]).mask_iou == 1
-
-
-def test_agreement_without_masks_or_inputs():
-    empty = canned(lambda masks: np.full_like(masks, -9))
-    assert precision.agreement(empty, empty, [empty.images]).mask_iou == 1
-    with pytest.raises(ValueError, match="inputs: got none"):
-        precision.agreement(empty, empty, [])
-    with pytest.raises(ValueError, match=r"engine: outputs .* other shapes"):
-        precision.agreement(canned(lambda masks: masks[:, :5]), empty, [empty.images])
-
-
 @pytest.mark.skipif(len(INSTALLED) < 2, reason="needs both engines")
 def test_the_engines_agree(file):
+    spec = small_spec("fai_mf", "instance")
+    spec = dataclasses.replace(spec, config=dataclasses.replace(spec.config, num_classes=COLUMNS - 1))
+    spec = dataclasses.replace(spec, classes=tuple(map(str, range(COLUMNS - 1))))
+    pictures = Pictures.drawn((64, 64))
     first, second = ov_engine.load(file(side=64, depth=2)), ort_engine.load(file(side=64, depth=2))
-    found = precision.agreement(first, second, precision.frames(first.inputs[0]))
-    assert found.holds
-    assert found.max_mask_probability < 1e-4
+    assert _gate.verify(first, second, pictures, spec).value > 60
     other = ort_engine.load(file(side=64, depth=2, seed=1))
-    assert not precision.agreement(first, other, precision.frames(first.inputs[0])).holds
+    assert not _gate.verify(first, other, pictures, spec).holds
     half = ort_engine.load(file(side=64, depth=2, dtype="float16"))
-    assert precision.agreement(half, first, precision.frames(half.inputs[0])).holds
-
-
-def test_frames_are_like_normalized_pictures():
-    port = TensorSpec("images", "float16", (2, 3, 70, 100))
-    first, second = precision.frames(port)
-    assert first.shape == port.shape
-    assert first.dtype == np.float16
-    assert not np.array_equal(first, second)
-    assert 0.3 < first.std() < 2
-    assert np.array_equal(first, next(iter(precision.frames(port))))
+    assert _gate.verify(half, first, pictures, spec).holds
 
 
 # Compiled blobs

@@ -1,4 +1,4 @@
-"""What a low precision finds, held against fp32: the metrics by hand, networks whose low precision is damaged, and words."""
+"""What a low precision finds, held against fp32: metrics by hand, networks whose low precision is damaged, words."""
 
 from __future__ import annotations
 
@@ -150,7 +150,9 @@ def test_pictures_are_pooled():
 
 def test_outputs_of_other_shapes_are_refused():
     masks, classes = scene()
-    with pytest.raises(ValueError, match=r"mask_logits: got shape \(15, 32, 32\), expected .* \(16, 32, 32\)"):
+    with pytest.raises(
+        ValueError, match=r"mask_logits: got shape \(15, 32, 32\), expected .* \(16, 32, 32\)"
+    ):
         quality((masks[:, :15], classes), scene())
     with pytest.raises(ValueError, match="size: got None with a function"):
         verify(run_of(), run_of(), Pictures.drawn((32, 32)), spec_of())
@@ -277,11 +279,12 @@ def test_drawn_pictures(size):
     assert pictures.source == f"{len(others) + 1} drawn pictures"
 
 
-def test_the_demo_model_finds_what_is_drawn():
-    with fai_fast.load("fai-mf-n-shapes", precision="fp32") as model:
-        found = [len(model.infer(frame)) for frame in Pictures.drawn((256, 256)).frames()]
-    assert min(found) >= 3
-    assert sum(found) >= 3 * _gate.MIN_ROWS
+def test_the_demo_model_finds_what_is_drawn(cache_dir):
+    options = {"precision": "fp32", "im_size": 128, "num_threads": 1, "engine": "openvino"}
+    with fai_fast.load("fai-mf-n-shapes", cache_dir=cache_dir, **options) as model:
+        found = [len(model.infer(frame)) for frame in Pictures.drawn((128, 128)).frames()]
+    assert min(found) >= 2
+    assert sum(found) >= 2 * _gate.MIN_ROWS
 
 
 @pytest.fixture
@@ -350,7 +353,7 @@ def test_pictures_that_are_none(pictures, error, text):
 
 
 def test_a_folder_without_pictures(tmp_path):
-    with pytest.raises(ValueError, match="pictures: got none of .*, expected at least one"):
+    with pytest.raises(ValueError, match=r"pictures: got none of .*, expected at least one"):
         fai_fast.load("fai-mf-n-shapes", pictures=tmp_path)
 
 
@@ -429,7 +432,9 @@ def test_a_precision_that_really_differs_is_refused_on_all_pictures(damaged, put
     info = load(pictures=pictures)
     metric = "panoptic quality" if pictures is None else "signal-to-noise ratio"
     assert info["precision"] == "fp32"
-    assert f"bf16 is native on this CPU, but does not find what fp32 finds: {metric}" in info["precision_reason"]
+    assert (
+        f"bf16 is native on this CPU, but does not find what fp32 finds: {metric}" in info["precision_reason"]
+    )
     verdict = info["precision_verdicts"]["bf16"]
     assert (verdict["metric"], verdict["holds"]) == (metric, False)
     assert verdict["value"] < verdict["limit"]
@@ -469,7 +474,7 @@ def test_random_weights_are_compared_by_their_logits(damaged, put_on, load):
     info = load(**options)
     assert info["precision"] == "bf16"
     assert info["precision_verdicts"]["bf16"]["metric"] == "signal-to-noise ratio"
-    assert "; the pictures show little of what this model finds (0 detections)" in info["precision_reason"]
+    assert "; the pictures show little of what this model finds (" in info["precision_reason"]
 
 
 def golden():
@@ -486,7 +491,7 @@ def test_other_pictures_are_another_verdict(damaged, put_on, load, cache_dir):
     assert load()["precision"] == "bf16"
     assert load(pictures=gray())["precision"] == "fp32"
     assert load(pictures=gray(2))["precision"] == "fp32"
-    kept = [path for path in cache_dir.rglob("*-agreement*.txt")]
+    kept = list(cache_dir.rglob("*-agreement*.txt"))
     assert len(kept) == 3
     report = dict(doctor_of(cache_dir))
     # The latest of this model, size, engine and precision.
@@ -503,10 +508,16 @@ def test_what_is_asked_for_by_name_is_taken_as_it_is_to_be_measured(damaged, put
     put_on("bf16")
     damaged(0.4)
     info = load(precision="bf16")
-    assert (info["precision"], info["precision_reason"], info["precision_verdicts"]) == ("bf16", "asked for", {})
+    assert (info["precision"], info["precision_reason"], info["precision_verdicts"]) == (
+        "bf16",
+        "asked for",
+        {},
+    )
     info = load(precision="bf16", pictures=gray(), verify_precision=False)
     assert info["precision_reason"] == "asked for"
-    with pytest.raises(ValueError, match="verify_precision: got False with precision 'auto', expected a precision"):
+    with pytest.raises(
+        ValueError, match="verify_precision: got False with precision 'auto', expected a precision"
+    ):
         load(verify_precision=False)
     with pytest.raises(TypeError, match="verify_precision: got 0, expected a bool"):
         load(precision="bf16", verify_precision=0)
@@ -517,7 +528,7 @@ def test_a_model_pickles_with_its_pictures(damaged, put_on, cache_dir, folder):
 
     put_on("bf16")
     damaged(0.0)
-    options = {"im_size": 64, "num_threads": 1, "engine": "openvino", "cache_dir": cache_dir}
+    options = {"im_size": 128, "num_threads": 1, "engine": "openvino", "cache_dir": cache_dir}
     for pictures in (folder, iter(gray())):
         with fai_fast.load("fai-mf-n-shapes", pictures=pictures, **options) as model:
             reason = model.info()["precision_reason"]

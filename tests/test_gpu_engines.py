@@ -12,11 +12,13 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
-from fai_fast import _core, _forks
-from fai_fast.engines import gpu, onnxruntime_cuda, precision, torch_cuda
+from fai_fast import _core, _forks, _gate
+from fai_fast._pictures import Pictures
+from fai_fast.engines import gpu, onnxruntime_cuda, torch_cuda
 from fai_fast.engines.base import TensorSpec
 from fai_fast.errors import CudaError, EngineError
 from fai_fast.weights import Weights, load_weights
+from helpers.networks import small_spec
 from helpers.onnx_graphs import QUERIES, graph, truth
 
 torch = pytest.importorskip("torch")
@@ -220,10 +222,12 @@ def test_a_gpu_engine_runs_between_arrays(host):
     assert context._context.streams == [77, 77]
 
 
-def test_agreement_runs_gpu_engines(host):
-    found = precision.agreement(MeanEngine(), MeanEngine(1), precision.frames(PORTS["images"]))
-    assert found.holds
-    assert found.max_mask_probability == 0
+def test_the_gate_runs_gpu_engines(host):
+    """Of a batch of two, which the six pictures fill three times."""
+    spec = small_spec("fai_mf", "instance")
+    found = _gate.verify(MeanEngine(), MeanEngine(1), Pictures.drawn((8, 8)), spec)
+    assert (found.metric, found.value) == ("signal-to-noise ratio", 99)
+    assert found.of == "the logits of the 30 surest queries"
 
 
 def test_info(host):
@@ -426,11 +430,11 @@ def on_cpu(name, batch=1, size=(64, 96)):
 
 
 class Between:
-    """A run between arrays, as precision.agreement wants an engine."""
+    """A run between arrays, as _gate.verify wants an engine."""
 
     def __init__(self, name):
         self.run, self.arrays = on_cpu(name)
-        self.outputs = tuple(TensorSpec(name, "", self.arrays[name].shape) for name in NAMES[1:])
+        self.inputs = (TensorSpec("images", "", self.arrays["images"].shape),)
         self.images, self.mask_logits, self.class_logits = (self.arrays[name] for name in NAMES)
 
     def context(self):
@@ -469,9 +473,7 @@ def test_autocast_of_the_program_changes_nothing():
 def test_fp16_agrees_with_fp32():
     half, exact = Between("fp16"), Between("fp32")
     assert half.arrays["mask_logits"].dtype == np.float16
-    found = precision.agreement(
-        half, exact, precision.frames(TensorSpec("images", "float16", (1, 3, 64, 96)))
-    )
+    found = _gate.verify(half, exact, Pictures.drawn((64, 96)), shapes_weights().spec)
     assert found.holds, str(found)
 
 
@@ -938,10 +940,16 @@ def test_onnxruntime_depends_on_the_gpu(ort):
 @pytest.mark.parametrize("name", ["fp16", "fp32"])
 def test_torch_on_the_gpu_agrees_with_the_cpu(name):
     engine = torch_cuda.load_weights(shapes_weights(), (64, 96), precision=name)
-    found = precision.agreement(engine, Between("fp32"), precision.frames(engine.inputs[0]))
+    exact = Between("fp32")
+    found = _gate.verify(engine, exact, Pictures.drawn((64, 96)), shapes_weights().spec)
     assert found.holds, str(found)
     if name == "fp32":
-        assert found.max_mask_probability < 1e-3
+        context = engine.context()
+        context.images[...] = exact.images[...] = np.random.default_rng(0).normal(size=exact.images.shape)
+        context.run()
+        exact.run()
+        probabilities = [1 / (1 + np.exp(-ran.mask_logits)) for ran in (context, exact)]
+        assert np.abs(probabilities[0] - probabilities[1]).max() < 1e-3
     assert engine.info()["fused"].split()[0] != "0"
     engine.close()
 

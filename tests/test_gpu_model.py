@@ -915,7 +915,8 @@ def test_the_fastest_precision_whose_masks_agree(machine, kind):
     with load() as model:
         info = model.info()
         assert info["precision"] == "fp16"
-        assert info["precision_reason"].startswith("the fastest here; holds: mask IoU 1.0000")
+        assert info["precision_reason"].startswith("the fastest here, and finds what fp32 finds: ")
+        assert info["precision_verdicts"]["fp16"]["holds"]
         assert info["engine"]["precision"] == "fp16"
         assert info["engine_reasons"] == {"all": "of them"}
         image = frame(1)
@@ -976,8 +977,8 @@ def test_a_precision_whose_masks_differ_is_not_used(machine, kind):
         with load() as model:
             info = model.info()
             assert info["precision"] == "fp32"
-            said = "fp16: its masks differ from fp32's: does not hold: mask IoU"
-            assert info["precision_reason"].startswith(said)
+            assert info["precision_reason"].startswith("fp16 does not find what fp32 finds: ")
+            assert not info["precision_verdicts"]["fp16"]["holds"]
             assert info["precision_reason"].endswith("; the fastest here")
     # Measured once.
     assert machine.cpu.calls["on the CPU"] == (0 if kind == "weights" else 1)
@@ -987,9 +988,13 @@ def test_a_precision_whose_masks_differ_is_not_used(machine, kind):
 def test_a_precision_that_is_asked_for_must_agree_too(machine):
     load = machine(Module("fast", "compiled", wrong=("fp16",)), falls_back=False)
     with pytest.raises(
-        EngineError, match=r"fast: no precision can be used: fp16: its masks differ from fp32's"
+        EngineError,
+        match=r"fast: no precision can be used: fp16 does not find what fp32 finds: .*; precision='fp32' runs here",
     ):
         load(precision="fp16")
+    # In order to measure it with labels.
+    with load(precision="fp16", verify_precision=False) as model:
+        assert (model.info()["precision"], model.info()["precision_reason"]) == ("fp16", "asked for")
 
 
 @gpu.needed
@@ -997,7 +1002,7 @@ def test_a_precision_that_the_gpu_does_not_have(machine, caplog):
     load = machine(Module("fast", "weights", precisions=("fp32",)), Module("slow", "weights"))
     with load(precision="fp16") as model:
         assert model.info()["precision"] == "fp16"
-        assert model.info()["precision_reason"].startswith("asked for; holds")
+        assert model.info()["precision_reason"].startswith("asked for, and finds what fp32 finds: ")
     assert (
         "engine fast is passed over: fast: precision fp16 was asked for, expected one of fp32" in caplog.text
     )

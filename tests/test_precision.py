@@ -7,14 +7,17 @@ import logging
 import fai_fast
 import numpy as np
 import pytest
-from fai_fast import cache, doctor
+from fai_fast import _gate, cache, doctor
+from fai_fast._gate import Verdict
 from fai_fast.engines import openvino, precision
-from fai_fast.engines.precision import Agreement
 from helpers.networks import small_spec
 
 pytest.importorskip("openvino")
 
-AGREES, DIFFERS = Agreement(0.9987, 0.01, 0.02), Agreement(0.9012, 0.3, 0.2)
+AGREES, DIFFERS = (
+    Verdict("panoptic quality", value, 0.9, "", "31 detections", "6 drawn pictures")
+    for value in (0.987, 0.712)
+)
 FRAME = np.random.default_rng(0).integers(0, 255, (64, 96, 3), np.uint8)
 
 
@@ -31,7 +34,7 @@ def graph(tmp_path_factory):
 def verdicts(monkeypatch):
     """What the measurements of a low precision are to find, in turn; each must be asked for."""
     coming = []
-    monkeypatch.setattr(precision, "agreement", lambda *_: coming.pop(0))
+    monkeypatch.setattr(_gate, "verify", lambda *_: coming.pop(0))
     yield coming
     assert coming == []
 
@@ -54,7 +57,7 @@ def test_the_fastest_that_agrees_is_taken(host, load, verdicts):
     info = load()
     assert info["precision"] == host.precisions[0]
     assert info["precision_reason"] == (
-        f"native on this CPU, and verified against fp32: {AGREES}"
+        f"native on this CPU, and finds what fp32 finds: {AGREES}"
         if low
         else "openvino computes no smaller precision natively on this CPU"
     )
@@ -65,18 +68,19 @@ def test_the_fastest_that_agrees_is_taken(host, load, verdicts):
 
 
 def test_what_disagrees_is_passed_over_for_the_next(host, load, verdicts, caplog):
-    caplog.set_level("DEBUG", "fai_fast")
+    caplog.set_level(logging.INFO, "fai_fast")
     refused = [name for name in host.precisions if name != "fp32"][:1]
     verdicts += [DIFFERS] * len(refused) + [AGREES] * (len(host.precisions) > 2)
     info = load()
     assert info["precision"] == (host.precisions[1] if refused else "fp32")
-    for name in refused:
-        assert f"{name} is native on this CPU, but its masks differ from fp32's: {DIFFERS}" in caplog.text
-    # Nobody can act on it, and it is in Model.info().
-    assert [
-        record for record in caplog.records if record.levelno > logging.DEBUG and "differ" in record.msg
-    ] == []
-    assert load()["precision"] == info["precision"]
+    said = [f"openvino in {name} does not find what fp32 finds: {DIFFERS}" for name in refused]
+    assert all(text in caplog.text for text in said)
+    # There is nothing that anyone could do about it.
+    assert [record for record in caplog.records if record.levelno > logging.INFO] == []
+    caplog.clear()
+    again = load()
+    assert again["precision"] == info["precision"]
+    assert not any(text in caplog.text for text in said)
 
 
 def test_where_none_agrees_it_is_float32_that_says_why(host, load, verdicts):
@@ -86,7 +90,8 @@ def test_where_none_agrees_it_is_float32_that_says_why(host, load, verdicts):
     assert info["precision"] == "fp32"
     assert info["engine"]["precision"] == "fp32"
     for name in low:
-        assert f"{name} is native on this CPU, but its masks differ" in info["precision_reason"]
+        assert f"{name} is native on this CPU, but does not find what fp32" in info["precision_reason"]
+        assert info["precision_verdicts"][name] == DIFFERS.to_dict()
     assert load()["precision_reason"] == info["precision_reason"]
 
 
