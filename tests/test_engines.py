@@ -701,8 +701,8 @@ def test_candidates_end_with_fp32(monkeypatch):
 @pytest.mark.skipif(len(INSTALLED) < 2, reason="needs both engines")
 def test_the_engines_agree(file):
     spec = small_spec("fai_mf", "instance")
-    spec = dataclasses.replace(spec, config=dataclasses.replace(spec.config, num_classes=COLUMNS - 1))
-    spec = dataclasses.replace(spec, classes=tuple(map(str, range(COLUMNS - 1))))
+    config = dataclasses.replace(spec.config, num_classes=COLUMNS - 1)
+    spec = dataclasses.replace(spec, classes=tuple("abcd"), config=config)
     pictures = Pictures.drawn((64, 64))
     first, second = ov_engine.load(file(side=64, depth=2)), ort_engine.load(file(side=64, depth=2))
     assert _gate.verify(first, second, pictures, spec).value > 60

@@ -223,11 +223,11 @@ def test_a_gpu_engine_runs_between_arrays(host):
 
 
 def test_the_gate_runs_gpu_engines(host):
-    """Of a batch of two, which the six pictures fill three times."""
+    """Of a batch of two, which the four pictures fill twice."""
     spec = small_spec("fai_mf", "instance")
     found = _gate.verify(MeanEngine(), MeanEngine(1), Pictures.drawn((8, 8)), spec)
     assert (found.metric, found.value) == ("signal-to-noise ratio", 99)
-    assert found.of == "the logits of the 30 surest queries"
+    assert found.of == "the logits of the 20 surest queries"
 
 
 def test_info(host):

@@ -44,7 +44,8 @@ def load(graph, tmp_path):
     """Loads it, runs a frame, and closes it; Model.info()."""
 
     def run(**options):
-        with fai_fast.load(graph, cache_dir=tmp_path, num_threads=1, **options) as model:
+        options = {"device": "cpu", "num_threads": 1, **options}
+        with fai_fast.load(graph, cache_dir=tmp_path, **options) as model:
             assert model.infer(FRAME).size == FRAME.shape[:2]
             return model.info()
 

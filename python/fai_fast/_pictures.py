@@ -19,8 +19,8 @@ from fai_fast.images import SUFFIXES, is_encoded, read_image
 
 __all__ = ["DRAWN", "MOST", "Pictures"]
 
-DRAWN = 6
-"""How many are drawn: some forty shapes, which a small network finds in a few milliseconds each."""
+DRAWN = 4
+"""How many are drawn: some twenty-five shapes. A large network on two cores takes seconds for each."""
 MOST = 32
 """How many of the caller's are looked at, spread evenly over those that there are."""
 

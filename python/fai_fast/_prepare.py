@@ -137,7 +137,7 @@ class Trial:
             about_it = {**about, "model": spec.name, "im_size": list(size), "text": str(found)}
             return {**about_it, "verdict": found.to_dict()}
 
-        kept = cache.artefact(_place(spec, self.cache_dir, name, depends), depends, measure)
+        kept = _kept(_place(spec, self.cache_dir, name, depends), depends, measure)
         found = Verdict.from_dict(kept.info["verdict"])
         if kept.built:
             _log.info(

@@ -21,7 +21,7 @@ OBJECTS = 7
 SMALLEST, LARGEST = 0.2, 0.42  # of the picture's shorter side, from edge to edge
 LEAST_CONTRAST = 180.0  # summed over the channels, between the mean colors of a shape and of what it covers
 GROUND, PAINT = 0.45, 0.3  # how far a texture goes towards its second color
-_ARM, _REACH = 0.33, 0.94  # of a cross, half the width and the length of its arms
+_ARM, _REACH = np.float32(0.33), np.float32(0.94)  # of a cross, half the width and the length of its arms
 
 
 def draw(seed: int, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
@@ -131,7 +131,8 @@ def _ring(x: Float32, y: Float32) -> Float32:
 
 def _cross(x: Float32, y: Float32) -> Float32:
     u, v = np.abs(x), np.abs(y)
-    return np.maximum(np.minimum(_ARM - u, _REACH - v), np.minimum(_REACH - u, _ARM - v)).astype(np.float32)
+    result: Float32 = np.maximum(np.minimum(_ARM - u, _REACH - v), np.minimum(_REACH - u, _ARM - v))
+    return result
 
 
 _KINDS: tuple[Callable[[Float32, Float32], Float32], ...] = (
