@@ -117,6 +117,7 @@ def test_predict_hands_the_options_on(capsys, model):
         "name": "m",
         "weights": "w.pth",
         "im_size": (384, 640),
+        "frame": None,
         "engine": "openvino",
         "device": "cpu",
         "precision": "fp16",
@@ -126,6 +127,60 @@ def test_predict_hands_the_options_on(capsys, model):
         "verify_precision": True,
     }
     assert model.thresholds == [0.25]
+
+
+NAMED = "fai-mf-n-shapes"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "options", "im_size"),
+    [
+        ([(27, 48)], [], (160, 288)),
+        ([(48, 27)], [], (288, 160)),
+        ([(27, 48), (30, 52), (26, 48)], [], (160, 288)),
+        ([(27, 48), (48, 27)], [], None),
+        ([(40, 44)], [], None),
+        ([(27, 48)], ["--im-size", "192"], 192),
+        ([(27, 48)], ["--frame", "1000x1000"], None),
+    ],
+)
+def test_predict_takes_the_shape_that_all_pictures_have(capsys, model, sizes, options, im_size):
+    Path("in").mkdir()
+    for index, (height, width) in enumerate(sizes):
+        Image.new("RGB", (width, height)).save(f"in/{index}.png")
+    Path("in/damaged.png").write_bytes(b"text")
+    code, _, err = run(capsys, "predict", NAMED, "in", "--no-images", *options)
+    assert code == 1
+    assert model.asked["im_size"] == im_size
+    assert model.asked["frame"] == ((1000, 1000) if "--frame" in options else None)
+    shaped = [line for line in err.splitlines() if "the network's input is" in line]
+    assert len(shaped) == (im_size not in (None, 192))
+    if sizes == [(27, 48)] and not options:
+        assert shaped == [
+            "fai-fast: the network's input is 160x288 in place of 192x192 (height x width), the shape of the pictures, "
+            "27x48; --im-size 192 keeps it"
+        ]
+
+
+def test_predict_takes_the_shape_of_a_picture_as_it_is_shown(capsys, model):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (48, 27)).save("a.jpg", exif=exif)
+    assert run(capsys, "predict", NAMED, "a.jpg")[0] == 0
+    assert model.asked["im_size"] == (288, 160)
+
+
+@pytest.mark.parametrize(
+    "text", ["1080", "1080p", "1920x", "1920x1080x3", "0x1080", "99999x1", "-1x5", "1920*1080"]
+)
+def test_a_wrong_frame_tells_the_order(capsys, model, text):
+    message = fails(capsys, "predict", NAMED, "a.png", f"--frame={text}", code=2)
+    assert f"argument --frame: got {text!r}, expected 1920x1080 for width x height" in message
+
+
+def test_a_frame_and_a_size_exclude_each_other(capsys, model):
+    message = fails(capsys, "predict", NAMED, "a.png", "--frame", "1920x1080", "--im-size", "640", code=2)
+    assert "--im-size: not allowed with argument --frame" in message
 
 
 def test_predict_goes_on_after_damaged_pictures(capsys, model):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from datetime import datetime, timedelta, timezone
 from fractions import Fraction
 from pathlib import Path
@@ -19,7 +20,8 @@ import pytest
 from fai_fast import cli
 from fai_fast.cli.stream import RATE, TICKS, _Timing
 from fai_fast.errors import EngineError
-from helpers.videos import SIZE, picture, stream_threads, until, value, write_video
+from fai_fast.stream import Stream
+from helpers.videos import SIZE, picture, set_display_matrix, stream_threads, until, value, write_video
 from helpers.videos import Streamed as Model
 from PIL import Image
 
@@ -71,9 +73,15 @@ def test_it_writes_json_lines_and_a_video(capsys, model, folder):
     began = datetime.now(timezone.utc)
     code, out, err = run(capsys, "in.mp4", "--json", "out.jsonl", "--save", "out.mp4")
     assert (code, out) == (0, "")
+    told, *others = err.splitlines(keepends=True)
+    assert told == (
+        "fai-fast: the network's input is 160x224 in place of 192x192 (height x width), the shape of the source's "
+        "frames, 48x64; --im-size 192 keeps it\n"
+    )
+    err = "".join(others)
     assert err.startswith("fai-fast: 12 frames, ")
     assert err.endswith(" 0 dropped; wrote out.jsonl and out.mp4\n")
-    assert model.asked["name"] == "fai-mf-n-shapes"
+    assert model.asked["name"] == fai_fast.spec("fai-mf-n-shapes")
     entries = lines(Path("out.jsonl").read_text())
     assert [entry["frame"] for entry in entries] == list(range(12))
     assert [entry["pts"] for entry in entries] == pytest.approx([index / 20 for index in range(12)])
@@ -98,7 +106,15 @@ def test_it_writes_json_lines_and_a_video(capsys, model, folder):
     assert sorted(os.listdir()) == ["in.mp4", "out.jsonl", "out.mp4"]
 
 
-def test_options_reach_the_stream(capsys, model):
+def test_options_reach_the_stream(capsys, model, monkeypatch):
+    made = {}
+
+    def make(model, source, **options):
+        assert model is None
+        made.update(source=source, **options)
+        return Stream(model, source, **options)
+
+    monkeypatch.setattr(fai_fast.stream, "Stream", make)
     write_video("in.mp4", 12)
     options = "--stride 3 --depth 1 --threshold 0.25 --max-frames 2 --latest --timeout 5 --engine openvino"
     options += " --max-pixels 5000"
@@ -108,18 +124,88 @@ def test_options_reach_the_stream(capsys, model):
     # Of a file, the newest may be the last already.
     assert len(lines(out)) in (1, 2)
     assert (model.asked["name"], model.asked["engine"]) == ("m", "openvino")
-    assert model.streamed == {
+    assert model.served == {"threshold": 0.25}
+    assert made == {
         "source": "in.mp4",
         "policy": "latest",
         "depth": 1,
         "stride": 3,
-        "threshold": 0.25,
         "on_error": "raise",
         "timeout": 5.0,
         "format": None,
         "options": {"probesize": "5000"},
         "max_pixels": 5000,
     }
+
+
+SHAPED = "fai-fast: the network's input is"
+
+
+@pytest.mark.parametrize(
+    ("size", "options", "asked"),
+    [
+        ((48, 64), [], {"im_size": (160, 224), "frame": None}),
+        ((64, 48), [], {"im_size": (224, 160), "frame": None}),
+        ((48, 56), [], {"im_size": None, "frame": None}),
+        ((48, 64), ["--im-size", "192"], {"im_size": 192, "frame": None}),
+        ((48, 64), ["--im-size", "64x96"], {"im_size": (64, 96), "frame": None}),
+        ((48, 64), ["--frame", "1920x1080"], {"im_size": None, "frame": (1080, 1920)}),
+        ((48, 64), ["--model", "a.onnx"], {"im_size": None, "frame": None}),
+        ((48, 64), ["--model", "a.engine"], {"im_size": None, "frame": None}),
+        ((48, 64), ["--model", "unheard-of"], {"im_size": None, "frame": None}),
+    ],
+)
+def test_the_input_gets_the_shape_of_the_source_unless_it_is_said(capsys, model, size, options, asked):
+    write_video("in.mkv", 4, codec="ffv1", size=size)
+    code, out, err = run(capsys, "in.mkv", "--json", "-", *options)
+    assert code == 0
+    assert {name: model.asked[name] for name in asked} == asked
+    # Nothing is lost by looking at the first frame.
+    assert [entry["frame"] for entry in lines(out)] == [0, 1, 2, 3]
+    assert err.count(SHAPED) == (asked["im_size"] in ((160, 224), (224, 160)))
+
+
+def test_a_turned_video_has_the_shape_that_it_is_shown_in(capsys, model):
+    set_display_matrix(write_video(Path("in.mp4"), 2), 0, 1, -1, 0)
+    assert run(capsys, "in.mp4")[0] == 0
+    assert model.asked["im_size"] == (224, 160)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no FIFOs")
+def test_what_can_be_read_only_once_is_read_once(capsys, model):
+    write_video("in.mkv", 6, codec="ffv1")
+    content = Path("in.mkv").read_bytes()
+    os.mkfifo("pipe")
+    writer = threading.Thread(target=lambda: Path("pipe").write_bytes(content))
+    writer.start()
+    code, out, _ = run(capsys, "pipe", "--json", "-")
+    writer.join()
+    assert code == 0
+    assert [entry["frame"] for entry in lines(out)] == list(range(6))
+    assert model.asked["im_size"] == (160, 224)
+
+
+def test_a_source_that_stays_silent_does_not_wait_for_ever(capsys, model):
+    os.mkfifo("pipe")
+    # Held open, so that the reader waits for what is in it.
+    with open(os.open("pipe", os.O_RDWR), "wb"):
+        assert cli.main(["stream", "pipe", "--timeout", "0.5"]) == 1
+    assert "no frame from pipe for 0.5 s" in capsys.readouterr().err
+    until(lambda: stream_threads() == [])
+
+
+def test_pictures_have_a_shape_too(capsys, model):
+    Path("in").mkdir()
+    for index in range(3):
+        Image.fromarray(picture(index, (64, 48))).save(f"in/{index}.png")
+    assert run(capsys, "in")[0] == 0
+    assert model.asked["im_size"] == (224, 160)
+    # A first one that is damaged has none.
+    Path("in/0.png").write_bytes(b"text")
+    code, _, err = run(capsys, "in")
+    assert code == 1
+    assert model.asked["im_size"] is None
+    assert SHAPED not in err
 
 
 def test_all_and_stride(capsys, model):
@@ -229,7 +315,7 @@ def test_pictures_of_several_sizes_fit_into_one_video(capsys, model):
     assert code == 1
     assert [entry["frame"] for entry in lines(out)] == [0, 1, 3]
     assert [entry["pts"] for entry in lines(out)] == [None] * 3
-    errors = err.splitlines()
+    _, *errors = err.splitlines()
     assert errors[0].startswith("fai-fast: error: frame 2: in/1b.png is no picture")
     assert errors[1].endswith(", 1 failed; wrote out.mkv")
     assert [image.shape for _, image in frames("out.mkv")] == [(48, 64, 3)] * 3
@@ -244,7 +330,7 @@ def test_a_source_that_fails_leaves_what_came_before(capsys, model):
     Path("in.avi").write_bytes(damaged)
     code, _, err = run(capsys, "in.avi", "--json", "out.jsonl", "--save", "out.mp4")
     assert code == 1
-    assert err.startswith("fai-fast: error: frame 7: in.avi is damaged at 0.280 s: ")
+    assert err.splitlines()[1].startswith("fai-fast: error: frame 7: in.avi is damaged at 0.280 s: ")
     assert [entry["frame"] for entry in lines(Path("out.jsonl").read_text())] == [*range(7), *range(8, 12)]
     assert [round(25 * seconds) for seconds, _ in frames("out.mp4")] == [*range(7), *range(8, 12)]
 
@@ -254,7 +340,7 @@ def test_an_engine_that_fails_ends_it(capsys, model):
     write_video("in.mp4", 12)
     code, _, err = run(capsys, "in.mp4", "--json", "out.jsonl")
     assert code == 1
-    assert err.splitlines()[0] == "fai-fast: error: frame 3: out of memory"
+    assert err.splitlines()[1] == "fai-fast: error: frame 3: out of memory"
     assert len(lines(Path("out.jsonl").read_text())) == 3
 
 
@@ -331,7 +417,8 @@ def test_a_network_finds_the_same_in_a_video_as_in_its_frames(capsys, folder):
     write_video("in.mkv", 3, codec="ffv1", size=(60, 80))
     code, out, _ = run(capsys, "in.mkv", "--threshold", "0.05", "--json", "-")
     assert code == 0
-    with fai_fast.load("fai-mf-n-shapes") as model:
+    with fai_fast.load("fai-mf-n-shapes", frame=(60, 80)) as model:
+        assert model.size == (160, 224)
         for entry, frame in zip(lines(out), av.open("in.mkv").decode(video=0), strict=True):
             planes = tuple(
                 np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]

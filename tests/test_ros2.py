@@ -476,12 +476,64 @@ def test_an_order_that_is_not_said_is_told_once(fake_ros):
     [
         ({"yuv_matrix": "bt2020"}, "yuv_matrix: got 'bt2020', expected one of 'bt601', "),
         ({"yuv_range": "tv"}, "yuv_range: got 'tv', expected one of 'limited', 'full'"),
+        ({"frame": [1080]}, r"frame: got \[1080\], expected \[height, width\]"),
+        ({"frame": [1080, 1920, 3]}, r"frame: got \[1080, 1920, 3\]"),
+        ({"im_size": [1, 2, 3]}, r"im_size: got \[1, 2, 3\], expected \[side\] or \[height, width\]"),
     ],
 )
 def test_wrong_parameters_are_refused_before_the_model_is_loaded(fake_ros, monkeypatch, parameters, message):
     monkeypatch.setattr(node, "load", lambda *_, **__: pytest.fail("loaded"))
     with pytest.raises(ValueError, match=message):
         node._load(FakeNode(model="fai-mf-n-shapes", **parameters))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "im_size", "frame"),
+    [
+        ({}, None, None),
+        ({"im_size": [640]}, 640, None),
+        ({"im_size": [384, 640]}, [384, 640], None),
+        ({"frame": [1080, 1920]}, None, [1080, 1920]),
+        # load() refuses it.
+        ({"im_size": [640], "frame": [1080, 1920]}, 640, [1080, 1920]),
+    ],
+)
+def test_the_size_goes_to_the_model(fake_ros, monkeypatch, parameters, im_size, frame):
+    asked = {}
+
+    def load(name, **options):
+        asked.update(options)
+        return SimpleNamespace(warmup=lambda: None)
+
+    monkeypatch.setattr(node, "load", load)
+    node._load(FakeNode(model="fai-mf-n-shapes", **parameters))
+    assert (asked["im_size"], asked["frame"]) == (im_size, frame)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "told"),
+    [
+        ({}, 1),
+        ({"im_size": [32]}, 0),
+        ({"frame": [32, 32]}, 0),
+        ({"model": "a.onnx"}, 0),
+    ],
+)
+def test_pictures_of_another_shape_are_told_once(fake_ros, parameters, told):
+    ros, said = FakeNode(**parameters), []
+    ros.get_logger = lambda: SimpleNamespace(info=said.append, warning=said.append, error=said.append)
+    node.Segmenter(ros, FakeModel())
+    del said[:]
+    for size in ((30, 32), (20, 30), (20, 30), (30, 20)):
+        ros.inputs["~/image"](random_message("rgb8", *size)[0])
+    assert (
+        said
+        == [
+            "/fai_fast/image: pictures are 20x30 (height x width), the network's input is 32x32; the parameter "
+            "frame:='[20, 30]' gives it their shape"
+        ]
+        * told
+    )
 
 
 def test_secrets_of_addresses_are_not_logged(fake_ros, monkeypatch):

@@ -23,6 +23,7 @@ __all__ = [
     "VIDEO_SUFFIXES",
     "check_max_pixels",
     "is_encoded",
+    "picture_size",
     "pixel_limit",
     "read_animation",
     "read_image",
@@ -52,6 +53,8 @@ _MODES = ("RGB", "L")
 _DECODERS = ("PIL", "struct", "zlib", "binascii", "xml", "defusedxml")
 # Formats whose pictures after the first are the same one at another time, and not pages or other sizes.
 _ANIMATED = ("PNG", "WEBP", "AVIF")
+# EXIF's tag, and its values with which height and width change places.
+_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)
 # One number a pixel, whatever a palette makes of it.
 _LABEL_MODES = ("1", "L", "P", "I", "I;16")
 # Pillow spreads gray of few bits over 0..255, by these factors.
@@ -118,6 +121,20 @@ def read_image(image: Any, *, max_pixels: int | None = None) -> npt.NDArray[np.u
     with _reading("image", image, max_pixels) as (picture, name):
         upright = _upright(picture)
     return _rgb(upright, name)
+
+
+def picture_size(path: Any) -> tuple[int, int] | None:
+    """(height, width) that :func:`read_image` would give the picture of a path, by the head of the file alone.
+
+    None where it cannot be read; reading it says why.
+    """
+    try:
+        with _reading("image", path, None) as (picture, _):
+            turned = picture.getexif().get(_ORIENTATION) in _TURNED
+            width, height = picture.size
+    except (OSError, TypeError, ValueError):
+        return None
+    return (width, height) if turned else (height, width)
 
 
 def read_animation(

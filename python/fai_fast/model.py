@@ -66,7 +66,7 @@ _SETTINGS: dict[str, Callable[[str, object], float]] = {
 }
 # Arguments of load() that may be files.
 _FILES = ("name_or_path", "weights", "cache_dir")
-_OF_RESULTS = ("threshold", *_SETTINGS, "classes", "top_k", "masks_device")
+_OF_STREAM_RESULTS = ("threshold", *_SETTINGS, "classes", "top_k", "masks_device", "resize")
 
 _log = logging.getLogger("fai_fast")
 
@@ -404,11 +404,18 @@ class Model:
 
         check_options("stream", options, StreamOptions)
         given: dict[str, Any] = {**options}
-        infer = {name: _frozen(given.pop(name)) for name in _OF_RESULTS if name in given}
-        # Now, rather than at the first frame.
-        self._settings(infer)
-        infer["resize"] = check_choice("resize", given.pop("resize", "stretch"), RESIZES)
+        infer = self._stream_settings({name: given.pop(name) for name in _OF_STREAM_RESULTS if name in given})
         return Stream(self, source, infer=infer, **given)
+
+    def _serve(self, stream: Stream, **options: Any) -> None:
+        """Runs on a stream that was made without a model; `options` of :meth:`stream` that the results depend on."""
+        stream._serve(self, self._stream_settings(options))
+
+    def _stream_settings(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        frozen = {name: _frozen(value) for name, value in options.items() if name != "resize"}
+        # Now, rather than at the first frame.
+        self._settings(frozen)
+        return {**frozen, "resize": check_choice("resize", options.get("resize", "stretch"), RESIZES)}
 
     def infer_batch(self, images: Sequence[Any], **options: Unpack[BatchOptions]) -> list[Detections]:
         """:meth:`infer` for each of several pictures, which may differ in size, ``batch_size`` at a time.

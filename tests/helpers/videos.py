@@ -129,13 +129,11 @@ def arrays_for_ever():
 
 
 class Streamed(Fake):
-    """In place of a network: `asked` is what load() got, `streamed` what stream() got."""
+    """In place of a network: `asked` is what load() got, `served` the options that the stream's results depend on."""
 
-    def stream(self, source, *, threshold=None, **options):
-        from fai_fast.stream import Stream
-
-        self.streamed = {"source": source, "threshold": threshold, **options}
-        return Stream(self, source, **options)
+    def _serve(self, stream, **options):
+        self.served = options
+        stream._serve(self, {})
 
     def __enter__(self):
         return self

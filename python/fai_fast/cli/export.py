@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fai_fast.cli.messages import UsageError, write_line
-from fai_fast.cli.options import count, size, usage
+from fai_fast.cli.options import add_size_options, count, usage
 
 if TYPE_CHECKING:
     from fai_fast.exporter import ExportReport
@@ -29,7 +29,7 @@ installed). It runs there with the same version of TensorRT; keep OUT.engine.jso
 EPILOG = """\
 examples:
   fai-fast export fai-mf-n-shapes shapes.onnx
-  fai-fast export bisenetformer-m-ade camera.onnx --im-size 384x640 --precision fp16
+  fai-fast export bisenetformer-m-ade camera.onnx --frame 1920x1080 --precision fp16
   fai-fast export my_model_folder mine.onnx --weights best.pth --batch 4
   fai-fast export fai-mf-n-shapes shapes.engine --format tensorrt --target sm75
 """
@@ -48,9 +48,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights", metavar="W", help="a file (.pth, .safetensors), an http(s) address, or `random`"
     )
-    parser.add_argument(
-        "--im-size", type=size, metavar="N|HxW", help="multiples of 32; default: the model's own"
-    )
+    add_size_options(parser)
     parser.add_argument(
         "--batch", type=count, default=1, metavar="N", help="pictures at once; default: %(default)s"
     )
@@ -83,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
             load_spec(args.model),
             output,
             im_size=args.im_size,
+            frame=args.frame,
             batch=args.batch,
             precision=args.precision,
             weights=args.weights,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fai_fast._arguments import MAX_SIDE
 from fai_fast.cli.messages import UsageError
 from fai_fast.images import MOST_PIXELS
 
@@ -21,15 +23,21 @@ __all__ = [
     "add_max_pixels",
     "add_model_options",
     "add_old_model",
+    "add_size_options",
     "check_order",
     "count",
+    "frame",
     "is_model",
     "load",
     "number",
+    "shaped",
     "size",
     "spec_of",
+    "unsized",
     "usage",
 ]
+
+_log = logging.getLogger("fai_fast")
 
 MODEL_HELP = (
     "a name that `fai-fast models` lists, a folder or file with FocoosAI's model_info.json, or an .onnx file that "
@@ -41,8 +49,8 @@ SOURCE_HELP = (
 )
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """What :func:`fai_fast.load` takes."""
+def add_model_options(parser: argparse.ArgumentParser, size_default: str = "the model's own") -> None:
+    """What :func:`fai_fast.load` takes; `size_default` says what the network's input is without an option."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--weights",
@@ -50,13 +58,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="a file (.pth, .safetensors), an http(s) address, or `random` to measure speed without any; default: the "
         "model's own, fetched once",
     )
-    group.add_argument(
-        "--im-size",
-        type=size,
-        metavar="N|HxW",
-        help="the network's input, multiples of 32: 640, or 384x640 (height x width) for a 16:9 camera; default: the "
-        "model's own",
-    )
+    add_size_options(group, size_default)
     group.add_argument(
         "--engine",
         default="auto",
@@ -82,6 +84,25 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--threads", type=count, metavar="N", help="default: all cores that the process may use"
     )
     group.add_argument("--cache-dir", metavar="DIR", help="default: see `fai-fast cache path`")
+
+
+def add_size_options(parser: argparse._ActionsContainer, default: str = "the model's own") -> None:
+    """The network's input, as it is or by the camera's frames."""
+    sizes = parser.add_mutually_exclusive_group()
+    sizes.add_argument(
+        "--im-size",
+        type=size,
+        metavar="N|HxW",
+        help="the network's input, multiples of 32: 640 for a square, or 384x640, height x width, as networks' sizes "
+        f"are written everywhere here; default: {default}",
+    )
+    sizes.add_argument(
+        "--frame",
+        type=frame,
+        metavar="WxH",
+        help="in place of --im-size: what the frames are, 1920x1080, width x height, as cameras write it; the input "
+        "gets their aspect and about the model's own number of pixels",
+    )
 
 
 def add_max_pixels(parser: argparse._ActionsContainer) -> None:
@@ -121,10 +142,19 @@ def check_order(command: str, model: str, sources: Sequence[str]) -> None:
         )
 
 
-def load(model: str, args: argparse.Namespace, *, verify_precision: bool = True) -> Model:
+def load(
+    model: str | ModelSpec,
+    args: argparse.Namespace,
+    im_size: tuple[int, int] | None = None,
+    *,
+    verify_precision: bool = True,
+) -> Model:
     """The model that the options ask for.
 
     Args:
+        model: what the user named, or the record of it.
+        args: with the options of :func:`add_model_options`.
+        im_size: (height, width) of the input, which :func:`shaped` gave.
         verify_precision: see :func:`fai_fast.load`.
 
     Raises:
@@ -139,12 +169,52 @@ def load(model: str, args: argparse.Namespace, *, verify_precision: bool = True)
             engine=args.engine,
             device=args.device,
             precision=args.precision,
-            im_size=args.im_size,
+            im_size=im_size if args.im_size is None and args.frame is None else args.im_size,
+            frame=args.frame,
             num_threads=args.threads,
             cache_dir=args.cache_dir,
             pictures=args.pictures,
             verify_precision=verify_precision,
         )
+
+
+def unsized(model: str, args: argparse.Namespace) -> ModelSpec | None:
+    """The record of a model whose input may still get any size; None where an option or its file has settled it.
+
+    It is what to load, as reading a folder again would tell again what is odd in it.
+    """
+    from fai_fast.registry import load_spec
+
+    if args.im_size is not None or args.frame is not None or model.lower().endswith((".onnx", ".engine")):
+        return None
+    try:
+        return load_spec(model)
+    except (OSError, TypeError, ValueError):  # which load() will say again
+        return None
+
+
+def shaped(spec: ModelSpec, frame: tuple[int, int] | None, what: str) -> tuple[int, int] | None:
+    """The size for frames (height, width) whose aspect is not about the model's own, which one line tells.
+
+    None where the model's own is as good. `what` is what the frames are of.
+    """
+    from fai_fast._sizes import aspects_differ, fit_size, size_text
+
+    own = spec.input_size
+    if frame is None or not aspects_differ(frame, own):
+        return None
+    fitting = fit_size(frame, area=own[0] * own[1])
+    if not aspects_differ(fitting, own):
+        return None
+    _log.info(
+        "the network's input is %s in place of %s (height x width), the shape of %s, %s; --im-size %s keeps it",
+        size_text(fitting),
+        size_text(own),
+        what,
+        size_text(frame),
+        spec.im_size if isinstance(spec.im_size, int) else size_text(own),
+    )
+    return fitting
 
 
 def spec_of(model: str) -> ModelSpec:
@@ -177,6 +247,16 @@ def size(text: str) -> int | tuple[int, int]:
     if match is None:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected 640, or 384x640 for height x width")
     return int(match[1]) if match[2] is None else (int(match[1]), int(match[2]))
+
+
+def frame(text: str) -> tuple[int, int]:
+    """1920x1080, width x height, as (height, width)."""
+    match = re.fullmatch(r"(\d{1,5})[xX](\d{1,5})", text)
+    if match is None or not all(1 <= int(side) <= MAX_SIDE for side in match.groups()):
+        raise argparse.ArgumentTypeError(
+            f"got {text!r}, expected 1920x1080 for width x height, each 1 to {MAX_SIDE}"
+        )
+    return int(match[2]), int(match[1])
 
 
 def count(text: str) -> int:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fai_fast._core import __version__
+from fai_fast._sizes import aspects_differ
 from fai_fast.cli.growing import Document
 from fai_fast.cli.interrupts import Interrupt
 from fai_fast.cli.messages import STDOUT, UsageError, complain, counted, sentence, write_line
@@ -27,15 +28,18 @@ from fai_fast.cli.options import (
     check_order,
     load,
     number,
+    shaped,
+    unsized,
 )
 from fai_fast.cli.paths import Moving, find_sources, identity, output_names
 from fai_fast.cli.stream import Video
 from fai_fast.cli.window import Window, open_window
 from fai_fast.errors import FaiFastError
-from fai_fast.images import SUFFIXES, VIDEO_SUFFIXES
+from fai_fast.images import SUFFIXES, VIDEO_SUFFIXES, picture_size
 
 if TYPE_CHECKING:
-    from fai_fast import Detections, Model
+    from fai_fast import Detections, Model, ModelSpec
+    from fai_fast.stream import Stream
 
 HELP = "find objects in pictures and videos: JSON, drawn pictures, drawn videos"
 DESCRIPTION = f"""\
@@ -75,6 +79,8 @@ DOCUMENT = "predictions.json"
 FOLDER = "predictions"
 # The folders that runs make where they are not told another.
 _FOLDERS = re.compile(rf"{FOLDER}(-[1-9][0-9]*)?")
+# Pictures whose heads are read to find out the shape of all.
+SAMPLED = 32
 
 _log = logging.getLogger("fai_fast")
 
@@ -104,7 +110,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--show", action="store_true", help="show each in a window: any key for the next one, q to end"
     )
-    add_model_options(parser)
+    add_model_options(
+        parser,
+        "of the model's own number of pixels, in the shape of the pictures where that is about the same for all, or "
+        "of the video where it is the only source",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -136,9 +146,10 @@ def run(args: argparse.Namespace) -> int:
             stack.callback(window.close)
         stack.enter_context(_made({target.parent for target in targets}))
         results = stack.enter_context(Document(document, "images"))
-        model = stack.enter_context(load(args.model, args))
+        spec, size, opened = _shaped(args, sources, stack)
+        model = stack.enter_context(load(args.model if spec is None else spec, args, size))
         _remove(earlier, sources)
-        work = _Run(args, model, results, drawn, window)
+        work = _Run(args, model, results, drawn, window, opened)
         try:
             work.run(sources)
         finally:
@@ -150,6 +161,36 @@ def run(args: argparse.Namespace) -> int:
     if interrupt.came and not work.done:
         raise KeyboardInterrupt
     return interrupt.code if interrupt.came else 1 if work.failed or problems else 0
+
+
+def _shaped(
+    args: argparse.Namespace, sources: Sequence[Path | Moving], stack: ExitStack
+) -> tuple[ModelSpec | None, tuple[int, int] | None, Stream | None]:
+    """What to load and in which size, where that is left to the sources; and the only source, where it was opened."""
+    spec = unsized(args.model, args)
+    if spec is None:
+        return None, None, None
+    moving = [source for source in sources if isinstance(source, Moving)]
+    if not moving:
+        pictures = [source for source in sources if isinstance(source, Path)]
+        return spec, shaped(spec, _common_size(pictures), "the pictures"), None
+    if len(sources) > 1:
+        return spec, None, None
+    from fai_fast.stream import Stream
+
+    # It may be one that can be opened only once.
+    opened = stack.enter_context(Stream(None, moving[0].source, max_pixels=args.max_pixels))
+    return spec, shaped(spec, opened._first_size(), "the source's frames"), opened
+
+
+def _common_size(pictures: Sequence[Path]) -> tuple[int, int] | None:
+    """(height, width) of a picture that stands for all; None where their aspects differ. A sample of a long list."""
+    sample = pictures[:: -(-len(pictures) // SAMPLED)]
+    found = [size for path in sample if (size := picture_size(path)) is not None]
+    if not found:
+        return None
+    found.sort(key=lambda size: size[1] / size[0])
+    return None if aspects_differ(found[0], found[-1]) else found[len(found) // 2]
 
 
 class _Run:
@@ -168,6 +209,7 @@ class _Run:
         results: Document,
         drawn: dict[Path, Path],
         window: Window | None,
+        opened: Stream | None,
     ) -> None:
         self.done = self.failed = self.found = self.written = 0
         self.left = True
@@ -178,6 +220,7 @@ class _Run:
         self._head = _account(model)
         self._drawn = drawn
         self._window = window
+        self._opened = opened
         self._says = results.target != STDOUT
 
     def run(self, sources: Sequence[Path | Moving]) -> None:
@@ -246,11 +289,7 @@ class _Run:
         broken: FaiFastError | None = None
         goes_on = True
         with ExitStack() as stack:
-            stream = stack.enter_context(
-                self._model.stream(
-                    source.source, max_pixels=self._args.max_pixels, **result_options(self._args)
-                )
-            )
+            stream = stack.enter_context(self._stream(source))
             video = None if target is None else stack.enter_context(Video(target, 1))
             bar = stack.enter_context(_progress(None, self._args.quiet))
             try:
@@ -292,6 +331,14 @@ class _Run:
         if broken is not None:
             raise broken
         return goes_on
+
+    def _stream(self, source: Moving) -> Stream:
+        if self._opened is None:
+            return self._model.stream(
+                source.source, max_pixels=self._args.max_pixels, **result_options(self._args)
+            )
+        self._model._serve(self._opened, **result_options(self._args))
+        return self._opened
 
     def _draw_frame(self, frame: Any, detections: Detections, saved: bool) -> Any:
         return self._draw(frame.image(), detections, saved) if saved or self._window is not None else None

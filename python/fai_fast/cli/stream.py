@@ -36,6 +36,8 @@ from fai_fast.cli.options import (
     is_model,
     load,
     number,
+    shaped,
+    unsized,
     usage,
 )
 from fai_fast.cli.paths import stream_source
@@ -148,10 +150,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--show", action="store_true", help="show it in a window with what was found drawn on it; q ends it"
     )
-    add_model_options(parser)
+    add_model_options(parser, "of the model's own number of pixels, in the shape of the source's frames")
 
 
 def run(args: argparse.Namespace) -> int:
+    from fai_fast.stream import Stream
+
     args.model, args.source = _model_and_source(args)
     _check_outputs(args)
     interrupt: Interrupt = args.interrupt
@@ -163,14 +167,13 @@ def run(args: argparse.Namespace) -> int:
         if args.show:
             window = open_window()
             stack.callback(window.close)
-        model = stack.enter_context(load(args.model, args))
         with _reconnectable():
-            stream = model.stream(
+            stream = Stream(
+                None,
                 source,
                 policy=args.policy,
                 depth=args.depth,
                 stride=args.stride,
-                threshold=args.threshold,
                 on_error="reconnect" if args.reconnect else "raise",
                 timeout=args.timeout,
                 format=args.format,
@@ -178,6 +181,12 @@ def run(args: argparse.Namespace) -> int:
                 max_pixels=args.max_pixels,
             )
         stack.enter_context(stream)
+        spec = unsized(args.model, args)
+        # Before the model, whose input gets the shape of the frames.
+        size = None if spec is None else shaped(spec, stream._first_size(), "the source's frames")
+        model = stack.enter_context(load(args.model if spec is None else spec, args, size))
+        with usage():
+            model._serve(stream, threshold=args.threshold)
         lines = None if args.json is None else stack.enter_context(Lines(args.json))
         video = None if args.save is None else stack.enter_context(Video(Path(args.save), args.stride))
         statistics = stack.enter_context(_Statistics(stream, quiet=args.quiet))

@@ -11,6 +11,7 @@ from fai_fast._arguments import check_choice
 from fai_fast._extras import install
 from fai_fast._options import YUV_MATRICES, YUV_RANGES
 from fai_fast._redaction import redacted, scrubbed
+from fai_fast._sizes import aspects_differ, size_text
 from fai_fast.errors import FaiFastError
 from fai_fast.model import Model, load
 from fai_fast.render import draw
@@ -38,6 +39,11 @@ PARAMETERS: tuple[tuple[str, Any, str], ...] = (
     ("device", "auto", "'auto', 'cpu', 'cuda' or 'cuda:1'"),
     ("precision", "auto", "'fp32', 'fp16', 'bf16' or 'auto'"),
     ("im_size", [0], "the network's input, multiples of 32: [side] or [height, width]; [0]: the model's own"),
+    (
+        "frame",
+        [0],
+        "in place of im_size: [height, width] of the pictures, whose shape the input gets; [0]: no matter",
+    ),
     ("num_threads", 0, "0: all cores"),
     ("yuv_matrix", "bt601", "'bt601' or 'bt709', of yuv encodings"),
     ("yuv_range", "limited", "'limited' or 'full', of yuv encodings"),
@@ -134,6 +140,9 @@ def _load(node: Any) -> Model:
     im_size = list(value["im_size"])
     if len(im_size) not in (1, 2):
         raise ValueError(f"im_size: got {im_size}, expected [side] or [height, width]")
+    frame = list(value["frame"])
+    if frame != [0] and len(frame) != 2:
+        raise ValueError(f"frame: got {frame}, expected [height, width]")
     # Otherwise every picture would fail, after minutes of export.
     check_choice("yuv_matrix", value["yuv_matrix"], YUV_MATRICES)
     check_choice("yuv_range", value["yuv_range"], YUV_RANGES)
@@ -145,6 +154,7 @@ def _load(node: Any) -> Model:
         device=value["device"],
         precision=value["precision"],
         im_size=None if im_size == [0] else im_size[0] if len(im_size) == 1 else im_size,
+        frame=None if frame == [0] else frame,
         num_threads=value["num_threads"] or None,
     ).warmup()
 
@@ -167,6 +177,9 @@ class Segmenter:
         self._log = node.get_logger()
         self._last_error: dict[str, float] = {}
         self._told: set[str] = set()
+        own = all(list(node.get_parameter(name).value) == [0] for name in ("im_size", "frame"))
+        fixed = str(node.get_parameter("model").value).lower().endswith((".onnx", ".engine"))
+        self._look_at_shape = own and not fixed
         self._layout = {name: node.get_parameter(name).value for name in ("yuv_matrix", "yuv_range")}
         self._label_encoding = messages.label_encoding(len(model.spec.classes))
 
@@ -231,6 +244,7 @@ class Segmenter:
                     color=frame.color,
                     **self._layout,
                 )
+                self._tell_shape(topic, detections.size)
                 # All of them, or none where one fails.
                 made = [(publisher, make(frame, detections, message.header)) for publisher, make in wanted]
             except (FaiFastError, OSError, TypeError, ValueError) as error:
@@ -240,6 +254,16 @@ class Segmenter:
                 publisher.publish(result)
 
         return receive
+
+    def _tell_shape(self, topic: str, size: tuple[int, int]) -> None:
+        """Says once that pictures have another shape than the input, where nobody has asked for that one."""
+        if not self._look_at_shape or not aspects_differ(size, self._model.size):
+            return
+        self._look_at_shape = False
+        self._log.info(
+            f"{topic}: pictures are {size_text(size)} (height x width), the network's input is "
+            f"{size_text(self._model.size)}; the parameter frame:='[{size[0]}, {size[1]}]' gives it their shape"
+        )
 
     def _tell(self, topic: str, error: Exception) -> None:
         """Logs what is wrong with a frame, unless the topic had one a moment ago: a camera repeats its mistakes."""

@@ -118,7 +118,7 @@ class Stream:
 
     def __init__(
         self,
-        model: SupportsSubmit,
+        model: SupportsSubmit | None,
         source: Any,
         *,
         policy: Policy | None = None,
@@ -162,7 +162,7 @@ class Stream:
                 "returns an iterator: nothing else can be opened again"
             )
         self._feed = _Feed(
-            model.submit,
+            None if model is None else model.submit,
             opener,
             _FrameQueue(_at_least_one("depth", depth), None if policy is None else policy == "latest"),
             _Reconnector(
@@ -178,6 +178,28 @@ class Stream:
         )
         self._turn = threading.Lock()
         weakref.finalize(self, self._feed.stop).atexit = False
+
+    def _first_size(self) -> tuple[int, int] | None:
+        """(height, width) of the frame that the model will get first; None where the source gives none.
+
+        For a stream that was made without a model, which this may help to choose: :meth:`_serve` brings it. Starts the
+        source, and blocks until it has given a frame, failed or ended; what went wrong is raised by ``next``.
+        """
+        frame = self._feed.first_frame()
+        if frame is None:
+            return None
+        try:
+            pixels = frame.pixels
+            if is_encoded(pixels):
+                pixels = read_image(pixels, max_pixels=self._max_pixels)
+            _, letterbox = preprocess_frame(pixels, (1, 1), mean=0, std=1, **frame.layout)
+        except (OSError, TypeError, ValueError):
+            return None
+        return letterbox.frame
+
+    def _serve(self, model: SupportsSubmit, infer: Mapping[str, Any]) -> None:
+        """Brings the model. Frames that were dropped until now are not counted. Does not block."""
+        self._feed.serve(model.submit, infer)
 
     @property
     def policy(self) -> Policy | None:

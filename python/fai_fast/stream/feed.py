@@ -48,7 +48,7 @@ class _Feed:
 
     def __init__(
         self,
-        submit: Callable[..., InferFuture],
+        submit: Callable[..., InferFuture] | None,
         opener: _Opener,
         queue: _FrameQueue,
         reconnector: _Reconnector,
@@ -70,6 +70,7 @@ class _Feed:
         self._state = _State.IDLE
         self._error: BaseException | None = None
         self._threads: list[threading.Thread] = []
+        self._sending = False
         self._reader: object = None  # whose frames count: one that was given up may come back
 
     # ------------------------------------------------------------------------------------------- the reader's
@@ -195,6 +196,7 @@ class _Feed:
         with self._changed:
             self._statistics.submitted(time.perf_counter(), item.captured)
         try:
+            assert self._submit is not None
             future = self._submit(item.pixels, **item.layout, **self._infer)
         except Exception as error:
             return _InFlightFrame(number, item, None, error)
@@ -216,6 +218,31 @@ class _Feed:
     def check_process(self) -> None:
         """EngineError in a forked child, which has none of the threads. Does not block."""
         self._guard.check()
+
+    def first_frame(self) -> _SourceFrame | None:
+        """The frame that the model will get first; None where the source failed or ended before, or in its place.
+
+        Starts the source alone, and blocks until one of that is known.
+        """
+        self._guard.check()
+        with self._changed:
+            self._start_reading()
+            while self._state is _State.RUNNING and not self._queue.is_waiting:
+                # The sender, which looks after a source that is silent, is not there yet.
+                left = self._silence_left()
+                if left is not None and left <= 0:
+                    self._give_up()
+                    continue
+                self._changed.wait(left)
+            item = self._queue.first_waiting()
+        return item if isinstance(item, _SourceFrame) else None
+
+    def serve(self, submit: Callable[..., InferFuture], infer: Mapping[str, Any]) -> None:
+        """Brings the model, which the feed was made without, before the first frame is asked for. Does not block."""
+        with self._changed:
+            self._submit = submit
+            self._infer = {**self._infer, **infer}
+            self._queue.restart(time.perf_counter())
 
     def next_frame(self) -> _InFlightFrame | None:
         """The frame whose result is next; None at the end. Blocks until the model has it, but not for its result.
@@ -274,14 +301,24 @@ class _Feed:
     # --------------------------------------------------------------------------------------------- start, stop
 
     def _start(self) -> None:
+        if self._sending or self._state is _State.STOPPED:
+            return
+        self._sending = True
+        try:
+            self._run(_submit, self)
+            self._start_reading()
+        except BaseException:  # no more threads, or Ctrl-C: half a stream would wait for the other half
+            self.stop()
+            raise
+
+    def _start_reading(self) -> None:
         if self._state is not _State.IDLE:
             return
         self._state = _State.RUNNING
         _running.add(self)
         try:
-            self._run(_submit, self)
             self._start_reader(0.0)
-        except BaseException:  # no more threads, or Ctrl-C: half a stream would wait for the other half
+        except BaseException:
             self.stop()
             raise
 
@@ -292,7 +329,7 @@ class _Feed:
         self._run(_read, self, self._reader, delay)
 
     def _run(self, target: Callable[..., None], *arguments: object) -> None:
-        self._threads = [*self._threads[:1], *(thread for thread in self._threads[1:] if thread.is_alive())]
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
         # Daemons: one that is stuck in a driver must not keep the process.
         thread = threading.Thread(
             target=target, args=arguments, name=f"fai_fast-{target.__name__[1:]}", daemon=True

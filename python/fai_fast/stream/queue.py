@@ -100,6 +100,19 @@ class _FrameQueue:
         """Whether a frame waits, and the model has room for it."""
         return self.is_waiting and len(self._in_flight) < self._depth
 
+    def first_waiting(self) -> _SourceFrame | _FrameError | None:
+        """What the model would get next."""
+        return self._waiting[0][1] if self._waiting else None
+
+    def restart(self, now: float) -> None:
+        """Counts from now on: until `now` there was no model that could have kept up."""
+        self.dropped = 0
+        if not self.latest:
+            self._waiting = deque(
+                (number, item._replace(captured=now) if isinstance(item, _SourceFrame) else item)
+                for number, item in self._waiting
+            )
+
     def take(self) -> tuple[int, _SourceFrame | _FrameError]:
         """The frame that has waited longest, to be handed to the model; :meth:`submitted` must follow."""
         self._submitting = True
