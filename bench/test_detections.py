@@ -104,3 +104,46 @@ def test_polygons(scene, threads, compare) -> None:
         "Detections.to_polygons", scene.name, threads, _floor(scene, written), scene.detections.to_polygons,
         {"supervision mask_to_polygons": lambda: supervision.polygons(scene.stack)},
     )  # fmt: skip
+
+
+def test_focoos_json(scene, threads, compare) -> None:
+    """FocoosAI's JSON, against its encoder on the same boolean crops."""
+    rivals = {}
+    masks = scene.detections.crops()
+    if focoos := peers.load("focoos_steps"):
+        boxes = scene.packed.boxes
+        rivals["FocoosAI's encoder"] = lambda: focoos.encode(scene.stack, boxes)
+        for row, mask in zip(scene.detections.to_focoos()["detections"], masks, strict=True):
+            np.testing.assert_array_equal(focoos.decode(row["mask"]), mask)
+    written = sum(len(row["mask"]) for row in scene.detections.to_focoos()["detections"])
+    compare(
+        "Detections.to_focoos",
+        scene.name,
+        threads,
+        _floor(scene, written),
+        scene.detections.to_focoos,
+        rivals,
+    )
+
+
+def test_nms(scene, threads, compare) -> None:
+    rivals = {}
+    if supervision := peers.load("supervision_masks"):
+        found = scene.detections.to_supervision()
+        rivals["supervision with_nms"] = lambda: supervision.nms(found, 0.5)
+        # supervision compares masks that it has scaled down to 640 pixels.
+        assert abs(len(supervision.nms(found, 0.5)) - len(scene.detections.nms())) <= 1
+    compare("Detections.nms", scene.name, threads, _floor(scene, 0), scene.detections.nms, rivals)
+
+
+def test_clean(scene, threads, compare) -> None:
+    rivals = {}
+    ours = scene.detections.clean(min_area=1, largest_part=True)
+    if opencv := peers.load("opencv"):
+        expected = opencv.largest_parts(scene.stack)
+        assert (ours.mask == expected).mean() > 0.9999  # of two parts that are equal either may stay
+        rivals["OpenCV connectedComponents"] = lambda: opencv.largest_parts(scene.stack)
+    compare(
+        "Detections.clean", scene.name, threads, _floor(scene, ours.packed.bits.nbytes),
+        lambda: scene.detections.clean(min_area=1, largest_part=True), rivals,
+    )  # fmt: skip

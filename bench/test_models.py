@@ -1,8 +1,9 @@
 """From a frame in memory to Detections: every model, end to end and stage by stage, against the plain pipeline.
 
-The plain pipeline is what FocoosAI's library does on a CPU: resize in torch, the plain graph in ONNX Runtime, the
-torch steps after it. Weights are those of bench/weights.py, since the published ones cannot be had where this is
-developed: a network's time does not depend on them. The threshold is set so that about 20 queries of 100 are kept.
+The plain pipeline: a resize in torch, then what FocoosAI's library does on a CPU, the plain graph in ONNX Runtime and
+the torch steps after it. That library does not resize: bench/test_focoos.py has frames as it takes them. Weights are
+those of bench/weights.py, since the published ones cannot be had where this is developed: a network's time does not
+depend on them. The threshold is set so that about 20 queries of 100 are kept.
 Ours is in the fastest precision that this CPU has, and its others stand beside it: each one's ratio to the plain
 pipeline is the quotient of the two ratios.
 """

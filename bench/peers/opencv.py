@@ -44,3 +44,12 @@ def blob(frame, size, mean, std):
     params.mean = tuple(mean)
     params.size = size[::-1]
     return cv2.dnn.blobFromImageWithParams(frame, params)
+
+
+def largest_parts(stack):
+    """Masks (N, H, W) without all of their parts but the largest."""
+    kept = np.zeros_like(stack)
+    for mask, out in zip(stack, kept, strict=True):
+        _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=8)
+        np.equal(labels, 1 + stats[1:, cv2.CC_STAT_AREA].argmax(), out=out)
+    return kept

@@ -15,3 +15,7 @@ def polygons(stack):
 
 def rle(stack):
     return [sv.mask_to_rle(mask, compressed=True) for mask in stack]
+
+
+def nms(detections, iou):
+    return detections.with_nms(threshold=iou)

@@ -227,7 +227,8 @@ def postprocess(
 ) -> Detections:
     """Turns a query-mask network's outputs into instances or a semantic segmentation.
 
-    Defined in docs/postprocess.md; equal to FocoosAI's processor for its models.
+    Defined in docs/postprocess.md. For its models equal to FocoosAI's processor where ``size`` is that of the network's
+    input; docs/coming_from_focoos.md says what differs otherwise.
 
     Args:
         mask_logits: float32 or float16 (Q, h, w) or (1, Q, h, w), before the sigmoid, in the CPU's memory: a NumPy

@@ -105,7 +105,7 @@ def _pixel_decoder(spec: ModelSpec) -> str:
 
 def _detections(spec: ModelSpec) -> str:
     config = spec.config
-    what = "one per object" if spec.task == "instance" else "one per class that is in the picture"
+    what = "one per object" if spec.task == "instance" else "one per query that wins pixels, of a class that may have several"
     return f"{what}; threshold {config.threshold:g}, mask threshold {config.mask_threshold:g}"
 
 
