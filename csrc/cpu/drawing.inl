@@ -11,8 +11,6 @@
 namespace fai::cpu::FAI_ISA {
 namespace {
 
-inline constexpr int kWordBytes = 3 * 64;
-
 // pixels[i] += (color[i] - pixels[i]) * alpha[i] / 255, rounded to nearest: (t + 128 + (t + 128) / 256) / 256
 // is t / 255 for all products of two bytes.
 inline void blend_bytes(uint8_t* pixels, const uint8_t* color, const uint8_t* alpha) {
@@ -28,8 +26,7 @@ inline void spread(uint64_t bits, uint8_t value, uint8_t* alpha) {
 }
 
 void paint_row(const PaintRow& row) {
-    alignas(64) uint8_t color[kWordBytes], inner[kWordBytes], alpha[kWordBytes];
-    for (int i = 0; i < kWordBytes; ++i) color[i] = row.color[i % 3];
+    alignas(64) uint8_t inner[kWordBytes], alpha[kWordBytes];
     std::memset(inner, row.alpha, kWordBytes);
     for (int64_t k = 0; k < row.words; ++k) {
         const uint64_t mask = row.mask[k], edge = mask & ~row.inner[k];
@@ -48,13 +45,13 @@ void paint_row(const PaintRow& row) {
             cover = alpha;
         }
         if (first + 64 <= row.width) {
-            blend_bytes(pixels, color, cover);
+            blend_bytes(pixels, row.color, cover);
         } else {
             // The frame ends within the word.
             const auto bytes = static_cast<size_t>(3 * (row.width - first));
             alignas(64) uint8_t part[kWordBytes] = {};
             std::memcpy(part, pixels, bytes);
-            blend_bytes(part, color, cover);
+            blend_bytes(part, row.color, cover);
             std::memcpy(pixels, part, bytes);
         }
     }

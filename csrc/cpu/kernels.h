@@ -130,6 +130,9 @@ struct BlendTask {
 
 // ---- drawing
 
+// Bytes of the 64 pixels of a word.
+inline constexpr int kWordBytes = 3 * 64;
+
 // One row of one mask, in words that are aligned to the frame's columns.
 struct PaintRow {
     uint8_t* pixels;        // the frame's row, three bytes per pixel
@@ -137,9 +140,9 @@ struct PaintRow {
     const uint64_t* mask;   // (words); bits beyond the frame are zero
     const uint64_t* inner;  // (words), those of the mask that are not its contour
     int64_t words;
-    int64_t first_word;  // frame column of the first bit, divided by 64
-    uint8_t color[3];
-    uint8_t alpha;  // of the inner pixels; contours are opaque
+    int64_t first_word;    // frame column of the first bit, divided by 64
+    const uint8_t* color;  // (kWordBytes), the same three bytes again and again
+    uint8_t alpha;         // of the inner pixels; contours are opaque
 };
 
 struct Kernels {

@@ -1,6 +1,7 @@
 #include "csrc/ops/drawing.h"
 
 #include <algorithm>
+#include <cstring>
 #include <utility>
 #include <vector>
 
@@ -83,7 +84,8 @@ void paint_masks(const MaskView& masks, std::span<const int64_t> rows, std::span
     const auto paint = [&](int64_t i, int64_t top, int64_t bottom) {
         const Box& box = masks.box(rows[i]);
         const int64_t words = box.row_words();
-        const uint8_t* const color = colors.data() + 3 * rows[i];
+        uint8_t color[cpu::kWordBytes];
+        for (int k = 0; k < cpu::kWordBytes; k += 3) std::memcpy(color + k, colors.data() + 3 * rows[i], 3);
         for (int64_t y = std::max<int64_t>(top, box.y1); y < std::min<int64_t>(bottom, box.y2); ++y) {
             const int64_t start = (y - box.y1) * words;
             kernels.paint_row({.pixels = image + 3 * y * size.width,
@@ -92,7 +94,7 @@ void paint_masks(const MaskView& masks, std::span<const int64_t> rows, std::span
                                .inner = inner[i].data() + start,
                                .words = words,
                                .first_word = box.first_word(),
-                               .color = {color[0], color[1], color[2]},
+                               .color = color,
                                .alpha = static_cast<uint8_t>(brush.alpha)});
         }
     };
