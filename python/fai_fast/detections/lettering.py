@@ -19,7 +19,7 @@ Box = tuple[int, int, int, int]
 
 DARK, LIGHT = (16, 16, 16), (255, 255, 255)
 # Places that are tried for a label when those at its box are taken: so many of its heights up and down.
-_FURTHER = 6
+_FURTHER = 16
 
 
 class Style(NamedTuple):
