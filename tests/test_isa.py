@@ -12,6 +12,7 @@ from pathlib import Path
 import fai_fast
 import numpy as np
 import pytest
+from fai_fast import _core
 from helpers import frames, golden, scenes
 
 ISAS = fai_fast.build_info()["isas_available"]
@@ -88,7 +89,23 @@ def digests():
                     )
                     tensor = tensor[0] if resize == "letterbox" else tensor
                     results[f"preprocess {color} {size} {dtype} {resize}"] = digest(tensor)
+    rng = np.random.default_rng(15)
+    for size in ((5, 3), (40, 64), (33, 129), (70, 250)):
+        masks = scenes_masks(rng, size)
+        image = rng.integers(0, 256, (*size, 3), np.uint8)
+        colors = rng.integers(0, 256, (len(masks), 3), np.uint8)
+        for alpha in (0, 77, 255):
+            picture = image.copy()
+            rows = np.arange(len(masks))
+            _core.Masks.encode(masks).paint(picture, colors, rows, alpha=alpha, line=2)
+            results[f"paint {size} {alpha}"] = digest(picture)
     return results
+
+
+def scenes_masks(rng, size):
+    """Noise, blocks and everything, bool (3, H, W)."""
+    blocks = np.kron(rng.random((size[0] // 8 + 1, size[1] // 8 + 1)) < 0.5, np.ones((8, 8), bool))
+    return np.stack([rng.random(size) < 0.5, blocks[: size[0], : size[1]] > 0, np.ones(size, bool)])
 
 
 def python(code, isa):

@@ -6,10 +6,11 @@ import itertools
 import os
 import stat
 
+import fai_fast
 import numpy as np
 import pytest
 from fai_fast import Detections, PackedMasks, render
-from fai_fast.detections import drawing
+from fai_fast.detections import lettering, palettes
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -53,6 +54,23 @@ def semantic(labels, class_id):
         class_names=[f"class {i}" for i in range(300)],
         label_source=labels,
     )
+
+
+@pytest.fixture
+def texts(monkeypatch):
+    """What is laid on pictures, in order."""
+    put, kept = lettering.put, []
+    names = {}
+
+    def written(text, *rest):
+        line = write(text, *rest)
+        names[id(line)] = text
+        return line
+
+    write = lettering.written
+    monkeypatch.setattr(lettering, "written", written)
+    monkeypatch.setattr(lettering, "put", lambda *a: (kept.append(names[id(a[1])]), put(*a)))
+    return kept
 
 
 def blend(pixels, color, opacity):
@@ -100,24 +118,60 @@ def test_labels_are_written_in_the_color_of_the_class_inside_the_frame():
     assert np.ptp(ys) < 30
 
 
-def test_a_label_says_class_score_and_track(monkeypatch):
-    from PIL import ImageDraw
-
-    texts = []
-    write = ImageDraw.ImageDraw.text
-    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda *a, **k: (texts.append(a[2]), write(*a, **k)))
+def test_a_label_says_class_score_and_track(texts):
     detections = found((20, 10, 50, 40), (0, 0, 9, 9), class_id=[2, 7])
     render.draw(picture(), detections)
     render.draw(picture(), detections.with_tracker_id([4, 11]))
     assert sorted(texts) == sorted(["dog 0.90", "7 0.50", "#4 dog 0.90", "#11 7 0.50"])
 
 
-def test_labels_of_one_place_do_not_cover_each_other():
+@pytest.mark.parametrize("corners", [(100, 100, 200, 180), (0, 0, 30, 10), (280, 290, 300, 300)])
+def test_labels_of_one_place_do_not_cover_each_other(corners):
     taken = []
-    for _ in range(3):
-        box = drawing._free_place((100, 100, 200, 180), (60, 14), (300, 300), taken)
-        assert not any(drawing._overlap(box, other) for other in taken)
+    for _ in range(8):
+        box = lettering.free_place(corners, (60, 14), (300, 300), taken)
+        assert not any(lettering._covered(box, np.array([other])) for other in taken)
+        assert box[0] >= 0
+        assert box[1] >= 0
+        assert box[2] <= 300
+        assert box[3] <= 300
         taken.append(box)
+
+
+def test_a_label_that_is_wider_than_the_picture_is_cut(texts):
+    size = (30, 60)
+    name = "a name that is far too long for any picture of this size"
+    detections = Detections(
+        xyxy=[[50, 20, 58, 28]], confidence=[0.5], class_id=[0], size=size, class_names=[name]
+    )
+    drawn = render.draw(np.zeros((*size, 3), np.uint8), detections, boxes=False)
+    assert texts == [f"{name} 0.50"]
+    line = lettering.written(texts[0], lettering.style_of(size), 60)
+    assert 40 < line.shape[1] <= 60
+    assert ((drawn == render.color(0)).all(-1)).any(0)[:40].all()
+
+
+def test_what_cannot_be_written_is_replaced():
+    style = lettering.style_of((400, 400))
+    unknown = lettering.written("\ufffd", style, 400)
+    for character in ("\n", "\0", "\ud800", "\u202e"):
+        assert (lettering.written(character, style, 400) == unknown).all()
+
+
+def test_text_looks_as_pillow_writes_it():
+    from PIL import Image, ImageDraw
+
+    style = lettering.style_of((1080, 1920))
+    text = "person 0.87"
+    ours = lettering.written(text, style, 1920)
+    canvas = Image.new("L", ours.shape[::-1])
+    place = style.padding, style.padding - style.top
+    ImageDraw.Draw(canvas).text(place, text, fill=255, font=lettering._font(style.font_size))
+    theirs = np.asarray(canvas).astype(float)
+    # Character for character, without kerning: a pixel to the side here and there.
+    assert np.corrcoef(ours.sum(0), theirs.sum(0))[0, 1] > 0.9
+    assert np.array_equal(ours.any(1), theirs.any(1))
+    assert ours.max() == 255
 
 
 def test_nothing_found_draws_nothing():
@@ -186,15 +240,10 @@ def test_a_selection_of_a_semantic_result_colors_its_rows_only():
     drawn = render.draw(image, semantic(halves(), [5, 6])[:1], labels=False)
     assert (drawn[:, 46:] == image[:, 46:]).all()
     assert (drawn[:, :44] != image[:, :44]).any()
-    assert (render.draw(image, semantic(halves(), [5, 6])[:0]) == image).all()
+    assert (render.draw(image, semantic(halves(), [5, 6])[:0], labels=False) == image).all()
 
 
-def test_the_legend_names_the_classes_that_are_there_largest_first(monkeypatch):
-    from PIL import ImageDraw
-
-    texts = []
-    write = ImageDraw.ImageDraw.text
-    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda *a, **k: (texts.append(a[2]), write(*a, **k)))
+def test_the_legend_names_the_classes_that_are_there_largest_first(texts):
     labels = np.zeros((200, 200), np.uint8)
     labels[:, :140] = 1
     labels[0, 0] = 3
@@ -202,12 +251,22 @@ def test_the_legend_names_the_classes_that_are_there_largest_first(monkeypatch):
     assert texts == ["class 4", "70%", "class 9", "30%", "class 8", "<1%"]
 
 
-def test_a_legend_that_is_too_long_says_how_many_are_left_out(monkeypatch):
-    from PIL import ImageDraw
+def test_the_legend_is_beside_the_picture_and_always_as_wide():
+    image = picture(size=(200, 200))
+    labels = np.zeros((200, 200), np.uint8)
+    labels[:, 100:] = 1
+    results = [semantic(labels, [9, 4]), semantic(labels, [250, 7]), semantic(labels, [9, 4])[:0]]
+    drawn = [render.draw(image, result) for result in results]
+    assert len({whole.shape for whole in drawn}) == 1
+    assert drawn[0].shape[1] > 200
+    for result, whole in zip(results, drawn, strict=True):
+        assert (whole[:, :200] == render.draw(image, result, labels=False)).all()
+    legend = drawn[0][:, 200:].reshape(-1, 3)
+    for class_id in (9, 4):
+        assert (legend == render.color(class_id)).all(-1).any()
 
-    texts = []
-    write = ImageDraw.ImageDraw.text
-    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda *a, **k: (texts.append(a[2]), write(*a, **k)))
+
+def test_a_legend_that_is_too_long_says_how_many_are_left_out(texts):
     labels = np.repeat(np.arange(200, dtype=np.uint8), 2).reshape(400, 1) * np.ones((1, 50), np.uint8)
     render.draw(picture(size=labels.shape), semantic(labels, np.arange(200)))
     names = texts[::2]
@@ -230,6 +289,78 @@ def test_colors_of_few_classes_differ():
     assert min(np.abs(a - b).sum() for a, b in pairs) > 60
 
 
+@pytest.mark.parametrize(
+    ("palette", "classes", "some"),
+    [
+        ("ade20k", 150, {0: (120, 120, 120), 2: (6, 230, 230), 149: (92, 0, 255)}),
+        ("cityscapes", 19, {0: (128, 64, 128), 13: (0, 0, 142), 18: (119, 11, 32)}),
+        ("coco", 80, {0: (220, 20, 60), 9: (250, 170, 30), 79: (191, 162, 208)}),
+    ],
+)
+def test_customary_palettes(palette, classes, some):
+    table = palettes.colors_of(np.arange(classes), None, palette)
+    assert {i: tuple(table[i].tolist()) for i in some} == some
+    # Classes that the data set does not have are gray, or as in any other.
+    beyond = palettes.colors_of(np.array([-1, classes]), None, palette)
+    assert beyond.tolist() == [list(render.color(-1)), list(render.color(classes))]
+
+
+@pytest.mark.parametrize(
+    ("model", "palette"), [("fai-mf-l-ade", "ade20k"), ("fai-mf-l-coco-ins", "coco"), (None, "distinct")]
+)
+def test_the_palette_follows_from_the_classes(model, palette):
+    names = NAMES if model is None else fai_fast.spec(model).classes
+    ids = np.arange(3)
+    assert (palettes.colors_of(ids, names, None) == palettes.colors_of(ids, None, palette)).all()
+    assert len(np.unique(palettes.colors_of(ids, names, None), axis=0)) == 3
+
+
+def test_a_palette_of_ones_own():
+    drawn = render.draw(
+        picture(),
+        found((20, 10, 50, 40), (60, 10, 80, 40), class_id=[1, 2]),
+        palette=[[1, 2, 3], [4, 5, 6]],
+        opacity=1,
+        labels=False,
+    )
+    assert (drawn[20, 30] == [4, 5, 6]).all()
+    assert (drawn[20, 70] == render.color(2)).all()
+
+
+def test_objects_of_one_class_can_differ():
+    boxes = (20, 10, 50, 40), (60, 10, 80, 40)
+    result = found(*boxes, class_id=[1, 1])
+    options = {"opacity": 1, "labels": False}
+    image = picture()
+
+    def colors(result, **more):
+        drawn = render.draw(image, result, **options, **more)
+        return [tuple(drawn[20, x].tolist()) for x in (30, 70)]
+
+    assert colors(result) == [render.color(1)] * 2
+    assert colors(result, color_by="instance") == [render.color(0), render.color(1)]
+    tracked = result.with_tracker_id([7, 5])
+    assert colors(tracked) == colors(tracked, color_by="instance") == [render.color(7), render.color(5)]
+    assert colors(tracked, color_by="class") == [render.color(1)] * 2
+
+
+def test_bgr_is_rgb_turned_around():
+    image = picture(size=(200, 200))
+    labels = np.zeros((200, 200), np.uint8)
+    labels[:, 100:] = 1
+    for result in (found((20, 10, 50, 40), size=(200, 200)), semantic(labels, [3, 5])):
+        rgb = render.draw(image, result)
+        bgr = render.draw(np.ascontiguousarray(image[:, :, ::-1]), result, color="bgr")
+        np.testing.assert_array_equal(bgr[:, :, ::-1], rgb)
+
+
+def test_gray_frames_are_drawn_in_color():
+    gray = picture()[:, :, 0]
+    result = found((20, 10, 50, 40))
+    drawn = render.draw(gray, result, color="gray")
+    np.testing.assert_array_equal(drawn, render.draw(np.repeat(gray[:, :, None], 3, axis=2), result))
+
+
 def test_text_can_be_read_on_every_color():
     def luminance(color):
         c = np.array(color) / 255
@@ -237,7 +368,7 @@ def test_text_can_be_read_on_every_color():
 
     for class_id in range(300):
         light, dark = sorted(
-            map(luminance, (render.color(class_id), drawing._contrast(render.color(class_id)))), reverse=True
+            map(luminance, (render.color(class_id), lettering.contrast(render.color(class_id)))), reverse=True
         )
         assert (light + 0.05) / (dark + 0.05) >= 4.0
 
@@ -264,12 +395,23 @@ def test_text_can_be_read_on_every_color():
         ({"opacity": "0.5"}, TypeError, "opacity: got '0.5'"),
         ({"opacity": 1.01}, ValueError, "opacity: got 1.01, expected 0 to 1"),
         ({"opacity": float("nan")}, ValueError, "opacity: got nan"),
+        ({"color": "yuv"}, ValueError, "color: got 'yuv'"),
+        ({"color": "gray"}, ValueError, r"image: got shape \(60, 90, 3\), expected \(H, W\)"),
+        ({"color_by": "track"}, ValueError, "color_by: got 'track'"),
+        ({"palette": "voc", "detections": found((0, 0, 9, 9))}, ValueError, "palette: got 'voc'"),
+        ({"palette": [[1, 2]], "detections": found((0, 0, 9, 9))}, TypeError, "palette: got list"),
+        ({"palette": [[1, 2, 256]], "detections": found((0, 0, 9, 9))}, ValueError, "palette: got 1..256"),
     ],
 )
 def test_bad_arguments_are_named(fields, error, message):
     arguments = {"image": picture(), "detections": Detections.empty(SIZE), **fields}
     with pytest.raises(error, match=message):
         render.draw(arguments.pop("image"), arguments.pop("detections"), **arguments)
+
+
+def test_a_semantic_result_has_no_instances():
+    with pytest.raises(ValueError, match="color_by: got 'instance' for a semantic result"):
+        render.draw(picture(), semantic(halves(), [5, 6]), color_by="instance")
 
 
 @given(

@@ -124,15 +124,50 @@ def test_the_package_stays_small() -> None:
 
 
 def test_training_batches_agree_with_their_scenes(train_shapes) -> None:
-    scenes = train_shapes.Scenes(seed=0, fresh=2, most=130)
-    for size in (128, 192):
-        images, labels, covers = scenes.batch(size, 4)
-        assert images.shape == (4, 3, size, size)
-        assert covers.shape == (4, shapes.MOST_OBJECTS, size // 4, size // 4)
+    scenes = train_shapes.Scenes(seed=0, fresh=2, most=30)
+    for size, count in [((128, 128), 16), *train_shapes.BATCHES]:
+        height, width = size
+        images, labels, covers = scenes.batch(size, count)
+        assert images.shape == (count, height, width, 3)
+        assert covers.shape == (count, train_shapes.SLOTS, height // 4, width // 4)
         assert np.array_equal(covers.sum((2, 3)) > 0, labels >= 0)
-        assert covers.sum(1).max() <= 1 + 1e-6
-    assert len(scenes.pool) == 130
-    assert scenes.batch(128, 2)[0].shape[0] == 2
+        assert covers.sum(1).max() <= 1 + 1e-5
+    assert len(scenes.pool) == 30
+    assert scenes.batch((128, 128), 1)[0].shape[0] == 1
+
+
+def test_a_full_pool_is_renewed(train_shapes) -> None:
+    scenes = train_shapes.Scenes(seed=0, fresh=3, most=4)
+    scenes.batch((128, 128), 1)
+    before = [id(picture) for picture, _, _ in scenes.pool]
+    held = [picture for picture, _, _ in scenes.pool]
+    for _ in range(4):
+        scenes.batch((128, 128), 1)
+    assert len(scenes.pool) == len(held) == 4
+    assert [id(picture) for picture, _, _ in scenes.pool] != before
+
+
+def test_pictures_to_learn_from_are_small_first(train_shapes) -> None:
+    rng = np.random.default_rng(0)
+    assert {train_shapes.plan(0.4, 0.5, rng) for _ in range(9)} == {((128, 128), 16)}
+    assert {train_shapes.plan(0.6, 0.5, rng) for _ in range(200)} == set(train_shapes.BATCHES)
+    assert {train_shapes.plan(0.0, 0.0, rng) for _ in range(200)} == set(train_shapes.BATCHES)
+
+
+def test_styles_are_kept() -> None:
+    # Without a style the scenes are those of the published figures, whatever is added beside them.
+    plain = shapes.scene(3, 96)
+    assert np.array_equal(plain.image, shapes.scene(3, 96, None, shapes.PLAIN).image)
+    shares, sides = [], []
+    for seed in range(40):
+        _, _, masks = shapes.scene(seed, 96, 1, shapes.VARIED)
+        shares.append(masks.mean())
+        rows, columns = (np.flatnonzero(masks[0].any(axis)) for axis in (1, 0))
+        sides.append((rows[-1] - rows[0] + 1) / (columns[-1] - columns[0] + 1))
+    assert min(shares) < 0.01
+    assert max(shares) > 0.25
+    assert max(sides) > 1.4
+    assert min(sides) < 0.67
 
 
 def test_dense_losses_are_those_of_the_library(train_shapes) -> None:
@@ -152,9 +187,9 @@ def test_dense_losses_are_those_of_the_library(train_shapes) -> None:
         )
         for _ in range(2)
     ]
-    labels = torch.full((2, shapes.MOST_OBJECTS), -1)
+    labels = torch.full((2, train_shapes.SLOTS), -1)
     labels[0, :2], labels[1, 0] = torch.tensor([4, 0]), 2
-    covers = torch.zeros(2, shapes.MOST_OBJECTS, side, side)
+    covers = torch.zeros(2, train_shapes.SLOTS, side, side)
     covers[0, 0] = covers[1, 0] = 1
     ours = train_shapes.criterion(config, layers, labels, covers)
 
@@ -178,7 +213,8 @@ def test_a_batch_can_be_learnt(train_shapes) -> None:
     model = fai_fast.reference.build(spec)
     train_shapes.start(model)
     teacher = train_shapes.Teacher(spec.config.pixel_decoder_feat_dim, len(shapes.CLASSES))
-    images, labels, covers = train_shapes.Scenes(seed=0, fresh=0, most=8).batch(64, 4)
+    pixels, labels, covers = train_shapes.Scenes(seed=0, fresh=0, most=8).batch((64, 64), 4)
+    images = train_shapes.as_tensor(pixels)
     optimizer = torch.optim.AdamW([*model.parameters(), *teacher.parameters()], 1e-3)
     course = []
     for _ in range(30):
@@ -200,9 +236,9 @@ def test_training_is_kept_and_resumed(train_shapes, tmp_path, monkeypatch, capsy
 
     torch.set_num_threads(1)
     draw = functools.cache(shapes.scene)
-    monkeypatch.setattr(shapes, "scene", lambda seed, size, objects=None: draw(seed % 5, size, objects))
+    monkeypatch.setattr(shapes, "scene", lambda seed, size, *rest: draw(seed % 5, size, *rest))
     args = argparse.Namespace(out=tmp_path / "x.pt", resume=False, pretrain=0.01, minutes=0.02, lr=1e-3)
-    args.fresh, args.log_every = 1, 1
+    args.fresh, args.log_every, args.start = 1, 1, None
     train_shapes.train(args)
     first = torch.load(args.out, weights_only=True)
     assert "single shapes" in capsys.readouterr().out
@@ -217,6 +253,13 @@ def test_training_is_kept_and_resumed(train_shapes, tmp_path, monkeypatch, capsy
     assert not torch.equal(first["model"][name], second["model"][name])
     model = train_shapes.load(args.out)
     assert torch.equal(model.state_dict()[name], second["model"][name])
+
+    args.resume, args.start, args.out, args.minutes = False, args.out, tmp_path / "y.pt", 1e-9
+    train_shapes.train(args)
+    third = torch.load(args.out, weights_only=True)
+    assert "single shapes" not in capsys.readouterr().out
+    assert torch.equal(third["model"][name], second["model"][name])
+    assert (third["step"], third["small_share"], third["pretrained_minutes"]) == (0, 0, 0)
 
 
 def test_the_shipped_model_finds_most_objects(train_shapes) -> None:
@@ -243,7 +286,7 @@ def test_evaluation_gives_what_the_entry_says(train_shapes) -> None:
     import torch
 
     torch.set_num_threads(1)
-    metrics, per_class = train_shapes.evaluate(train_shapes.load(None), scenes=25)
+    metrics, per_class = train_shapes.evaluate(train_shapes.load(None), train_shapes.held_out_scenes(25))
     shipped = fai_fast.spec(NAME)
     assert set(metrics) == set(shipped.metrics)
     assert set(per_class) == set(shipped.per_class)

@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 
 CLASSES = ("disc", "square", "triangle", "star", "ring", "cross")
-SMALLEST, LARGEST = 0.18, 0.45  # of the scene's shorter side, from edge to edge
 MOST_OBJECTS = 10
 LEAST_VISIBLE = 0.5  # of a shape's own area
 LEAST_CONTRAST = 160.0  # summed over the three channels, between a shape's mean color and what it covers
@@ -25,6 +24,20 @@ SHAPE_PATTERN, BACKGROUND_PATTERN = 0.35, 0.5  # how far a texture goes towards 
 SUBPIXEL_BITS = 6
 
 FloatArray = npt.NDArray[np.float32]
+
+
+class Style(NamedTuple):
+    """How large shapes are, edge to edge in the scene's shorter side, and how stretched: aspects to exp(2 stretch)."""
+
+    smallest: float
+    largest: float
+    stretch: float
+
+
+# What the published figures are measured on.
+PLAIN = Style(0.18, 0.45, 0.15)
+# Only for training: from tiny to frame-filling, of any aspect between 1:2 and 2:1.
+VARIED = Style(0.08, 0.95, 0.35)
 
 
 class Scene(NamedTuple):
@@ -62,13 +75,16 @@ OUTLINES: dict[str, list[FloatArray]] = {
 }
 
 
-def scene(seed: int, size: int | tuple[int, int] = 256, objects: int | None = None) -> Scene:
+def scene(
+    seed: int, size: int | tuple[int, int] = 256, objects: int | None = None, style: Style = PLAIN
+) -> Scene:
     """Draws a scene.
 
     Args:
         seed: everything follows from it (and from the other arguments).
         size: the side of the square picture, or (height, width), in pixels.
         objects: how many shapes to try to place; None draws 1..10. Those that find no place are left out.
+        style: how large and how stretched the shapes are.
     """
     rng = np.random.default_rng(seed)
     height, width = (size, size) if isinstance(size, int) else size
@@ -82,7 +98,7 @@ def scene(seed: int, size: int | tuple[int, int] = 256, objects: int | None = No
     for _ in range(wanted):
         for _attempt in range(8):
             label = int(rng.integers(len(CLASSES)))
-            if place(rng, image, owner, areas, label, side):
+            if place(rng, image, owner, areas, label, side, style):
                 labels.append(label)
                 break
     if not labels:
@@ -98,10 +114,11 @@ def place(
     areas: list[int],
     label: int,
     side: int,
+    style: Style,
 ) -> bool:
     """Paints one shape somewhere, unless that would hide too much of another."""
-    radius = 0.5 * side * np.exp(rng.uniform(np.log(SMALLEST), np.log(LARGEST)))
-    stretch, angle = np.exp(rng.uniform(-0.15, 0.15)), rng.uniform(0, 2 * np.pi)
+    radius = 0.5 * side * np.exp(rng.uniform(np.log(style.smallest), np.log(style.largest)))
+    stretch, angle = np.exp(rng.uniform(-style.stretch, style.stretch)), rng.uniform(0, 2 * np.pi)
     cos, sin = np.cos(angle), np.sin(angle)
     height, width = owner.shape
     center = np.array(

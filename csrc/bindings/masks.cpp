@@ -18,6 +18,7 @@
 #include "csrc/bindings/gil.h"
 #include "csrc/core/error.h"
 #include "csrc/ops/checks.h"
+#include "csrc/ops/drawing.h"
 #include "csrc/ops/mask_regions.h"
 
 namespace py = pybind11;
@@ -236,6 +237,28 @@ class BoundMasks {
         return texts;
     }
 
+    void paint(const py::handle& image, const py::handle& colors, const py::handle& rows, int alpha, int line,
+               int num_threads) const {
+        const MaskView& masks = checked_view();
+        const int threads = threads_arg(num_threads);
+        const int64_t height = masks.size().height, width = masks.size().width;
+        py::array frame = contiguous<uint8_t>(image, "image", 3, "uint8 (H, W, 3)");
+        if (frame.shape(0) != height || frame.shape(1) != width || frame.shape(2) != 3) {
+            throw ValueError(message("image: got shape ", shape_text(frame), ", expected (", height, ", ",
+                                     width, ", 3) as the masks"));
+        }
+        if (!frame.writeable()) throw ValueError("image: got a read-only array, expected a writable one");
+        const py::array palette = contiguous<uint8_t>(colors, "colors", 2, "uint8 (N, 3)");
+        if (palette.shape(1) != 3) {
+            throw ValueError(message("colors: got shape ", shape_text(palette), ", expected uint8 (N, 3)"));
+        }
+        const auto bytes = span_of<uint8_t>(palette);
+        const std::vector<uint8_t> copied(bytes.begin(), bytes.end());
+        const auto order = copy_of(vector_arg<int64_t>(rows, "rows", "int64 (N,)"));
+        auto* data = static_cast<uint8_t*>(frame.mutable_data());
+        without_gil([&] { ops::paint_masks(masks, order, copied, {alpha, line}, data, threads); });
+    }
+
     static BoundMasks encode(const py::handle& mask, int num_threads) {
         const py::array array = any_strides<bool>(mask, "mask", "bool (N, H, W)");
         if (array.ndim() != 3) {
@@ -321,6 +344,8 @@ void register_masks(py::module_& m) {
         .def("nms", &BoundMasks::nms, kw, arg("order"), arg("groups"), arg("iou"))
         .def("clean", &BoundMasks::clean, kw, arg("min_area"), arg("largest"), arg("num_threads") = 0)
         .def("scanlines", &BoundMasks::scanlines)
+        .def("paint", &BoundMasks::paint, arg("image"), arg("colors"), arg("rows"), kw, arg("alpha"),
+             arg("line"), arg("num_threads") = 0)
         .def_static("encode", &BoundMasks::encode, arg("mask"), kw, arg("num_threads") = 0)
         .def_static("from_segments", &BoundMasks::from_segments, arg("segments"), arg("queries"), kw,
                     arg("num_threads") = 0);

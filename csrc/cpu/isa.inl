@@ -1,5 +1,6 @@
 // One instruction set's table of kernels.
 #include "csrc/cpu/isa.h"
+#include "csrc/cpu/drawing.inl"
 #include "csrc/cpu/postprocess.inl"
 #include "csrc/cpu/preprocess.inl"
 
@@ -14,6 +15,7 @@ const Kernels& table() {
         {draw_segments<float>, draw_segments<uint16_t>},
         load_row,
         blend_rows,
+        paint_row,
     };
     return kTable;
 }

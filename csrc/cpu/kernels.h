@@ -128,6 +128,23 @@ struct BlendTask {
     bool half;
 };
 
+// ---- drawing
+
+// Bytes of the 64 pixels of a word.
+inline constexpr int kWordBytes = 3 * 64;
+
+// One row of one mask, in words that are aligned to the frame's columns.
+struct PaintRow {
+    uint8_t* pixels;        // the frame's row, three bytes per pixel
+    int64_t width;          // pixels of the frame's row
+    const uint64_t* mask;   // (words); bits beyond the frame are zero
+    const uint64_t* inner;  // (words), those of the mask that are not its contour
+    int64_t words;
+    int64_t first_word;    // frame column of the first bit, divided by 64
+    const uint8_t* color;  // (kWordBytes), the same three bytes again and again
+    uint8_t alpha;         // of the inner pixels; contours are opaque
+};
+
 struct Kernels {
     const char* isa;
     // [0] float32 logits, [1] float16.
@@ -138,6 +155,7 @@ struct Kernels {
     // out[c * columns + x] = channel c of the row at output column x, 0..255; gray fills c = 0 only.
     void (*load_row)(const RowPlan& plan, const SourceRow& row, float* out);
     void (*blend_rows)(const BlendTask& task);
+    void (*paint_row)(const PaintRow& row);
 };
 
 // The table of the best instruction set that the CPU has, or of the one FAI_FAST_FORCE_ISA names. Throws

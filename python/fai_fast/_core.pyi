@@ -69,6 +69,16 @@ class Masks:
     ) -> npt.NDArray[np.bool_]: ...
     def clean(self, *, min_area: int, largest: bool, num_threads: int = 0) -> Masks: ...
     def scanlines(self) -> list[bytes]: ...
+    def paint(
+        self,
+        image: npt.NDArray[np.uint8],
+        colors: npt.NDArray[np.uint8],
+        rows: npt.NDArray[np.int64],
+        *,
+        alpha: int,
+        line: int,
+        num_threads: int = 0,
+    ) -> None: ...
     @staticmethod
     def encode(mask: npt.NDArray[np.bool_], *, num_threads: int = 0) -> Masks: ...
     @staticmethod
