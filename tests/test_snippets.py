@@ -85,6 +85,8 @@ def program(blocks: list[Block]) -> str:
             for name in fai_fast.models():
                 if name != BUNDLED:
                     text = text.replace(f'"{name}"', f'"{BUNDLED}"')
+            # A size that suits the published ones takes long with every other.
+            text = text.replace("im_size=640", "im_size=192")
         if block.runs:
             lines += [""] * (block.line - len(lines)) + text.splitlines()
             lines[-1] += f"\nprint('\\0{block.line}\\0', flush=True)" if block.output is not None else ""
