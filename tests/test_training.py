@@ -1,20 +1,17 @@
-"""Training on classes of one's own: from whose weights, and as docs/training.md says."""
+"""Training on classes of one's own: from whose weights. What docs/training.md says runs in test_snippets.py."""
 
 from __future__ import annotations
 
 import dataclasses
-import re
-from pathlib import Path
 
 import fai_fast
 import pytest
 import torch
-from fai_fast import reference
+from fai_fast import losses, reference
 from fai_fast.losses import Target
 from fai_fast.weights import load_weights
 
 NAME = "fai-mf-n-shapes"
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "training.md"
 HEADS = "head.predictor.forward_prediction_heads"
 CLASSIFIER = (f"{HEADS}.classifier.weight", f"{HEADS}.classifier.bias")
 
@@ -128,7 +125,7 @@ def test_wrong_arguments_are_named(arguments, kind, message):
         reference.pretrained(NAME, **arguments)
 
 
-def pictures(batches: int):
+def batch():
     """Squares on gray, with one picture that has none and a border of which nothing is known."""
     masks = torch.zeros(2, 64, 64, dtype=torch.bool)
     masks[0, 5:30, 8:50] = True
@@ -140,33 +137,26 @@ def pictures(batches: int):
     nothing = Target(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 64, 64, dtype=torch.bool))
     targets = [{"labels": torch.tensor([0, 1]), "masks": masks.byte(), "ignore": ignore}, nothing]
     images = torch.stack([image, torch.full_like(image, 60.0)])
-    return [(images, targets)] * batches
+    return images, targets
 
 
-def test_the_page_works_as_it_says(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
-    assert len(blocks) == 2
-    masks = torch.zeros(1, 8, 8, dtype=torch.bool)
-    given = {"labels": torch.tensor([0]), "masks": masks, "ignore": masks[0], "label_map": masks[0].long()}
-    exec(blocks[0], given)
-    assert given["target"].labels.tolist() == [0]
-
-    # The same with the model that comes with the package: what the page names is a download.
-    page = blocks[1].replace("fai-mf-s-coco-ins", NAME)
-    assert page != blocks[1]
+def test_a_network_learns_from_dicts_with_ignored_pixels_and_from_a_picture_without_objects():
     torch.manual_seed(0)
-    said = {"loader": pictures(3)}
-    exec(page, said)
-    assert said["fresh"] == CLASSIFIER
-    assert torch.isfinite(said["loss"])
-    assert said["loss"].dtype == torch.float32
-    assert said["report"].verified
-    with fai_fast.load("pears.onnx", device="cpu", precision="fp32") as model:
-        assert model.spec.classes == ("ripe", "unripe")
-    with fai_fast.load(tmp_path / "pears", device="cpu", precision="fp32") as model:
-        state = said["network"].state_dict()
-        assert all(
-            torch.equal(torch.from_numpy(value), state[key].float())
-            for key, value in model.weights.state.items()
-        )
+    network, fresh = reference.pretrained(NAME, classes=("ripe", "unripe"))
+    criterion = losses.SetCriterion(network.spec.config)
+    optimizer = torch.optim.AdamW(
+        [value for name, value in network.named_parameters() if name in fresh], 1e-3
+    )
+    images, targets = batch()
+    values = []
+    for _ in range(3):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            output = network(images)
+        loss = criterion.total(criterion(output, targets))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        assert loss.dtype == torch.float32
+        values.append(loss.item())
+    assert torch.isfinite(torch.tensor(values)).all()
+    assert values[-1] < values[0]

@@ -1,14 +1,13 @@
 """Writes the table of all models into README.md and docs/models.md, from the registry and one file of measurements.
 
-    python tools/models_table.py                      # the table again, after a change of the registry
-    python tools/models_table.py --check              # exit code 1 where a document holds another table
+    python tools/models_table.py                      # the table again; python tools/docs.py does that too
     python tools/models_table.py --measure FILE.json  # operations and milliseconds of every model on this CPU
 
 Accuracy and T4 milliseconds are what FocoosAI published, as the registry has them. Parameters are counted from the
 configuration; the download's size is that of the checkpoint's tensors in float32. Operations are those of the deployed
 graph's convolutions and matrix products at 640 x 640, a multiply-add being two; milliseconds are `Model.benchmark`'s
 with random weights, as published ones cannot be had where this is developed, and a network's time does not depend on
-them. Measuring needs PyTorch, and takes about ten minutes.
+them. Measuring needs PyTorch, and takes a few minutes.
 """
 
 from __future__ import annotations
@@ -20,10 +19,12 @@ import math
 import platform
 import re
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import fai_fast
+from fai_fast._files import replacing
 from fai_fast.registry import ModelSpec
 from fai_fast.registry.shapes import count_parameters, state_shapes
 
@@ -33,7 +34,7 @@ DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "models.md")
 BEGIN = "<!-- models: written by tools/models_table.py -->"
 END = "<!-- end of models -->"
 SIZE = 640
-RUNS = 15
+RUNS = 9
 HEADLINES = {"segm/AP": "AP", "sem_seg/mIoU": "mIoU"}
 HEADER = (
     "model",
@@ -61,7 +62,7 @@ def row(spec: ModelSpec, measured: dict[str, Any]) -> tuple[str, ...]:
         f"{count_parameters(spec) / 1e6:.1f} M",
         f"{measured['operations'] / 1e9:.1f}",
         "comes with the package" if spec.bundled_weights else f"{tensors / 1e6:.0f} MB",
-        f"{measured['milliseconds']:.0f} ms",
+        "" if measured["milliseconds"] is None else f"{measured['milliseconds']:.0f} ms",
         f"{min(t4):.1f} ms" if t4 else "",
     )
 
@@ -87,22 +88,27 @@ def with_table(text: str, new: str) -> str:
     return text.replace(found[0], f"{BEGIN}\n\n{new}\n\n{END}")
 
 
-def measure(target: Path) -> None:
-    """Writes what this machine takes for each model."""
+def measure(target: Path, folder: Path) -> None:
+    """Writes what this machine takes for each model; graphs that lie in the folder are not made again."""
+    from fai_fast import exporter
     from fai_fast.engines import cpu
+    from fai_fast.weights import load_weights
 
     from bench.floor import operations
 
+    graphs = {name: folder / f"{name}.onnx" for name in fai_fast.models()}
+    for name, graph in graphs.items():
+        if not graph.exists():
+            found = load_weights(name, None if fai_fast.spec(name).bundled_weights else "random")
+            # That it computes the same is for other programs to show.
+            with replacing(graph) as place:
+                exporter.write(found, place, size=(SIZE, SIZE), precision="fp32", verify=False)
     models: dict[str, Any] = {}
-    for name in fai_fast.models():
-        options: dict[str, Any] = {"im_size": SIZE, "device": "cpu", "precision": "fp32"}
-        if not fai_fast.spec(name).bundled_weights:
-            options["weights"] = "random"
-        with fai_fast.load(name, **options) as model:
-            graph = Path(re.sub(r" \(.*\)$", "", model.info()["artefacts"]["graph"]))
-            times = model.benchmark(runs=RUNS)["total"]
-            models[name] = {"operations": operations(graph), "milliseconds": round(times["p50"], 1)}
-            print(name, models[name], file=sys.stderr, flush=True)
+    for name, graph in graphs.items():
+        with fai_fast.load(graph, device="cpu", precision="fp32", cache_dir=folder) as model:
+            times = model.benchmark(runs=RUNS, warmup=2)["total"]
+        models[name] = {"operations": operations(graph), "milliseconds": round(times["p50"], 1)}
+        print(name, models[name], file=sys.stderr, flush=True)
     document = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "command": "python tools/models_table.py --measure FILE",
@@ -113,15 +119,8 @@ def measure(target: Path) -> None:
     target.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--check", action="store_true", help="write nothing")
-    what.add_argument("--measure", metavar="FILE", type=Path, help="write figures of this machine")
-    args = parser.parse_args()
-    if args.measure is not None:
-        measure(args.measure)
-        return 0
+def refresh(*, check: bool) -> int:
+    """Writes the table where a document holds another one; with `check` only says so, and returns 1."""
     new = table(json.loads(MEASURED.read_text("utf-8")))
     code = 0
     for path in DOCUMENTS:
@@ -129,14 +128,29 @@ def main() -> int:
         after = with_table(before, new)
         if after == before:
             continue
-        if args.check:
+        if check:
             print(
-                f"{path.relative_to(ROOT)}: another table; run python tools/models_table.py", file=sys.stderr
+                f"{path.relative_to(ROOT)}: another table of models; run python tools/docs.py",
+                file=sys.stderr,
             )
             code = 1
         else:
             path.write_text(after, "utf-8")
     return code
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--measure", metavar="FILE", type=Path, help="write figures of this machine")
+    parser.add_argument(
+        "--graphs", metavar="DIR", type=Path, help="where graphs are kept between measurements"
+    )
+    args = parser.parse_args()
+    if args.measure is None:
+        return refresh(check=False)
+    with tempfile.TemporaryDirectory() as folder:
+        measure(args.measure, args.graphs or Path(folder))
+    return 0
 
 
 if __name__ == "__main__":
