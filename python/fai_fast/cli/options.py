@@ -32,8 +32,8 @@ __all__ = [
 ]
 
 MODEL_HELP = (
-    "a name that `fai-fast models` lists, a folder or file with FocoosAI's model_info.json, or an .onnx file that "
-    "`fai-fast export` wrote"
+    "a name that `fai-fast models` lists, a folder or file with FocoosAI's model_info.json, or an .onnx or .openvino "
+    "file that `fai-fast export` or `fai-fast quantize` wrote"
 )
 SOURCE_HELP = (
     "a picture, a folder or a pattern ('a/*.jpg') of pictures, a video, an address (rtsp://, http://), a camera (0, "
@@ -71,7 +71,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--precision",
         default="auto",
         metavar="P",
-        help="fp32, fp16, bf16, or auto: the fastest here that finds on pictures what fp32 finds; default: auto",
+        help="fp32, fp16, bf16, int8, or auto: the fastest here that finds on pictures what fp32 finds; default: auto",
     )
     group.add_argument(
         "--pictures",
@@ -159,6 +159,10 @@ def spec_of(model: str) -> ModelSpec:
         from fai_fast.exporter.tensorrt import read_record
 
         return read_record(model).spec
+    if model.endswith(".openvino"):
+        from fai_fast.quantizer import read_info
+
+        return read_info(model).spec
     return load_spec(model)
 
 

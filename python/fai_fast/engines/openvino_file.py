@@ -123,7 +123,9 @@ def _check_size(place: Path, shown: str) -> None:
     if not place.exists():
         raise FileNotFoundError(f"name_or_path: no such file: {shown}")
     if not place.is_file():
-        raise EngineError(f"{shown} is {'a folder' if place.is_dir() else 'no regular file'}, expected a file")
+        raise EngineError(
+            f"{shown} is {'a folder' if place.is_dir() else 'no regular file'}, expected a file"
+        )
     size = place.stat().st_size
     if not 0 < size <= _MOST_FILE:
         raise _foreign(shown, "it is empty" if not size else f"it has {size} bytes")

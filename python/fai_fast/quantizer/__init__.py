@@ -29,7 +29,18 @@ from fai_fast.ops import preprocess
 from fai_fast.quantizer import calibration
 from fai_fast.registry import ModelSpec
 
-__all__ = ["PRECISION", "SUBSET", "SUFFIX", "VERSION", "Accuracy", "QuantizedInfo", "Subject", "read_info", "write"]
+__all__ = [
+    "PRECISION",
+    "SUBSET",
+    "SUFFIX",
+    "VERSION",
+    "Accuracy",
+    "QuantizedInfo",
+    "Subject",
+    "check_installed",
+    "read_info",
+    "write",
+]
 
 VERSION = 1
 """Counts changes of what is made: a file of another version is made again."""
@@ -120,15 +131,17 @@ def write(
         EngineError: OpenVINO fails.
         OSError, ValueError: a picture or the file.
     """
-    openvino.package()
-    calibration.nncf()
+    check_installed()
     rests = [name for name in _RESTS if name in openvino.native_precisions()]
     exact = None if accuracy is None else accuracy(subject.path, "fp32")
     refused = []
     for attempt in calibration.ATTEMPTS:
         with _bar(pictures.count, progress) as bar:
             model = calibration.calibrate(
-                subject.path, -(-pictures.count // subject.batch), lambda: _inputs(subject, pictures, bar), attempt
+                subject.path,
+                -(-pictures.count // subject.batch),
+                lambda: _inputs(subject, pictures, bar),
+                attempt,
             )
         account = _account(subject, attempt.name, pictures)
         openvino_file.write(place, model, {**account, "rest": rests, "verification": {}}, openvino.package())
@@ -149,6 +162,12 @@ def write(
         f"{subject.spec.name}: int8 loses too much against fp32. {'; '.join(refused)}. More pictures, of what the "
         "model is for, may help; labels (coco=, ade=) with tolerance= decide what may be lost"
     )
+
+
+def check_installed() -> None:
+    """Raises ExportError, EngineError where NNCF or OpenVINO cannot be imported."""
+    openvino.package()
+    calibration.nncf()
 
 
 def read_info(path: str | os.PathLike[str]) -> QuantizedInfo:
@@ -182,7 +201,8 @@ def read_info(path: str | os.PathLike[str]) -> QuantizedInfo:
             _text(info.verdict)
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise EngineError(
-            f"{redacted(os.fsdecode(path))} was not written by this version of fai_fast.quantize ({error!r}); make it again"
+            f"{redacted(os.fsdecode(path))} was not written by this version of fai_fast.quantize ({error!r}); make it "
+            "again"
         ) from None
     return info
 
@@ -261,7 +281,9 @@ def _bar(count: int, progress: bool | None) -> Any:
     from tqdm import tqdm  # type: ignore[import-untyped]
 
     disable = None if progress is None else not progress
-    return tqdm(total=count, unit="picture", desc="calibrating", file=sys.stderr, leave=False, disable=disable)
+    return tqdm(
+        total=count, unit="picture", desc="calibrating", file=sys.stderr, leave=False, disable=disable
+    )
 
 
 def _text(value: object) -> str:
