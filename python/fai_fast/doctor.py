@@ -34,7 +34,7 @@ _PACKAGES = {
         'weights in .pth files, weights="random", fai_fast.reference, losses, checking an export, torch-cuda',
         requirement("torch"),
     ),
-    "nncf": ("making the int8 form of a model for CPUs", requirement("nncf")),
+    "nncf": ("making the int8 form of a model for CPUs", requirement("quantize")),
     "onnxruntime": ("the alternative engine on CPUs", requirement("onnxruntime")),
     "onnxruntime-gpu": ("an engine on NVIDIA GPUs, in place of onnxruntime", "onnxruntime-gpu"),
     "tensorrt": ("the fastest engine on NVIDIA GPUs", requirement("tensorrt")),

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fai_fast._extras import install
 from fai_fast.engines import openvino
 from fai_fast.engines.base import INPUT, import_lock
 from fai_fast.errors import ExportError
@@ -63,7 +64,7 @@ def nncf() -> Any:
             module = importlib.import_module("nncf")
         except ImportError as error:
             raise ExportError(
-                f"quantize: NNCF cannot be imported ({error}); install it: pip install 'fai-fast[quantize]'"
+                f"quantize: NNCF cannot be imported ({error}); install it: {install('quantize')}"
             ) from error
         finally:
             # It makes its own class that of all loggers of the process.
