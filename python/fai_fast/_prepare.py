@@ -657,10 +657,11 @@ def _asked_for_int8(
         raise EngineError(
             f"{name}: precision {INT8!r} was asked for, which only {QUANTIZED_ENGINE} has, on CPUs"
         )
-    form = _form_of(graph, trial)
+    # Without pictures any that was good enough will do.
+    form = _form_of(graph, trial, trial.wanted or trial.pictures is None)
     if form is None:
         if trial.pictures is not None:
-            made = quantized(graph, trial.pictures, trial.cache_dir)
+            made = quantized(graph, trial.pictures, trial.cache_dir, required=trial.wanted)
             form = forms.Form(made.path, made.sha256, quantizer.read_info(made.path), _said(made))
             return _of_form(form, graph.provenance, threads, trial.cache_dir, "asked for")
         raise EngineError(
@@ -670,9 +671,9 @@ def _asked_for_int8(
     return _of_form(form, graph.provenance, threads, trial.cache_dir, "asked for")
 
 
-def _form_of(graph: Graph, trial: Trial) -> forms.Form | None:
+def _form_of(graph: Graph, trial: Trial, required: bool = True) -> forms.Form | None:
     digest = None if trial.pictures is None else trial.pictures.digest()
-    return forms.find(subject_of(graph), model_folder(graph.spec, trial.cache_dir), digest)
+    return forms.find(subject_of(graph), model_folder(graph.spec, trial.cache_dir), digest, required)
 
 
 def _any_form_of(graph: Graph, trial: Trial) -> forms.Form | None:
@@ -696,7 +697,7 @@ def _of_form(
         weights_sha256=info.weights_sha256,
     )
     ready, said = _compiled(graph, QUANTIZED_ENGINE, precision, threads, cache_dir)
-    reason = f"{reason}; it was made from {info.pictures} and finds what fp32 finds: {info.verdict}"
+    reason = f"{reason}; it was made from {info.pictures}, held against fp32: {info.verdict}"
     verdicts = {INT8: info.verification[precision.partition("+")[2]]["gate"]}
     return ready, _provenance(graph, INT8, reason, said, verdicts)
 
@@ -714,7 +715,7 @@ def quantized(graph: Graph, pictures: Pictures, cache_dir: Any, **options: Any) 
     """A graph's quantized form in the cache, made where it is not there. Options and errors as of quantizer.write()."""
     subject = subject_of(graph)
     depends = {
-        **forms.depends_on(subject),
+        **forms.depends_on(subject, options.get("required", True)),
         "pictures": pictures.digest(),
         "labels": options.get("labels", ""),
         "tolerance": options.get("tolerance", 0.0) if options.get("labels") else 0.0,

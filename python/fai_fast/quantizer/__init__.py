@@ -114,6 +114,7 @@ def write(
     accuracy: Accuracy | None = None,
     labels: str = "",
     tolerance: float = 0.5,
+    required: bool = True,
     progress: bool | None = None,
 ) -> QuantizedInfo:
     """Quantizes a graph into the file at `place`: all products first, then with those kept that cost most.
@@ -124,6 +125,7 @@ def write(
         accuracy: measures a graph on labeled pictures; None without any: then the gate decides.
         labels: what `accuracy` measures on, in words.
         tolerance: percentage points that it may fall by.
+        required: False writes the first that is made, whatever it loses, in order to measure it.
         progress: a bar on stderr; None for one if that is a terminal.
 
     Raises:
@@ -152,7 +154,7 @@ def write(
                 said["accuracy"] = {
                     "metric": metric, "value": value, "fp32": exact[1], "of": labels, "tolerance": tolerance,
                 }  # fmt: skip
-        good = [rest for rest, said in verification.items() if _holds(said)]
+        good = [rest for rest, said in verification.items() if _holds(said) or not required]
         if "fp32" in good:
             account |= {"rest": good, "verification": verification}
             openvino_file.write(place, model, account, openvino.package())

@@ -44,8 +44,11 @@ def stem(subject: Subject) -> str:
     return f"{height}x{width}-b{subject.batch}-int8"
 
 
-def depends_on(subject: Subject) -> dict[str, Any]:
-    """What every form of a graph depends on, besides the pictures."""
+def depends_on(subject: Subject, required: bool = True) -> dict[str, Any]:
+    """What every form of a graph depends on, besides the pictures.
+
+    `required` is whether it had to be good enough: nobody gets one that was made to be measured without asking.
+    """
     return {
         "weights": subject.weights_sha256,
         "configuration": subject.spec.to_dict(),
@@ -53,6 +56,7 @@ def depends_on(subject: Subject) -> dict[str, Any]:
         "batch": subject.batch,
         "exporter": exporter.VERSION,
         "quantizer": VERSION,
+        "required": required,
     }
 
 
@@ -69,14 +73,15 @@ def info_of(info: QuantizedInfo) -> dict[str, Any]:
     }
 
 
-def find(subject: Subject, folder: Path, pictures: str | None = None) -> Form | None:
+def find(subject: Subject, folder: Path, pictures: str | None = None, required: bool = True) -> Form | None:
     """The newest form of a graph in the cache, or the one that comes with the package; None where there is none.
 
     Args:
         folder: where the cache keeps what was made of the model.
         pictures: the digest of those that it must have been made from; None for any.
+        required: see :func:`depends_on`.
     """
-    wanted = _as_json({**depends_on(subject), **({} if pictures is None else {"pictures": pictures})})
+    wanted = _as_json({**depends_on(subject, required), **({} if pictures is None else {"pictures": pictures})})
     found = [(record.created, path, record) for path, record in _records(subject, folder, wanted)]
     for _, path, record in sorted(found, key=lambda item: item[0] or "", reverse=True):
         try:
