@@ -215,7 +215,9 @@ def _labels(pictures: Any, coco: Any, ade: Any) -> CocoData | AdeData | None:
     return None if ade is None else evaluate.AdeData.read(ade)
 
 
-def _source(model: Any, weights: Any, im_size: Any, frame: Any, batch: int, cache_dir: Any) -> _prepare.Source:
+def _source(
+    model: Any, weights: Any, im_size: Any, frame: Any, batch: int, cache_dir: Any
+) -> _prepare.Source:
     """Where the deployed graph is from."""
     batch = check_int("batch", batch)
     if not 1 <= batch <= exporter.MAX_BATCH:
