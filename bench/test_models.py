@@ -54,7 +54,8 @@ def test_end_to_end(name, size, frame_size, threads, compare, cache, tmp_path) -
     options = {"weights": state, "im_size": size, "num_threads": threads, "cache_dir": cache, "device": "cpu"}
     with ExitStack() as stack:
         models = {
-            precision: stack.enter_context(model) for precision, model in _in_each_precision(name, frame, options)
+            precision: stack.enter_context(model)
+            for precision, model in _in_each_precision(name, frame, options)
         }
         model, *others = models.values()
         threshold = streams.threshold_of(models["fp32"].infer(frame, threshold=0.0), KEPT)

@@ -56,12 +56,29 @@ def made(graph, tmp_path_factory):
 
 
 @pytest.fixture
-def verdicts(monkeypatch):
+def gate(monkeypatch):
     """What the gate is to find, in turn; each must be asked for."""
     coming: list[Verdict] = []
     monkeypatch.setattr(_gate, "verify", lambda *_, **__: coming.pop(0))
     yield coming
     assert coming == []
+
+
+@pytest.fixture
+def quick(made, monkeypatch):
+    """NNCF takes seconds for a network: what it made once is given again."""
+
+    def calibrate(graph, count, inputs, attempt):
+        assert len(list(inputs())) == count
+        return openvino.read_graph(made)
+
+    monkeypatch.setattr(calibration, "calibrate", calibrate)
+
+
+@pytest.fixture
+def verdicts(gate, quick):
+    """As `gate`, without NNCF."""
+    return gate
 
 
 def rests() -> int:
@@ -139,8 +156,8 @@ def test_what_the_file_has_settled_cannot_be_asked_otherwise(made, tmp_path, opt
         fai_fast.load(made, cache_dir=tmp_path, **options)
 
 
-def test_a_batch_is_filled(weights, tmp_path, verdicts):
-    verdicts += [GOOD] * rests()
+def test_a_batch_is_filled(weights, tmp_path, gate):
+    gate += [GOOD] * rests()
     report = fai_fast.quantize(
         weights, PICTURES, tmp_path / "a.openvino", im_size=(64, 96), batch=2, subset=3
     )
@@ -162,8 +179,8 @@ def test_the_report_is_json(made, graph, tmp_path, verdicts):
 # ------------------------------------------------------------------------------------------ what is not good enough
 
 
-def test_what_loses_too_much_is_made_again_with_the_rest_kept(graph, tmp_path, verdicts):
-    verdicts += [BAD] * rests() + [GOOD] * rests()
+def test_what_loses_too_much_is_made_again_with_the_rest_kept(graph, tmp_path, gate):
+    gate += [BAD] * rests() + [GOOD] * rests()
     report = fai_fast.quantize(graph, PICTURES, tmp_path / "a.openvino", progress=False)
     assert report.kept == calibration.ATTEMPTS[1].name
     model = openvino.read_graph(report.path)
@@ -227,6 +244,7 @@ class Labels:
         assert spec.name == SPEC.name
 
 
+@pytest.mark.usefixtures("quick")
 def test_labels_are_measured(weights, tmp_path):
     """A semantic network on labels of its own: what fp32 says, so that its mIoU is 100."""
     from PIL import Image
@@ -671,9 +689,9 @@ def test_doctor_says_whether_int8_is_fast_here(host):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in fai_fast.models() if name != "fai-mf-n-shapes"])
-def test_every_network_quantizes_and_runs(name, tmp_path, verdicts):
+def test_every_network_quantizes_and_runs(name, tmp_path, gate):
     """With weights that find nothing: whether they are good enough is the gate's matter."""
-    verdicts += [GOOD] * rests()
+    gate += [GOOD] * rests()
     report = fai_fast.quantize(
         name,
         PICTURES[:2],

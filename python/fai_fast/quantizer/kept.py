@@ -81,7 +81,9 @@ def find(subject: Subject, folder: Path, pictures: str | None = None, required: 
         pictures: the digest of those that it must have been made from; None for any.
         required: see :func:`depends_on`.
     """
-    wanted = _as_json({**depends_on(subject, required), **({} if pictures is None else {"pictures": pictures})})
+    wanted = _as_json(
+        {**depends_on(subject, required), **({} if pictures is None else {"pictures": pictures})}
+    )
     found = [(record.created, path, record) for path, record in _records(subject, folder, wanted)]
     for _, path, record in sorted(found, key=lambda item: item[0] or "", reverse=True):
         try:
