@@ -20,12 +20,13 @@ from typing import Any
 import fai_fast
 import numpy as np
 import pytest
-from fai_fast.errors import EngineError
+from fai_fast.errors import FaiFastError
 
 from bench import peers, report, scenes, streams, weights
 from bench.floor import Floor, operations
 
 KEPT = 20
+CALIBRATION = 8
 full = pytest.mark.full
 M_ADE, M_COCO = "bisenetformer-m-ade", "fai-mf-m-coco-ins"
 CASES = [
@@ -54,7 +55,8 @@ def test_end_to_end(name, size, frame_size, threads, compare, cache, tmp_path) -
     options = {"weights": state, "im_size": size, "num_threads": threads, "cache_dir": cache, "device": "cpu"}
     with ExitStack() as stack:
         models = {
-            precision: stack.enter_context(model) for precision, model in _in_each_precision(name, options)
+            precision: stack.enter_context(model)
+            for precision, model in _in_each_precision(name, frame, options)
         }
         model, *others = models.values()
         threshold = streams.threshold_of(models["fp32"].infer(frame, threshold=0.0), KEPT)
@@ -88,14 +90,19 @@ def test_end_to_end(name, size, frame_size, threads, compare, cache, tmp_path) -
         compare("end to end", case, threads, floor, ours, rivals, stages=stages)
 
 
-def _in_each_precision(name: str, options: dict[str, Any]) -> Iterator[tuple[str, fai_fast.Model]]:
+def _in_each_precision(
+    name: str, frame: np.ndarray, options: dict[str, Any]
+) -> Iterator[tuple[str, fai_fast.Model]]:
     """The model in each precision that there is here, the fastest first; the last is fp32.
 
     It is asked for by its name: what nobody trained is unsure everywhere, so that a lower precision finds other things.
     """
+    # int8's ranges: the time does not depend on them.
+    pictures = {"int8": [np.roll(frame, 40 * i, i % 2) for i in range(CALIBRATION)]}
     for precision in ("int8", "bf16", "fp16"):
+        asked = {"precision": precision, "pictures": pictures.get(precision), "verify_precision": False}
         try:
-            yield precision, fai_fast.load(name, precision=precision, verify_precision=False, **options)
-        except (EngineError, ValueError) as error:  # this CPU, or this version, has no such precision
+            yield precision, fai_fast.load(name, **asked, **options)
+        except (FaiFastError, ValueError) as error:  # this CPU, or this version, has no such precision
             print(f"{name}: not in {precision}: {error}")
     yield "fp32", fai_fast.load(name, precision="fp32", **options)

@@ -71,7 +71,22 @@ MAY_IMPORT = {
     "_pictures": BASE | {"_scenes", "images"},
     "_gate": BASE | {"_pictures", "detections", "engines", "ops", "registry"},
     "exporter": BASE | {"registry", "reference", "weights", "engines", "cache", "_files", "_gate", "_scenes"},
-    "_prepare": BASE | {"_gate", "_pictures", "cache", "engines", "exporter", "registry", "weights"},
+    "quantizer": BASE | {"_gate", "_pictures", "cache", "engines", "exporter", "ops", "registry"},
+    "_prepare": BASE
+    | {"_gate", "_pictures", "cache", "engines", "exporter", "quantizer", "registry", "weights"},
+    "quantization": BASE
+    | {
+        "_files",
+        "_pictures",
+        "_prepare",
+        "engines",
+        "evaluate",
+        "exporter",
+        "model",
+        "quantizer",
+        "registry",
+        "weights",
+    },
     "_pipelines": BASE | {"detections", "engines", "letterbox", "ops", "registry"},
     "model": BASE
     | {
@@ -83,6 +98,7 @@ MAY_IMPORT = {
         "_pictures",
         "_pipelines",
         "_prepare",
+        "quantizer",
         "registry",
         "stream",
         "weights",

@@ -22,13 +22,20 @@ from PIL import Image
 SCENES, SIZE = 500, 256
 
 
-def write(folder: Path, scenes: int = SCENES, size: int | tuple[int, int] = SIZE) -> Path:
-    """Draws the scenes of seeds 0, 1, ...: ``images/*.png`` and ``instances.json``, whose path it returns."""
+Size = int | tuple[int, int]
+
+
+def write(folder: Path, scenes: int = SCENES, size: Size | list[Size] = SIZE, first: int = 0) -> Path:
+    """Draws the scenes of seeds first, first + 1, ...: ``images/*.png`` and ``instances.json``, whose path it returns.
+
+    Of several sizes each scene has the next one.
+    """
+    sizes = size if isinstance(size, list) else [size]
     (folder / "images").mkdir(parents=True, exist_ok=True)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for seed in range(scenes):
-        picture, labels, masks = shapes.scene(seed, size)
+    for seed in range(first, first + scenes):
+        picture, labels, masks = shapes.scene(seed, sizes[seed % len(sizes)])
         name = f"{seed:06d}.png"
         Image.fromarray(picture).save(folder / "images" / name)
         images.append({"id": seed, "file_name": name, "height": picture.shape[0], "width": picture.shape[1]})

@@ -4,7 +4,7 @@
     python tools/train_shapes.py --out shapes.pt --start --minutes 77 --lr 7e-4  # from the weights of the package
     python tools/train_shapes.py --out shapes.pt --resume       # goes on where it was stopped
     python tools/train_shapes.py --evaluate shapes.pt           # mask AP on 500 scenes and 100 pictures never seen
-    python tools/train_shapes.py --ship shapes.pt               # weights, registry entry and sample into the package
+    python tools/train_shapes.py --ship shapes.pt               # weights, int8 form, entry and sample into the package
     python tools/train_shapes.py --evaluate                     # what the package holds
 
 What makes so little time enough: the backbone first learns to tell single shapes apart, in small cut-outs. Then the
@@ -12,7 +12,8 @@ whole network learns with the losses of :mod:`fai_fast.losses`, but on the whole
 points, and for all layers at once; a linear classifier of places, thrown away afterwards, teaches the pixel decoder
 from the first step; and queries start out as a grid of places to look at.
 
-Needs ``pip install 'fai-fast[train]'``: torch, scipy, opencv-python-headless, pycocotools.
+Needs ``pip install 'fai-fast[train]'``: torch, scipy, opencv-python-headless, pycocotools; --ship also what
+tools/quantize_shapes.py needs.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ import cv2
 import fai_fast
 import numpy as np
 import numpy.typing as npt
+import quantize_shapes
 import shapes
 import torch
 from fai_fast import reference
@@ -645,6 +647,7 @@ def ship(checkpoint: Path, scenes: int, pictures: int) -> None:
     sample.parent.mkdir(exist_ok=True)
     picture = shapes.scene(SAMPLE_SEED, SAMPLE_SIZE, SAMPLE_OBJECTS).image
     cv2.imwrite(str(sample), picture[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])
+    quantize_shapes.ship()
     print(f"{target}: {target.stat().st_size / 1e6:.2f} MB, {sample}: {sample.stat().st_size / 1e6:.2f} MB")
     report(f"{scenes} scenes", metrics, per_class)
     report(f"{pictures} pictures", on_pictures, {})

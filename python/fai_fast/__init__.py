@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fai_fast._pipelines import InferFuture, Ticket
     from fai_fast.exporter import export
     from fai_fast.model import Model, load
+    from fai_fast.quantization import QuantizeReport, quantize
     from fai_fast.registry import ModelConfig, ModelSpec, models, spec
     from fai_fast.stream import Frame, Stream, StreamStats
 
@@ -40,6 +41,7 @@ __all__ = [
     "ModelConfig",
     "ModelSpec",
     "PackedMasks",
+    "QuantizeReport",
     "Row",
     "Stream",
     "StreamStats",
@@ -56,6 +58,7 @@ __all__ = [
     "postprocess",
     "postprocess_batch",
     "preprocess",
+    "quantize",
     "reference",
     "samples",
     "spec",
@@ -77,6 +80,8 @@ _LAZY = {
     "evaluate": "",
     "export": "fai_fast.exporter",
     "losses": "",
+    "QuantizeReport": "fai_fast.quantization",
+    "quantize": "fai_fast.quantization",
     "reference": "",
     "samples": "",
 }

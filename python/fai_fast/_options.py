@@ -46,7 +46,7 @@ OnError = Literal["raise", "reconnect"]
 EngineName = Literal[
     "auto", "tensorrt", "tensorrt_rtx", "torch-cuda", "onnxruntime-cuda", "openvino", "onnxruntime"
 ]
-Precision = Literal["auto", "fp32", "fp16", "bf16"]
+Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
 
 COLORS: tuple[Color, ...] = get_args(Color)
 RESIZES: tuple[Resize, ...] = get_args(Resize)

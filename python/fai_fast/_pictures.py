@@ -34,12 +34,14 @@ class Pictures:
         digest: of their content, which verdicts in the cache depend on; taken when it is first asked for.
         frames: reads or draws them, one after the other; arrays as :func:`fai_fast.preprocess` takes them, RGB.
             Raises what :func:`fai_fast.images.read_image` raises.
+        count: how many there are.
         argument: what gives the same pictures again, in another process: a folder's absolute path, a list, or None.
     """
 
     source: str
     digest: Callable[[], str]
     frames: Callable[[], Iterator[Any]]
+    count: int
     argument: Any = None
 
     @classmethod
@@ -49,6 +51,7 @@ class Pictures:
             f"{DRAWN} drawn pictures",
             lambda: f"drawn, version {_scenes.VERSION}",
             lambda: (_scenes.draw(seed, size) for seed in range(DRAWN)),
+            DRAWN,
         )
 
     @classmethod
@@ -91,7 +94,7 @@ class Pictures:
         if argument is items:
             argument = chosen
         source = f"{len(chosen)} picture{'s' if len(chosen) > 1 else ''}{where}"
-        return cls(source, lambda: _digest(chosen), lambda: map(_frame, chosen), argument)
+        return cls(source, lambda: _digest(chosen), lambda: map(_frame, chosen), len(chosen), argument)
 
 
 def _absolute(item: Any) -> Any:

@@ -13,23 +13,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fai_fast import _gate, _progress, cache, exporter, weights
+from fai_fast import _gate, _progress, cache, exporter, quantizer, weights
 from fai_fast._arguments import check_bool, check_choice, check_int, check_threads
 from fai_fast._gate import Verdict
 from fai_fast._options import PRECISIONS
 from fai_fast._pictures import Pictures
 from fai_fast._redaction import redacted
+from fai_fast.engines import cpu, openvino_file, select
 from fai_fast.engines import precision as precisions
-from fai_fast.engines import select
 from fai_fast.engines.base import Engine
 from fai_fast.engines.gpu import GpuEngine
 from fai_fast.errors import EngineError, ExportError
+from fai_fast.quantizer import PRECISION as INT8
+from fai_fast.quantizer import kept as forms
 from fai_fast.registry import ModelSpec, load_spec
-from fai_fast.weights import Weights
+from fai_fast.weights import Located, Weights
 
 __all__ = ["Prepared", "prepare"]
 
 MAX_BATCH = 256
+QUANTIZED_ENGINE = "openvino"
+"""The only one that runs int8 on a CPU."""
 WAY_OUT = (
     "precision='fp32' runs here; pictures= of your own show more of what the model is for; fai-fast eval --compare "
     "measures it with labels"
@@ -65,6 +69,7 @@ class Graph:
     batch_size: int
     precision: str
     provenance: dict[str, Any]
+    weights_sha256: str
     weights: Callable[[], Weights] | None = None
 
 
@@ -183,6 +188,11 @@ def prepare(
         return _given_engine(
             Path(os.fsdecode(name_or_path)), weights, engine, device, precision, im_size, frame, batch_size
         )
+    if _ends_in(openvino_file.SUFFIX, name_or_path):
+        fixed = (weights, im_size, frame, batch_size)
+        return _given_quantized(
+            Path(os.fsdecode(name_or_path)), fixed, engine, device, precision, threads, trial
+        )
     # Importing an engine takes as long as reading a checkpoint's hash, and they do not need each other.
     with ThreadPoolExecutor(1) as beside:
         chosen = beside.submit(select.candidates, engine, device)
@@ -241,17 +251,47 @@ def _source(
     chosen: Future[list[select.Choice]],
 ) -> Source:
     if _ends_in(".onnx", name_or_path):
-        given = _given_graph(Path(os.fsdecode(name_or_path)), weights, im_size, frame, batch_size, cache_dir)
-        return Source(
-            given.spec,
-            given.size,
-            given.batch_size,
-            lambda _: given,
-            given.provenance,
-            None,
-            weights_sha256=None,
-        )
+        return _graph_source(Path(os.fsdecode(name_or_path)), weights, im_size, frame, batch_size, cache_dir)
     return _exported_source(load_spec(name_or_path), weights, im_size, frame, batch_size, cache_dir, chosen)
+
+
+def source_of(
+    model: Any,
+    weights_of_it: Any,
+    im_size: int | Sequence[int] | None,
+    frame: Sequence[int] | None,
+    batch_size: int,
+    cache_dir: Any,
+) -> Source:
+    """What :func:`prepare` would make a model of, without an engine for it.
+
+    Args:
+        model: as :func:`fai_fast.load` takes it, or weights that were located.
+        weights_of_it, im_size, frame, batch_size, cache_dir: as there.
+
+    Raises:
+        What :func:`fai_fast.load` raises of these.
+    """
+    if _ends_in(".onnx", model):
+        return _graph_source(Path(os.fsdecode(model)), weights_of_it, im_size, frame, batch_size, cache_dir)
+    spec = model.spec if isinstance(model, Located) else load_spec(model)
+    size = exporter.input_size(spec.input_size, im_size, frame)
+    found = model if isinstance(model, Located) else weights.locate(spec, weights_of_it, cache_dir=cache_dir)
+    return _source_of(found, spec, size, batch_size, cache_dir)
+
+
+def _graph_source(
+    path: Path,
+    weights: Any,
+    im_size: int | Sequence[int] | None,
+    frame: Sequence[int] | None,
+    batch_size: int,
+    cache_dir: Any,
+) -> Source:
+    given = _given_graph(path, weights, im_size, frame, batch_size, cache_dir)
+    return Source(
+        given.spec, given.size, given.batch_size, lambda _: given, given.provenance, None, weights_sha256=None
+    )
 
 
 def _ends_in(suffix: str, name_or_path: Any) -> bool:
@@ -283,6 +323,7 @@ def _given_graph(
             "verification": exported.verification,
             "artefacts": {"graph": str(path)},
         },
+        weights_sha256=exported.weights_sha256,
     )
 
 
@@ -318,10 +359,17 @@ def _exported_source(
     cache_dir: Any,
     chosen: Future[list[select.Choice]],
 ) -> Source:
-    """The deployed graph of these weights."""
-    height, width = size = exporter.input_size(spec.input_size, im_size, frame)
+    size = exporter.input_size(spec.input_size, im_size, frame)
     found = weights.locate(spec, source, cache_dir=cache_dir)
     chosen.result()  # an engine that does not work is better known before minutes of export
+    return _source_of(found, spec, size, batch_size, cache_dir)
+
+
+def _source_of(
+    found: Located, spec: ModelSpec, size: tuple[int, int], batch_size: int, cache_dir: Any
+) -> Source:
+    """The deployed graph of these weights."""
+    height, width = size
     provenance = {"weights": found.source, "weights_sha256": found.sha256}
 
     def graph(precision: str) -> Graph:
@@ -359,6 +407,7 @@ def _exported_source(
                 "verification": kept.info["verification"],
                 "artefacts": {"graph": _said(kept)},
             },
+            weights_sha256=found.sha256,
             weights=found.read,
         )
 
@@ -561,6 +610,127 @@ def _given_engine(
     )
 
 
+# ------------------------------------------------------------------------------------------------------ int8
+
+
+def _given_quantized(
+    path: Path,
+    fixed: tuple[Any, Any, Any, int],
+    engine: str,
+    device: str,
+    precision: str,
+    threads: int | None,
+    trial: Trial,
+) -> Prepared:
+    """A file of :func:`fai_fast.quantize`, which was verified when it was made."""
+    info = quantizer.read_info(path)
+    _check_fixed(path, info.size, info.batch, *fixed)
+    if precision not in ("auto", INT8):
+        raise ValueError(f"precision: got {precision!r} with {path.name}, expected 'auto' or {INT8!r}")
+    if engine not in ("auto", QUANTIZED_ENGINE):
+        raise ValueError(f"engine: got {engine!r} with {path.name}, expected 'auto' or {QUANTIZED_ENGINE!r}")
+    if trial.pictures is not None:
+        raise ValueError(
+            f"pictures: got some with {path.name}, expected None: it was verified when it was made"
+        )
+    choice = select.choose(QUANTIZED_ENGINE, device)
+    sha256 = cache.remembered_sha256(path, cache.cache_folder(trial.cache_dir))
+    form = forms.Form(path, sha256, info, str(path))
+    provenance = {"weights": f"in {path}", "verification": info.verification, "artefacts": {}}
+    ready, said = _of_form(form, provenance, threads, trial.cache_dir, f"that of {path.name}")
+    return Prepared(
+        spec=info.spec,
+        engine=ready,
+        size=info.size,
+        batch_size=info.batch,
+        num_threads=threads,
+        provenance={**provenance, **said, "engine_reasons": dict(choice.reasons)},
+        weights=None,
+    )
+
+
+def _asked_for_int8(
+    graph: Graph, name: str, threads: int | None, trial: Trial
+) -> tuple[Engine, dict[str, Any]]:
+    """The quantized form that is there; where there is none, or pictures were given, the one made from those."""
+    if name != QUANTIZED_ENGINE:
+        raise EngineError(
+            f"{name}: precision {INT8!r} was asked for, which only {QUANTIZED_ENGINE} has, on CPUs"
+        )
+    # Without pictures any that was good enough will do.
+    form = _form_of(graph, trial, trial.wanted or trial.pictures is None)
+    if form is None:
+        if trial.pictures is not None:
+            made = quantized(graph, trial.pictures, trial.cache_dir, required=trial.wanted)
+            form = forms.Form(made.path, made.sha256, quantizer.read_info(made.path), _said(made))
+            return _of_form(form, graph.provenance, threads, trial.cache_dir, "asked for")
+        raise EngineError(
+            f"{graph.spec.name}: no int8 form of these weights in {graph.size[0]}x{graph.size[1]} is there: pass "
+            "pictures=, a folder of some hundred pictures of what the model is for, to have it made"
+        )
+    return _of_form(form, graph.provenance, threads, trial.cache_dir, "asked for")
+
+
+def _form_of(graph: Graph, trial: Trial, required: bool = True) -> forms.Form | None:
+    digest = None if trial.pictures is None else trial.pictures.digest()
+    return forms.find(subject_of(graph), model_folder(graph.spec, trial.cache_dir), digest, required)
+
+
+def _any_form_of(graph: Graph, trial: Trial) -> forms.Form | None:
+    """A verified form of these weights, from whatever pictures; of a graph in fp16 there is none."""
+    return None if graph.precision != "fp32" else _form_of(graph, Trial(None, trial.wanted, trial.cache_dir))
+
+
+def _of_form(
+    form: forms.Form, provenance: Mapping[str, Any], threads: int | None, cache_dir: Any, reason: str
+) -> tuple[Engine, dict[str, Any]]:
+    info = form.info
+    precision = select.module(QUANTIZED_ENGINE).quantized_precision(info.rest)
+    graph = Graph(
+        path=form.path,
+        sha256=form.sha256,
+        spec=info.spec,
+        size=info.size,
+        batch_size=info.batch,
+        precision=INT8,
+        provenance={**provenance, "artefacts": {**provenance["artefacts"], "quantized": form.origin}},
+        weights_sha256=info.weights_sha256,
+    )
+    ready, said = _compiled(graph, QUANTIZED_ENGINE, precision, threads, cache_dir)
+    reason = f"{reason}; it was made from {info.pictures}, held against fp32: {info.verdict}"
+    verdicts = {INT8: info.verification[precision.partition("+")[2]]["gate"]}
+    return ready, _provenance(graph, INT8, reason, said, verdicts)
+
+
+def subject_of(graph: Graph) -> quantizer.Subject:
+    """The graph as the quantizer takes it. Raises ValueError where it is not in fp32."""
+    if graph.precision != "fp32":
+        raise ValueError(f"model: {graph.path.name} is a {graph.precision} graph, expected one in fp32")
+    return quantizer.Subject(
+        graph.path, graph.sha256, graph.spec, graph.size, graph.batch_size, graph.weights_sha256
+    )
+
+
+def quantized(graph: Graph, pictures: Pictures, cache_dir: Any, **options: Any) -> cache.Artefact:
+    """A graph's quantized form in the cache, made where it is not there. Options and errors as of quantizer.write()."""
+    subject = subject_of(graph)
+    depends = {
+        **forms.depends_on(subject, options.get("required", True)),
+        "pictures": pictures.digest(),
+        "labels": options.get("labels", ""),
+        "tolerance": options.get("tolerance", 0.0) if options.get("labels") else 0.0,
+    }
+
+    def build(path: Path) -> dict[str, Any]:
+        _log.info("%s: quantizing with %s, which is done once", graph.spec.name, pictures.source)
+        info = quantizer.write(subject, path, pictures, **options)
+        _check_unchanged(graph)
+        return forms.info_of(info)
+
+    name = f"{forms.stem(subject)}{openvino_file.SUFFIX}"
+    return _kept(_place(graph.spec, cache_dir, name, depends), depends, build)
+
+
 # ------------------------------------------------------------------------------------------------------- CPU
 
 
@@ -568,6 +738,8 @@ def _fastest(
     graph: Graph, name: str, precision: str, threads: int | None, trial: Trial
 ) -> tuple[Engine, dict[str, Any]]:
     """The engine in the precision asked for; for "auto" the first that finds what fp32 finds."""
+    if precision == INT8:
+        return _asked_for_int8(graph, name, threads, trial)
     if precision != "auto":
         native = precisions.candidates(name)
         if precision not in native:
@@ -589,6 +761,24 @@ def _fastest(
 
     refused: list[str] = []
     verdicts: dict[str, Any] = {}
+    # Without such instructions int8 is hardly faster than fp32, and older ones overflow.
+    if name == QUANTIZED_ENGINE and cpu.int8_instructions() and (form := _any_form_of(graph, trial)):
+        try:
+            ready, provenance = _of_form(
+                form, graph.provenance, threads, trial.cache_dir, "native on this CPU"
+            )
+        except EngineError as error:
+            refused.append(f"int8: {error}")
+        else:
+            if trial.pictures is None:
+                return ready, provenance
+            verdict = _cpu_verdict(graph, name, INT8, ready, threads, trial, form.sha256)
+            verdicts[INT8] = verdict.to_dict()
+            if verdict.holds:
+                reason = f"native on this CPU, and finds what fp32 finds: {verdict}"
+                return ready, {**provenance, "precision_reason": reason, "precision_verdicts": verdicts}
+            ready.close()
+            refused.append(f"int8 is native on this CPU, but does not find what fp32 finds: {verdict}")
     for candidate in precisions.candidates(name):
         ready, said = _compiled(graph, name, candidate, threads, trial.cache_dir)
         if candidate == "fp32":
@@ -626,10 +816,21 @@ def _compiled(
 
 
 def _cpu_verdict(
-    graph: Graph, name: str, precision: str, engine: Engine, threads: int | None, trial: Trial
+    graph: Graph,
+    name: str,
+    precision: str,
+    engine: Engine,
+    threads: int | None,
+    trial: Trial,
+    quantized: str | None = None,
 ) -> Verdict:
-    """Against the same engine in fp32. Closes the engine where that fails."""
+    """Against the same engine in fp32; closes the engine where that fails.
+
+    `quantized` is the hash of the graph's int8 form, where that is what runs.
+    """
     depends = {"graph": graph.sha256, **select.module(name).depends(precision, threads)}
+    if quantized is not None:
+        depends["quantized"] = quantized
     try:
         return trial.verdict(
             graph.spec,

@@ -34,6 +34,7 @@ _PACKAGES = {
         'weights in .pth files, weights="random", fai_fast.reference, losses, checking an export, torch-cuda',
         requirement("torch"),
     ),
+    "nncf": ("making the int8 form of a model for CPUs", requirement("quantize")),
     "onnxruntime": ("the alternative engine on CPUs", requirement("onnxruntime")),
     "onnxruntime-gpu": ("an engine on NVIDIA GPUs, in place of onnxruntime", "onnxruntime-gpu"),
     "tensorrt": ("the fastest engine on NVIDIA GPUs", requirement("tensorrt")),
@@ -177,8 +178,28 @@ def _precision() -> dict[str, Any]:
         "auto": f"tries {', '.join(tried[:-1])} and keeps it where it finds on pictures what fp32 finds"
         if len(tried) > 1
         else f"{tried[0]}, the only one that {choice.name} has on this {'GPU' if on_gpu else 'CPU'}",
+        "int8": _int8(on_gpu),
         **_verdicts(),
     }
+
+
+def _int8(on_gpu: bool) -> str:
+    """Whether a quantized graph is fast here, and what is missing where it is not."""
+    from fai_fast.engines import cpu
+
+    if on_gpu:
+        return "for CPUs alone: with device='cpu'"
+    if found := cpu.int8_instructions():
+        return (
+            f"fast on this CPU ({', '.join(found)}); auto takes the form that fai-fast quantize made, or that a model "
+            "brings"
+        )
+    lacking = "none of avx512_vnni, avx_vnni and amx_int8, the instructions that it is fast with"
+    if not cpu.features():
+        return (
+            f"it is not known whether this CPU has {lacking.removeprefix('none of ')}; taken where asked for"
+        )
+    return f"works on this CPU, but hardly faster than fp32: it has {lacking}; taken where asked for"
 
 
 def _verdicts() -> dict[str, str]:

@@ -28,7 +28,7 @@ from fai_fast._options import (
     YuvRange,
     check_options,
 )
-from fai_fast._pictures import Pictures
+from fai_fast._pictures import MOST, Pictures
 from fai_fast._pipelines import (
     ContextPool,
     CpuPipeline,
@@ -46,6 +46,8 @@ from fai_fast.engines.base import Engine
 from fai_fast.errors import FaiFastError, WeightsError
 from fai_fast.images import check_max_pixels, is_encoded, read_image
 from fai_fast.ops import frame_shape, raw_queries
+from fai_fast.quantizer import PRECISION as INT8
+from fai_fast.quantizer import SUBSET
 from fai_fast.registry import ModelSpec, models
 from fai_fast.weights import Weights
 
@@ -136,7 +138,9 @@ def load(
         "batch_size": batch_size,
         "verify_precision": verify_precision,
     }
-    chosen = None if pictures is None else Pictures.given(pictures)
+    # Ranges for int8 are taken from more of them than a verdict is.
+    most = SUBSET if precision == INT8 else MOST
+    chosen = None if pictures is None else Pictures.given(pictures, most)
     prepared = prepare(**arguments, pictures=chosen)
     model = Model(prepared)
     model._arguments = {

@@ -18,7 +18,7 @@ from types import ModuleType
 
 from fai_fast._core import __version__
 from fai_fast._foreign import from_signal_handler
-from fai_fast.cli import bench, cache, demo, doctor, evaluate, export, models, predict, stream
+from fai_fast.cli import bench, cache, demo, doctor, evaluate, export, models, predict, quantize, stream
 from fai_fast.cli.interrupts import Interrupt
 from fai_fast.cli.messages import UsageError, complain, given, said_by_the_library, sentence, without_secrets
 from fai_fast.cli.parser import USAGE, Parser
@@ -27,7 +27,7 @@ from fai_fast.cli.words import words, words_of
 __all__ = ["main"]
 
 OK, FAILED, BROKEN_PIPE = 0, 1, 141
-COMMANDS = (demo, predict, stream, models, export, bench, evaluate, doctor, cache)
+COMMANDS = (demo, predict, stream, models, export, quantize, bench, evaluate, doctor, cache)
 
 DESCRIPTION = """\
 Query-mask segmentation with the least latency from a picture to its objects.

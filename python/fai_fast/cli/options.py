@@ -40,8 +40,8 @@ __all__ = [
 _log = logging.getLogger("fai_fast")
 
 MODEL_HELP = (
-    "a name that `fai-fast models` lists, a folder or file with FocoosAI's model_info.json, or an .onnx file that "
-    "`fai-fast export` wrote"
+    "a name that `fai-fast models` lists, a folder or file with FocoosAI's model_info.json, or an .onnx or .openvino "
+    "file that `fai-fast export` or `fai-fast quantize` wrote"
 )
 SOURCE_HELP = (
     "a picture, a folder or a pattern ('a/*.jpg') of pictures, a video, an address (rtsp://, http://), a camera (0, "
@@ -73,7 +73,7 @@ def add_model_options(parser: argparse.ArgumentParser, size_default: str = "the 
         "--precision",
         default="auto",
         metavar="P",
-        help="fp32, fp16, bf16, or auto: the fastest here that finds on pictures what fp32 finds; default: auto",
+        help="fp32, fp16, bf16, int8, or auto: the fastest here that finds on pictures what fp32 finds; default: auto",
     )
     group.add_argument(
         "--pictures",
@@ -229,6 +229,10 @@ def spec_of(model: str) -> ModelSpec:
         from fai_fast.exporter.tensorrt import read_record
 
         return read_record(model).spec
+    if model.endswith(".openvino"):
+        from fai_fast.quantizer import read_info
+
+        return read_info(model).spec
     return load_spec(model)
 
 

@@ -7,8 +7,8 @@ import io
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import numpy as np
 from fai_fast._arguments import check_choice, check_threads
 from fai_fast._foreign import explained
 from fai_fast._forks import keep_for_ever
-from fai_fast.engines import cpu
+from fai_fast.engines import cpu, openvino_file
 from fai_fast.engines.base import (
     INPUT,
     OUTPUTS,
@@ -44,12 +44,18 @@ __all__ = [
     "load_blob",
     "native_precisions",
     "package",
+    "quantized_precision",
+    "read_graph",
     "version",
+    "without_telemetry",
 ]
 
 NAME = "openvino"
 _DEVICE = "CPU"
-_HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+_FLOATS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+_INT8 = "int8+"
+# Of a quantized graph, what is not int8 is computed in the other of the two.
+_HINTS = {**_FLOATS, **{f"{_INT8}{name}": hint for name, hint in _FLOATS.items()}}
 PRECISIONS = tuple(_HINTS)
 _DTYPES = {"f32": "float32", "f16": "float16"}
 _TELEMETRY = "openvino_telemetry"
@@ -57,11 +63,12 @@ _CONVERTER = "openvino.tools.ovc"
 
 
 def load(path: str | os.PathLike[str], *, precision: str = "fp32", num_threads: int | None = None) -> Engine:
-    """Compiles an ONNX file. OpenVINO's own cache stays off: see :func:`compile_to` for keeping the result.
+    """Compiles a graph. OpenVINO's own cache stays off: see :func:`compile_to` for keeping the result.
 
     Args:
-        path: a deployed graph, written by ``fai_fast.export``.
-        precision: what the CPU computes in: "fp32", or "bf16" or "fp16" where it has that natively. Inputs and
+        path: a deployed graph, written by ``fai_fast.export`` (.onnx) or ``fai_fast.quantize`` (.openvino).
+        precision: what the CPU computes in: "fp32", or "bf16" or "fp16" where it has that natively; of a quantized
+            graph "int8+fp32", "int8+bf16" or "int8+fp16", after what the rest of it is computed in. Inputs and
             outputs keep the dtypes of the file.
         num_threads: None for what OpenVINO finds best among the cores that this process may use.
 
@@ -71,7 +78,8 @@ def load(path: str | os.PathLike[str], *, precision: str = "fp32", num_threads: 
     """
     file = check_file(NAME, path)
     config = _config(precision, num_threads)
-    model = _read(file)
+    _check_kind(file, precision)
+    model = read_graph(file)
     ports = _ports(model, file)
     try:
         compiled = _core().compile_model(model, _DEVICE, config)
@@ -79,7 +87,7 @@ def load(path: str | os.PathLike[str], *, precision: str = "fp32", num_threads: 
         if not explained(error, *PACKAGES):
             raise
         raise EngineError(f"{NAME}: {file} cannot be compiled: {reason(error)}") from error
-    return Engine(compiled, ports, file)
+    return Engine(compiled, ports, file, precision)
 
 
 def compile_to(
@@ -89,7 +97,7 @@ def compile_to(
     precision: str = "fp32",
     num_threads: int | None = None,
 ) -> dict[str, Any]:
-    """Compiles an ONNX file into one file for :func:`load_blob`, which starts in a fraction of the time.
+    """Compiles a graph into one file for :func:`load_blob`, which starts in a fraction of the time.
 
     The blob is worth something only where :func:`depends` says the same as here.
 
@@ -133,11 +141,11 @@ def load_blob(
         if not explained(error, *PACKAGES):
             raise
         raise EngineError(f"{NAME}: {file} cannot be loaded, compile it again: {reason(error)}") from error
-    return Engine(compiled, ports, file, blob)
+    return Engine(compiled, ports, file, precision, blob)
 
 
 def depends(precision: str = "fp32", num_threads: int | None = None) -> dict[str, Any]:
-    """What a blob of :func:`compile_to` depends on besides the ONNX file, as JSON values."""
+    """What a blob of :func:`compile_to` depends on besides the graph's file, as JSON values."""
     core = _core()
     return {
         "engine": NAME,
@@ -160,6 +168,25 @@ def native_precisions() -> tuple[str, ...]:
     return cpu.precisions(_core().get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES"))
 
 
+def quantized_precision(verified: Iterable[str]) -> str:
+    """What :func:`load` is to compute a quantized graph in: the fastest rest that this CPU has and that was verified.
+
+    Args:
+        verified: "fp32", "bf16", "fp16": in what the rest of the graph was found to give the same as without int8.
+
+    Raises:
+        EngineError: this CPU has none of them.
+    """
+    known, native = tuple(verified), native_precisions()
+    for name in native:
+        if name in known:
+            return f"{_INT8}{name}"
+    raise EngineError(
+        f"{NAME}: the rest of the quantized graph was verified in {', '.join(known) or 'nothing'}, and this CPU has "
+        f"{', '.join(native)}; quantize it again"
+    )
+
+
 class Context(OpenContext):
     def __init__(self, engine: Engine, request: Any, blob: Array | None, arrays: Mapping[str, Array]) -> None:
         super().__init__(engine, arrays)
@@ -177,16 +204,22 @@ class Engine(BaseEngine):
     name = NAME
 
     def __init__(
-        self, compiled: Any, ports: Mapping[str, TensorSpec], path: Path, blob: Array | None = None
+        self,
+        compiled: Any,
+        ports: Mapping[str, TensorSpec],
+        path: Path,
+        precision: str,
+        blob: Array | None = None,
     ) -> None:
         hint = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        computed = next((name for name, text in _FLOATS.items() if text == hint), hint)
         super().__init__(
             ports,
             {
                 "version": version(),
                 "device": "cpu",
                 "device_name": _core().get_property(_DEVICE, "FULL_DEVICE_NAME"),
-                "precision": next((name for name, text in _HINTS.items() if text == hint), hint),
+                "precision": f"{_INT8 if precision.startswith(_INT8) else ''}{computed}",
                 "threads": compiled.get_property("INFERENCE_NUM_THREADS"),
                 "streams": compiled.get_property("NUM_STREAMS"),
                 "path": str(path),
@@ -246,6 +279,11 @@ def _hidden(*names: str) -> Iterator[None]:
             sys.modules.pop(name, None)
 
 
+def without_telemetry() -> AbstractContextManager[None]:
+    """While it lasts, no package that is imported finds the telemetry of OpenVINO's makers."""
+    return _hidden(_TELEMETRY)
+
+
 def _convert_when_asked(module: Any) -> None:
     """Gives the rest of the program `openvino.convert_model`, imported at its first use."""
     others = getattr(module, "__getattr__", None)
@@ -283,7 +321,7 @@ def _config(precision: str, num_threads: int | None) -> dict[str, Any]:
     threads = check_threads("num_threads", num_threads)
     native = native_precisions()
     # OpenVINO takes a hint that the CPU cannot follow, then computes in something else or slowly.
-    if precision not in native:
+    if precision.removeprefix(_INT8) not in native:
         raise EngineError(
             f"{NAME}: this CPU does not compute in {precision} natively, only in {', '.join(native)}; ask for that"
         )
@@ -304,8 +342,35 @@ def _config(precision: str, num_threads: int | None) -> dict[str, Any]:
     return config
 
 
-def _read(path: Path) -> Any:
-    """The file as an OpenVINO model, by the ONNX front end alone: the others would print that they cannot read it."""
+def _check_kind(path: Path, precision: str) -> None:
+    """ValueError where a quantized graph is to be computed as another one, or the other way round."""
+    quantized = path.suffix.lower() == openvino_file.SUFFIX
+    if quantized != precision.startswith(_INT8):
+        expected = [name for name in PRECISIONS if name.startswith(_INT8) == quantized]
+        raise ValueError(f"precision: got {precision!r} with {path.name}, expected {' or '.join(expected)}")
+
+
+def read_graph(path: Path) -> Any:
+    """The file as an OpenVINO model.
+
+    Raises:
+        EngineError: it is not a graph, or is damaged.
+    """
+    return _read_quantized(path) if path.suffix.lower() == openvino_file.SUFFIX else _read_onnx(path)
+
+
+def _read_quantized(path: Path) -> Any:
+    contents = openvino_file.read(path)
+    try:
+        return _core().read_model(contents.graph, package().Tensor(contents.weights))
+    except Exception as error:
+        if not explained(error, *PACKAGES):
+            raise
+        raise EngineError(f"{NAME}: {path} cannot be read as OpenVINO's graph: {reason(error)}") from error
+
+
+def _read_onnx(path: Path) -> Any:
+    """By the ONNX front end alone: the others would print that they cannot read it."""
     frontend = package().frontend.FrontEndManager().load_by_framework("onnx")
     try:
         return frontend.convert(frontend.load(str(path)))

@@ -199,7 +199,7 @@ def export(
         targets = _check_targets(target, precision)
     elif target is not None:
         raise ValueError(f"target: got {target!r} with format='onnx', expected None, or format='tensorrt'")
-    found = _weights_of(model, weights, cache_dir)
+    found = weights_of(model, weights, cache_dir)
     size = input_size(found.spec.input_size, im_size, frame)
     options: dict[str, Any] = {"size": size, "batch": batch, "precision": precision, "verify": verify}
     height, width = size
@@ -397,7 +397,7 @@ def _check_batch(batch: object) -> int:
     return count
 
 
-def _weights_of(model: Any, weights: Any, cache_dir: Any) -> Weights:
+def weights_of(model: Any, weights: Any, cache_dir: Any) -> Weights:
     """The weights of whatever `model` is."""
     held = getattr(model, "weights", None)
     own = model if isinstance(model, Weights) else held if isinstance(held, Weights) else None

@@ -105,7 +105,8 @@ def _pixel_decoder(spec: ModelSpec) -> str:
 
 def _detections(spec: ModelSpec) -> str:
     config = spec.config
-    what = "one per object" if spec.task == "instance" else "one per query that wins pixels, of a class that may have several"
+    of_queries = "one per query that wins pixels, of a class that may have several"
+    what = "one per object" if spec.task == "instance" else of_queries
     return f"{what}; threshold {config.threshold:g}, mask threshold {config.mask_threshold:g}"
 
 

@@ -1,0 +1,254 @@
+""":func:`quantize`: a model in int8 for CPUs, from pictures of what it is for."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fai_fast import _prepare, exporter, quantizer
+from fai_fast._arguments import check_choice, check_fraction, check_int
+from fai_fast._files import replacing
+from fai_fast._pictures import Pictures
+from fai_fast.engines import openvino
+from fai_fast.model import Model
+from fai_fast.quantizer import SUFFIX, QuantizedInfo, read_info
+from fai_fast.registry import ModelSpec
+from fai_fast.weights import Located
+
+if TYPE_CHECKING:
+    from fai_fast.evaluate import AdeData, CocoData
+
+__all__ = ["PRECISIONS", "QuantizeReport", "quantize"]
+
+PRECISIONS = (quantizer.PRECISION,)
+MOST = 100_000
+
+_log = logging.getLogger("fai_fast")
+
+
+@dataclass(frozen=True)
+class QuantizeReport:
+    """What was made.
+
+    Attributes:
+        path: the file.
+        spec: of the model, its depth as in the weights.
+        size: (height, width) of the images.
+        batch: how many at once.
+        precision: "int8".
+        kept: which products are not int8, in words; "" where all are.
+        rest: what all that is not int8 may be computed in, fastest first: "bf16", "fp16", "fp32"; verified for each.
+        pictures: from which the ranges are, in words.
+        verification: for each of ``rest`` a dict: "gate", a :class:`fai_fast._gate.Verdict` in JSON's types, and where
+            there were labels "accuracy": "metric", "value" and "fp32" in percent, "of" and "tolerance".
+        seconds: quantizing, verifying and writing.
+        file_size: bytes.
+    """
+
+    path: Path
+    spec: ModelSpec
+    size: tuple[int, int]
+    batch: int
+    precision: str
+    kept: str
+    rest: tuple[str, ...]
+    pictures: str
+    verification: dict[str, Any]
+    verdict: str
+    seconds: float
+    file_size: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types."""
+        return {
+            "path": str(self.path),
+            "name": self.spec.name,
+            "spec": self.spec.to_dict(),
+            "size": list(self.size),
+            "batch": self.batch,
+            "precision": self.precision,
+            "kept": self.kept,
+            "rest": list(self.rest),
+            "pictures": self.pictures,
+            "verification": self.verification,
+            "verdict": self.verdict,
+            "seconds": round(self.seconds, 3),
+            "file_size": self.file_size,
+        }
+
+
+def quantize(
+    model: Any,
+    pictures: Any,
+    path: str | os.PathLike[str] | None = None,
+    *,
+    precision: str = "int8",
+    subset: int = quantizer.SUBSET,
+    im_size: int | Sequence[int] | None = None,
+    frame: Sequence[int] | None = None,
+    batch: int = 1,
+    weights: Any = None,
+    coco: str | os.PathLike[str] | None = None,
+    ade: str | os.PathLike[str] | None = None,
+    tolerance: float = 0.005,
+    cache_dir: str | os.PathLike[str] | None = None,
+    progress: bool | None = None,
+) -> QuantizeReport:
+    """Makes a model's int8 form for CPUs, which runs two to four times as fast there as fp32, from some pictures.
+
+    No labels and no training are needed: the ranges of what flows through the network are taken from the pictures, by
+    NNCF (``pip install 'fai-fast[quantize]'``). The result is held against fp32 before it counts: by what both find on
+    up to 32 of the pictures (docs/low_precision.md), or, where labels are given, by AP or mIoU. Where it loses too
+    much with all products in int8, it is made once more without those of attention, masks and classes.
+
+    The file is OpenVINO's, runs on any CPU, and holds everything that ``fai_fast.load`` needs, its verification, and
+    a checksum. It is fast where the CPU has instructions for int8 (VNNI, AMX): ``fai-fast doctor`` says so.
+
+    Args:
+        model: a name of :func:`fai_fast.models`, a folder or file with FocoosAI's ``model_info.json``, a ModelSpec, a
+            network of :func:`fai_fast.reference.build`, a :class:`fai_fast.Model`, a ``fai_fast.weights.Weights``; or
+            an fp32 ``.onnx`` file that :func:`fai_fast.export` wrote.
+        pictures: of what the model is for: a folder, or several pictures, each as :meth:`fai_fast.Model.infer` takes
+            it. Some hundred are enough.
+        path: the file to write, ending in ``.openvino``, in a folder that exists; None for the cache, where
+            ``fai_fast.load`` of the same model finds it.
+        precision: "int8".
+        subset: how many of the pictures to take ranges from, spread evenly over them.
+        im_size: an int for a square or (height, width), multiples of 32; None for the size it was trained at.
+        frame: (height, width) of the camera's frames, in place of ``im_size``: see :func:`fai_fast.load`.
+        batch: images at once.
+        weights: as for :func:`fai_fast.load`; None where `model` brings its own.
+        coco: a file of COCO's annotations of pictures in the folder `pictures`: the result is held against fp32 by AP.
+        ade: a folder in ADE20K's layout: by mIoU.
+        tolerance: with labels, how much AP or mIoU may fall, of 1: 0.005 is half a percentage point.
+        cache_dir: where weights, graphs and results are kept.
+        progress: a bar on stderr; None for one if that is a terminal.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong type or value, or a picture is damaged.
+        FileNotFoundError, OSError: a folder or file is not there, or cannot be written to.
+        WeightsError: the weights cannot be found or do not fit.
+        ExportError: NNCF is not installed, or the result loses too much; the text has the figures. Nothing is left at
+            `path` that was not there before.
+        EngineError: OpenVINO is not installed, or failed.
+
+    Example:
+        >>> report = fai_fast.quantize("fai-mf-n-shapes", "scenes/", "shapes.openvino")  # doctest: +SKIP
+        >>> print(report.verdict)  # doctest: +SKIP
+        >>> model = fai_fast.load("shapes.openvino")  # doctest: +SKIP
+    """
+    start = time.perf_counter()
+    check_choice("precision", precision, PRECISIONS)
+    subset = check_int("subset", subset)
+    if not 1 <= subset <= MOST:
+        raise ValueError(f"subset: got {subset}, expected 1..{MOST}")
+    tolerance = check_fraction("tolerance", tolerance)
+    place = None if path is None else _checked_place(path)
+    if coco is not None and ade is not None:
+        raise ValueError("ade: got a folder with coco= too, expected only one of them")
+    chosen = Pictures.given(pictures, subset)
+    data = _labels(pictures, coco, ade)
+    quantizer.check_installed()
+    source = _source(model, weights, im_size, frame, batch, cache_dir)
+    if data is not None:
+        data.check(source.spec)
+    graph = source.graph("fp32")
+    options: dict[str, Any] = {"tolerance": 100 * tolerance, "progress": progress}
+    if data is not None:
+        options |= {
+            "accuracy": _accuracy(graph, data, progress),
+            "labels": f"{Path(os.fsdecode(coco or ade or '')).name}",
+        }
+    if place is None:
+        kept = _prepare.quantized(graph, chosen, cache_dir, **options)
+        return _report(kept.path, read_info(kept.path), time.perf_counter() - start)
+    with replacing(place) as temporary:
+        info = quantizer.write(_prepare.subject_of(graph), temporary, chosen, **options)
+    return _report(place, info, time.perf_counter() - start)
+
+
+def _report(path: Path, info: QuantizedInfo, seconds: float) -> QuantizeReport:
+    report = QuantizeReport(
+        path=path,
+        spec=info.spec,
+        size=info.size,
+        batch=info.batch,
+        precision=quantizer.PRECISION,
+        kept=info.kept,
+        rest=info.rest,
+        pictures=info.pictures,
+        verification=info.verification,
+        verdict=info.verdict,
+        seconds=seconds,
+        file_size=path.stat().st_size,
+    )
+    _log.info("%s: quantized %dx%d in %.1f s: %s", info.spec.name, *info.size, seconds, info.verdict)
+    return report
+
+
+def _checked_place(path: str | os.PathLike[str]) -> Path:
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path: got {type(path).__name__}, expected a path that ends in {SUFFIX}, or None")
+    place = Path(os.fsdecode(path))
+    if place.suffix.lower() != SUFFIX:
+        raise ValueError(f"path: got {str(place)!r}, expected a path that ends in {SUFFIX}")
+    if not place.parent.is_dir():
+        raise FileNotFoundError(f"path: no such folder: {place.parent}; create it first")
+    return place
+
+
+def _labels(pictures: Any, coco: Any, ade: Any) -> CocoData | AdeData | None:
+    """The labeled pictures, looked for now: better known before minutes of work."""
+    from fai_fast import evaluate
+
+    if coco is not None:
+        if not isinstance(pictures, (str, os.PathLike)):
+            raise ValueError(
+                f"pictures: got {type(pictures).__name__} with coco=, expected the folder of the labeled pictures"
+            )
+        return evaluate.CocoData.read(pictures, coco, skip_missing=True)
+    return None if ade is None else evaluate.AdeData.read(ade)
+
+
+def _source(
+    model: Any, weights: Any, im_size: Any, frame: Any, batch: int, cache_dir: Any
+) -> _prepare.Source:
+    """Where the deployed graph is from."""
+    batch = check_int("batch", batch)
+    if not 1 <= batch <= exporter.MAX_BATCH:
+        raise ValueError(f"batch: got {batch}, expected 1..{exporter.MAX_BATCH}")
+    if isinstance(model, (str, os.PathLike, ModelSpec)):
+        return _prepare.source_of(model, weights, im_size, frame, batch, cache_dir)
+    found = exporter.weights_of(model, weights, cache_dir)
+    located = Located(found.spec, found.source, found.sha256, None, lambda: found)
+    return _prepare.source_of(located, None, im_size, frame, batch, cache_dir)
+
+
+def _accuracy(
+    graph: _prepare.Graph, data: CocoData | AdeData, progress: bool | None
+) -> Callable[[Path, str], tuple[str, float]]:
+    def measure(path: Path, precision: str) -> tuple[str, float]:
+        engine = openvino.load(path, precision=precision)
+        prepared = _prepare.Prepared(
+            spec=graph.spec,
+            engine=engine,
+            size=graph.size,
+            batch_size=graph.batch_size,
+            num_threads=None,
+            provenance={"precision": precision},
+            weights=None,
+        )
+        with Model(prepared) as model:
+            report = data.measure(model, progress=progress)
+        if report.headline is None:
+            raise ValueError(
+                "coco: the labels have nothing to measure, expected objects of the model's classes"
+            )
+        return next(iter(report.metrics)), report.headline
+
+    return measure

@@ -1,0 +1,155 @@
+"""A deployed graph in int8, by NNCF: ranges from pictures, biases corrected, weights stored in a byte each."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fai_fast._extras import install
+from fai_fast.engines import openvino
+from fai_fast.engines.base import INPUT, import_lock
+from fai_fast.errors import ExportError
+
+__all__ = ["ATTEMPTS", "Attempt", "calibrate", "nncf", "version"]
+
+Tensor = npt.NDArray[np.float32]
+
+
+class Attempt:
+    """Which products stay as they are.
+
+    Attributes:
+        name: of them, to read; "" for none.
+        patterns: regular expressions of their nodes' names.
+    """
+
+    def __init__(self, name: str, *patterns: str) -> None:
+        self.name, self.patterns = name, patterns
+
+    def kept(self, names: Sequence[str]) -> list[str]:
+        """Those of `names` that stay as they are."""
+        return [name for name in names if any(re.fullmatch(pattern, name) for pattern in self.patterns)]
+
+
+# The names are those that the exporter gives. Convolutions are most of the time and cost least: they are int8 always.
+# The products of two activations are a hundredth of the time, and cost the most.
+ATTEMPTS = (
+    Attempt("attention's scores", r"(.*/)?(cross|self)/(scores|taken)"),
+    Attempt(
+        "all of attention, and the products that decide masks and classes",
+        r"(.*/)?(cross|self)/.*",
+        r"head/layer\d+/(mask|embedding)/.*",
+        r"head/(masks|classes).*",
+    ),
+)
+
+
+@cache
+def nncf() -> Any:
+    """NNCF's own module, imported without its telemetry. Raises ExportError where it cannot be imported."""
+    openvino.package()
+    logger = logging.getLoggerClass()
+    with import_lock, openvino.without_telemetry():
+        try:
+            module = importlib.import_module("nncf")
+        except ImportError as error:
+            raise ExportError(
+                f"quantize: NNCF cannot be imported ({error}); install it: {install('quantize')}"
+            ) from error
+        finally:
+            # It makes its own class that of all loggers of the process.
+            logging.setLoggerClass(logger)
+    module.set_log_level(logging.ERROR)
+    return module
+
+
+def version() -> str:
+    """NNCF's version. Raises ExportError where it cannot be imported."""
+    nncf()
+    return metadata.version("nncf")
+
+
+def calibrate(
+    graph: Path,
+    count: int,
+    inputs: Callable[[], Iterator[Tensor]],
+    attempt: Attempt,
+) -> Any:
+    """The graph as an OpenVINO model with int8 products.
+
+    Activations are asymmetric, as OpenVINO's kernels take them at the same speed; symmetric ones cost a network with
+    ReLUs a bit of range.
+
+    Args:
+        graph: an ONNX file of ``fai_fast.export``.
+        count: inputs that there are.
+        inputs: gives all of them, from the first on, as often as it is called: normalized, in the graph's shape.
+        attempt: what stays as it is.
+
+    Raises:
+        ExportError: NNCF is not installed, or fails; the text has its own line.
+        EngineError: the file is not a graph.
+        What `inputs` raises.
+    """
+    package = nncf()
+    model = openvino.read_graph(graph)
+    products = [
+        op.get_friendly_name()
+        for op in model.get_ordered_ops()
+        if op.get_type_name() in ("MatMul", "Convolution", "GroupConvolution")
+    ]
+    source = _Inputs(inputs)
+    kept = attempt.kept(products)
+    with _silent():
+        try:
+            return package.quantize(
+                model,
+                package.Dataset(source, lambda tensor: {INPUT: tensor}),
+                preset=package.QuantizationPreset.MIXED,
+                subset_size=count,
+                ignored_scope=package.IgnoredScope(names=kept) if kept else None,
+            )
+        except Exception as error:
+            if error is source.failure:  # of a picture, which the caller is told as it is
+                raise
+            raise ExportError(f"quantize: NNCF failed: {type(error).__name__}: {_line(error)}") from error
+
+
+class _Inputs:
+    """Inputs that can be gone through again, and the error that ended it."""
+
+    def __init__(self, inputs: Callable[[], Iterator[Tensor]]) -> None:
+        self._inputs = inputs
+        self.failure: BaseException | None = None
+
+    def __iter__(self) -> Iterator[Tensor]:
+        try:
+            yield from self._inputs()
+        except BaseException as error:
+            self.failure = error
+            raise
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without the bars that NNCF draws on standard output, where programs write their data."""
+    console = importlib.import_module("rich").get_console()
+    before, console.quiet = console.quiet, True
+    try:
+        yield
+    finally:
+        console.quiet = before
+
+
+def _line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "")[:200]
