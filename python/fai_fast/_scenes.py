@@ -125,7 +125,7 @@ def _disc(x: Float32, y: Float32) -> Float32:
 
 
 def _ring(x: Float32, y: Float32) -> Float32:
-    result: Float32 = 0.225 - np.abs(np.hypot(x, y) - 0.775)
+    result: Float32 = np.float32(0.225) - np.abs(np.hypot(x, y) - np.float32(0.775))
     return result
 
 
