@@ -545,10 +545,9 @@ def held_out_scenes(count: int) -> Iterator[shapes.Scene]:
 
 
 def held_out_pictures(count: int) -> Iterator[shapes.Scene]:
-    """As the sample: of a camera's sizes and shapes."""
+    """As the sample: of a camera's sizes and shapes, which the network sees stretched to a square."""
     for index in range(count):
-        size = PICTURE_SIZES[index % len(PICTURE_SIZES)]
-        yield shapes.scene(FIRST_PICTURE_SEED + index, size, SAMPLE_OBJECTS)
+        yield shapes.scene(FIRST_PICTURE_SEED + index, PICTURE_SIZES[index % len(PICTURE_SIZES)])
 
 
 def evaluate(
