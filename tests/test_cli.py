@@ -138,8 +138,9 @@ NAMED = "fai-mf-n-shapes"
         ([(27, 48)], [], (160, 288)),
         ([(48, 27)], [], (288, 160)),
         ([(27, 48), (30, 52), (26, 48)], [], (160, 288)),
-        ([(27, 48), (48, 27)], [], None),
-        ([(40, 44)], [], None),
+        ([(27, 48), (48, 27)], [], (192, 192)),
+        ([(40, 44)], [], (192, 192)),
+        ([], [], (192, 192)),
         ([(27, 48)], ["--im-size", "192"], 192),
         ([(27, 48)], ["--frame", "1000x1000"], None),
     ],
@@ -154,7 +155,8 @@ def test_predict_takes_the_shape_that_all_pictures_have(capsys, model, sizes, op
     assert model.asked["im_size"] == im_size
     assert model.asked["frame"] == ((1000, 1000) if "--frame" in options else None)
     shaped = [line for line in err.splitlines() if "the network's input is" in line]
-    assert len(shaped) == (im_size not in (None, 192))
+    assert len(shaped) == (im_size not in (None, 192, (192, 192)))
+    assert err.count("the pictures have several shapes") == (len(sizes) == 2)
     if sizes == [(27, 48)] and not options:
         assert shaped == [
             "fai-fast: the network's input is 160x288 in place of 192x192 (height x width), the shape of the pictures, "

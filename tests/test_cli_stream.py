@@ -146,18 +146,19 @@ SHAPED = "fai-fast: the network's input is"
     [
         ((48, 64), [], {"im_size": (160, 224), "frame": None}),
         ((64, 48), [], {"im_size": (224, 160), "frame": None}),
-        ((48, 56), [], {"im_size": None, "frame": None}),
+        ((48, 56), [], {"im_size": (192, 192), "frame": None}),
         ((48, 64), ["--im-size", "192"], {"im_size": 192, "frame": None}),
         ((48, 64), ["--im-size", "64x96"], {"im_size": (64, 96), "frame": None}),
         ((48, 64), ["--frame", "1920x1080"], {"im_size": None, "frame": (1080, 1920)}),
-        ((48, 64), ["--model", "a.onnx"], {"im_size": None, "frame": None}),
-        ((48, 64), ["--model", "a.engine"], {"im_size": None, "frame": None}),
-        ((48, 64), ["--model", "unheard-of"], {"im_size": None, "frame": None}),
+        ((48, 64), "a.onnx", {"im_size": None, "frame": None}),
+        ((48, 64), "a.engine", {"im_size": None, "frame": None}),
+        ((48, 64), "unheard-of", {"im_size": None, "frame": None}),
     ],
 )
 def test_the_input_gets_the_shape_of_the_source_unless_it_is_said(capsys, model, size, options, asked):
     write_video("in.mkv", 4, codec="ffv1", size=size)
-    code, out, err = run(capsys, "in.mkv", "--json", "-", *options)
+    name, options = (options, []) if isinstance(options, str) else (NAME, options)
+    code, out, err = run(capsys, "in.mkv", "--json", "-", *options, name=name)
     assert code == 0
     assert {name: model.asked[name] for name in asked} == asked
     # Nothing is lost by looking at the first frame.
@@ -189,7 +190,7 @@ def test_a_source_that_stays_silent_does_not_wait_for_ever(capsys, model):
     os.mkfifo("pipe")
     # Held open, so that the reader waits for what is in it.
     with open(os.open("pipe", os.O_RDWR), "wb"):
-        assert cli.main(["stream", "pipe", "--timeout", "0.5"]) == 1
+        assert cli.main(["stream", NAME, "pipe", "--timeout", "0.5"]) == 1
     assert "no frame from pipe for 0.5 s" in capsys.readouterr().err
     until(lambda: stream_threads() == [])
 
@@ -204,7 +205,7 @@ def test_pictures_have_a_shape_too(capsys, model):
     Path("in/0.png").write_bytes(b"text")
     code, _, err = run(capsys, "in")
     assert code == 1
-    assert model.asked["im_size"] is None
+    assert model.asked["im_size"] == (192, 192)
     assert SHAPED not in err
 
 

@@ -656,6 +656,21 @@ class Model:
         other._arguments, other._look = self._arguments, self._look
         return other
 
+    def _tell_no_aspect(self) -> None:
+        """Leaves the line about frames of another aspect out, where somebody tells more of it."""
+        if self._look is not None:
+            self._look.told()
+
+    @property
+    def _size_is_open(self) -> bool:
+        """Whether the input has the model's own size only because nobody asked for another, which it could have."""
+        return self._look is not None
+
+    def _with_size(self, size: tuple[int, int]) -> Model:
+        """The model once more, of the same files and options, with an input of (height, width)."""
+        assert self._arguments is not None
+        return load(**{**self._arguments, "im_size": size, "frame": None})
+
     def __reduce__(self) -> tuple[Callable[[dict[str, Any]], Model], tuple[dict[str, Any]]]:
         """How to load it again. Raises FaiFastError where the model is closed, or was not made by :func:`load`."""
         if self._closed:
@@ -723,6 +738,14 @@ class _AspectNotice:
         # Frames of a stream are alike, and are looked at once.
         self._seen = size
 
+    def told(self) -> bool:
+        """Whether it was told before; from here on it was."""
+        try:
+            self._untold.pop()
+        except IndexError:
+            return True
+        return False
+
     def __call__(self, frame: tuple[int, int]) -> None:
         """Looks at the size (H, W) of a frame."""
         if frame == self._seen:
@@ -734,9 +757,7 @@ class _AspectNotice:
         fitting = fit_size(frame, area=height * width)
         if not aspects_differ(fitting, self._size):  # of a small input no multiples of 32 come nearer
             return
-        try:
-            self._untold.pop()
-        except IndexError:
+        if self.told():
             return
         _log.info(
             "%s: a frame is %s (height x width), the network's input %s: of its aspect would be %s, which "

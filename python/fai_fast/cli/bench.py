@@ -6,7 +6,7 @@ import argparse
 
 from fai_fast.cli.demo import header
 from fai_fast.cli.messages import table, write_json, write_line
-from fai_fast.cli.options import MODEL_HELP, add_model_options, count, load
+from fai_fast.cli.options import MODEL_HELP, add_model_options, count, load, unsized
 
 HELP = "measure what each stage of a frame takes"
 DESCRIPTION = """\
@@ -43,7 +43,9 @@ def run(args: argparse.Namespace) -> int:
 
     if args.image is not None:
         read_image(args.image)  # damaged ones are told before the model is loaded
-    with load(args.model, args) as model:
+    # What is measured is the size that the figures stand for, not what noise or a picture would get.
+    spec = unsized(args.model, args)
+    with load(spec or args.model, args, None if spec is None else spec.input_size) as model:
         measured = model.benchmark(args.image, runs=args.runs, warmup=args.warmup)
         info = model.info()
         title = header(model)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fai_fast.cli.messages import UsageError, table, write_line
-from fai_fast.cli.options import add_model_options, load
+from fai_fast.cli.options import add_model_options, load, unsized
 
 if TYPE_CHECKING:
     from fai_fast import Detections, Latency, Model
@@ -52,7 +52,9 @@ def run(args: argparse.Namespace) -> int:
     output = Path(args.output)
     check_output(output, image)
     frame = read_image(image)
-    with load(MODEL, args) as model:
+    # Said to be meant, so that nothing is told of the sample's shape.
+    spec = unsized(MODEL, args)
+    with load(MODEL, args, None if spec is None else spec.input_size) as model:
         model.warmup()
         detections = model.infer(image)
         write_line(header(model))

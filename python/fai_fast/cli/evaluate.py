@@ -37,11 +37,16 @@ are matched with the model's classes by name. Semantic models: --ade, mIoU and p
 others are held against; those that this machine cannot run are listed with the reason. The exit code is 1 if AP or
 mIoU falls by more than --tolerance.
 
+Each picture gets an input of its shape: they are divided into at most --buckets parts, for each of which the model is
+made ready once. Some are run in the model's own size too, and the report says what that would have given.
+
 What is measured is what the model returns. FocoosAI's published figures let one mask count for several classes (AP)
 and add up all queries at a pixel (mIoU), so the two need not agree exactly.
 """
 EPILOG = """\
-the JSON: the figures of the table, engine, precision, input size and the published figures; with a comparison
+the JSON: the figures of the table, engine, precision, input size and the published figures; where pictures had
+  inputs of their shapes "sizes": [[[h, w], images], ...] and "size_effect": {"images": ..., "own_size": [h, w],
+  "shaped": percent, "own": percent}; with a comparison
   {"tolerance": ..., "runs": [{"engine": ..., "precision": ..., "problem": why it cannot run, or null,
                                "difference": from the first run, "fell": ..., "report": as above}, ...]}
 
@@ -86,6 +91,23 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--json", metavar="FILE", help="write the figures as JSON too; - for stdout, in place of the table"
+    )
+    group = parser.add_argument_group("sizes of the network's input")
+    group.add_argument(
+        "--buckets",
+        type=count,
+        default=4,
+        metavar="N",
+        help="divide the pictures by their shape, each part with an input of its own shape, where neither --im-size "
+        "nor --frame is given; 1 for the model's own size for all; default: %(default)s",
+    )
+    group.add_argument(
+        "--compare-sizes",
+        type=_zero_or_more,
+        default=200,
+        metavar="N",
+        help="run N of the pictures in the model's own size too, to tell what the shapes change; 0 for none; default: "
+        "%(default)s",
     )
     group = parser.add_argument_group("comparisons")
     group.add_argument("--compare", type=_names, metavar="P,P", help="precisions, such as fp32,bf16,fp16")
@@ -133,6 +155,9 @@ def run(args: argparse.Namespace) -> int:
                 progress=False if args.quiet else None,
                 max_pixels=args.max_pixels,
                 stop=lambda: interrupt.came,
+                buckets=args.buckets,
+                # A comparison of engines says nothing of sizes.
+                compare_sizes=0 if configurations else args.compare_sizes,
             )
 
     if not configurations:
@@ -215,6 +240,10 @@ def _configurations(args: argparse.Namespace) -> list[tuple[str, str]]:
         for engine in args.compare_engines or [args.engine]
         for precision in args.compare or [args.precision]
     ]
+
+
+def _zero_or_more(text: str) -> int:
+    return 0 if text == "0" else count(text)
 
 
 def _names(text: str) -> list[str]:

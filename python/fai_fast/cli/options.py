@@ -193,19 +193,19 @@ def unsized(model: str, args: argparse.Namespace) -> ModelSpec | None:
         return None
 
 
-def shaped(spec: ModelSpec, frame: tuple[int, int] | None, what: str) -> tuple[int, int] | None:
+def shaped(spec: ModelSpec, frame: tuple[int, int] | None, what: str) -> tuple[int, int]:
     """The size for frames (height, width) whose aspect is not about the model's own, which one line tells.
 
-    None where the model's own is as good. `what` is what the frames are of.
+    The model's own where that is as good, or nothing is known of the frames. `what` is what they are of.
     """
     from fai_fast._sizes import aspects_differ, fit_size, size_text
 
     own = spec.input_size
     if frame is None or not aspects_differ(frame, own):
-        return None
+        return own
     fitting = fit_size(frame, area=own[0] * own[1])
     if not aspects_differ(fitting, own):
-        return None
+        return own
     _log.info(
         "the network's input is %s in place of %s (height x width), the shape of %s, %s; --im-size %s keeps it",
         size_text(fitting),

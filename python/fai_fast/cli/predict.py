@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fai_fast._core import __version__
-from fai_fast._sizes import aspects_differ
+from fai_fast._sizes import aspects_differ, size_text
 from fai_fast.cli.growing import Document
 from fai_fast.cli.interrupts import Interrupt
 from fai_fast.cli.messages import STDOUT, UsageError, complain, counted, sentence, write_line
@@ -173,9 +173,17 @@ def _shaped(
     moving = [source for source in sources if isinstance(source, Moving)]
     if not moving:
         pictures = [source for source in sources if isinstance(source, Path)]
-        return spec, shaped(spec, _common_size(pictures), "the pictures"), None
+        lowest, middle, longest = _sizes(pictures) or (spec.input_size,) * 3
+        if aspects_differ(lowest, longest):
+            middle = spec.input_size
+            _log.info(
+                "the pictures have several shapes, and the network's input keeps the model's own, %s; one shape at a "
+                "time, it would get theirs",
+                size_text(spec.im_size),
+            )
+        return spec, shaped(spec, middle, "the pictures"), None
     if len(sources) > 1:
-        return spec, None, None
+        return spec, shaped(spec, None, ""), None
     from fai_fast.stream import Stream
 
     # It may be one that can be opened only once.
@@ -183,14 +191,17 @@ def _shaped(
     return spec, shaped(spec, opened._first_size(), "the source's frames"), opened
 
 
-def _common_size(pictures: Sequence[Path]) -> tuple[int, int] | None:
-    """(height, width) of a picture that stands for all; None where their aspects differ. A sample of a long list."""
+def _sizes(pictures: Sequence[Path]) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]] | None:
+    """(height, width) of the pictures of the least, the middle and the greatest aspect, in a sample of a long list.
+
+    None where none can be read.
+    """
     sample = pictures[:: -(-len(pictures) // SAMPLED)]
     found = [size for path in sample if (size := picture_size(path)) is not None]
     if not found:
         return None
     found.sort(key=lambda size: size[1] / size[0])
-    return None if aspects_differ(found[0], found[-1]) else found[len(found) // 2]
+    return found[0], found[len(found) // 2], found[-1]
 
 
 class _Run:

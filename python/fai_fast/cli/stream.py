@@ -6,6 +6,7 @@ import argparse
 import logging
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -198,7 +199,8 @@ def run(args: argparse.Namespace) -> int:
                 except StopIteration:
                     break
                 except (OSError, ValueError, FaiFastError) as error:
-                    complain(sentence(error).removeprefix("source: "))
+                    # What the library calls it is no option here.
+                    complain(re.sub(r"^(frame \d+: )?(?:source|image): ", r"\1", sentence(error)))
                     failed += 1
                     # What an engine cannot do with this frame, it cannot do with the next.
                     if isinstance(error, FaiFastError):

@@ -12,8 +12,10 @@ from fai_fast.evaluate.ade_data import AdeData, ade
 from fai_fast.evaluate.coco_data import TOP_K as TOP_K
 from fai_fast.evaluate.coco_data import CocoData, coco
 from fai_fast.evaluate.comparison import TOLERANCE, Comparison, Run, compare
-from fai_fast.evaluate.report import AdeReport, CocoReport, Report
+from fai_fast.evaluate.report import AdeReport, CocoReport, Report, SizeEffect
 from fai_fast.evaluate.running import IN_FLIGHT as IN_FLIGHT
+from fai_fast.evaluate.shapes import BUCKETS as BUCKETS
+from fai_fast.evaluate.shapes import COMPARED as COMPARED
 
 __all__ = [
     "TOLERANCE",
@@ -24,6 +26,7 @@ __all__ = [
     "Comparison",
     "Report",
     "Run",
+    "SizeEffect",
     "ade",
     "coco",
     "compare",

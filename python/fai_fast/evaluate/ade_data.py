@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,12 +13,24 @@ import numpy as np
 import numpy.typing as npt
 
 from fai_fast._arguments import check_fraction
-from fai_fast.evaluate.report import AdeReport, Figures, Int64
-from fai_fast.evaluate.running import _account, _check_limit, _check_missing, _infer
-from fai_fast.images import check_max_pixels, read_labels
+from fai_fast.detections import Detections
+from fai_fast.evaluate.report import AdeReport, Figures, Int64, SizeEffect
+from fai_fast.evaluate.running import _account, _check_limit, _check_missing
+from fai_fast.evaluate.shapes import (
+    BUCKETS,
+    COMPARED,
+    _check_buckets,
+    _infer_buckets,
+    _plan,
+    _sample,
+    _sizes_of,
+    _told,
+)
+from fai_fast.images import check_max_pixels, picture_size, read_labels
 from fai_fast.model import Model
 from fai_fast.registry import ModelSpec
 
+_log = logging.getLogger("fai_fast")
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
@@ -30,6 +43,8 @@ def ade(
     skip_missing: bool = False,
     progress: bool | None = False,
     max_pixels: int | None = None,
+    buckets: int = BUCKETS,
+    compare_sizes: int = COMPARED,
 ) -> AdeReport:
     """mIoU and pixel accuracy of a semantic model, in the pictures' own sizes.
 
@@ -43,13 +58,26 @@ def ade(
         skip_missing: leave out what has a picture or a label image only, and say so in the report.
         progress: a bar on stderr; None for one if that is a terminal.
         max_pixels: of a picture and of a label image, see :meth:`fai_fast.Model.infer`.
+        buckets: how many sizes of the network's input there may be: pictures are divided by their shape, and each
+            bucket gets an input of its own shape, with about the model's own number of pixels, of a model that is
+            loaded beside ``model``, one at a time. 1 for the model's own size for all, which a model has in any case
+            that was loaded with ``im_size`` or ``frame``, or from a file of :func:`fai_fast.export`.
+        compare_sizes: how many pictures, spread evenly, are also run in the model's own size, which tells what the
+            other sizes changed; 0 for none.
 
     Raises:
         TypeError, ValueError: an argument, a label image or a picture is wrong, or their sizes differ.
         FileNotFoundError: folders or files are missing.
     """
     data = AdeData.read(folder, limit=limit, skip_missing=skip_missing)
-    return data.measure(model, threshold=threshold, progress=progress, max_pixels=max_pixels)
+    return data.measure(
+        model,
+        threshold=threshold,
+        progress=progress,
+        max_pixels=max_pixels,
+        buckets=buckets,
+        compare_sizes=compare_sizes,
+    )
 
 
 @dataclass(frozen=True)
@@ -102,44 +130,83 @@ class AdeData:
         progress: bool | None = False,
         max_pixels: int | None = None,
         stop: Callable[[], bool] | None = None,
+        buckets: int = BUCKETS,
+        compare_sizes: int = COMPARED,
     ) -> AdeReport:
         """Runs the model on every picture. Arguments and errors as of :func:`ade`.
 
         ``stop`` is asked before every picture but the first; where it says True, the report is of those before.
         """
+        most, compared = _check_buckets(buckets, compare_sizes)
         threshold, max_pixels = check_fraction("threshold", threshold), check_max_pixels(max_pixels)
         self.check(model.spec)
         classes = model.spec.classes
         n = len(classes)
-        confusion = np.zeros((n, n + 1), np.int64)
         paths = [picture for picture, _ in self.pairs]
-        done = 0
-        for (picture, path), found in zip(
-            self.pairs, _infer(model, paths, threshold, progress, max_pixels, stop), strict=stop is None
-        ):
-            done += 1
-            truth = _read_labels(path, n, max_pixels)
-            if truth.shape != found.size:
-                raise ValueError(
-                    f"{path}: {truth.shape[0]}x{truth.shape[1]} pixels (height x width), expected "
-                    f"{found.size[0]}x{found.size[1]} as of {picture}"
+        plan = _plan(model, lambda: [picture_size(path) for path in paths], len(paths), most)
+        is_shaped = any(bucket.size != model.size for bucket in plan)
+        if is_shaped:
+            _log.info("%s: the network's input (height x width) is %s pictures", model.spec.name, _told(plan))
+        sample, others = _sample(plan, model.size, len(paths), compared)
+        again = set(sample) if others.pictures and compared else set()
+        confusion = np.zeros((n, n + 1), np.int64)
+        # Of the pictures that are run again; those of the other size take the place of these one after another.
+        shaped = np.zeros_like(confusion)
+        own = np.zeros_like(confusion)
+        done: list[int] = []
+        for index, found in _infer_buckets(model, plan, paths, threshold, progress, max_pixels, stop):
+            done.append(index)
+            counts = self._confusion(index, found, n, max_pixels)
+            confusion += counts
+            if index in again:
+                shaped += counts
+                own += counts if index not in others.pictures else 0
+        effect = None
+        if again and len(done) == len(paths):
+            compared_again = 0
+            for index, found in _infer_buckets(model, [others], paths, threshold, progress, max_pixels, stop):
+                own += self._confusion(index, found, n, max_pixels)
+                compared_again += 1
+            if compared_again == len(others.pictures):
+                effect = SizeEffect(
+                    len(again),
+                    model.size,
+                    _headline(_semantic_figures(shaped)),
+                    _headline(_semantic_figures(own)),
                 )
-            predicted = found.label_map
-            assert predicted is not None
-            labeled = truth > 0
-            true, got = truth[labeled].astype(np.int64) - 1, predicted[labeled].astype(np.int64)
-            got[got < 0] = n
-            confusion += np.bincount(true * (n + 1) + got, minlength=n * (n + 1)).reshape(n, n + 1)
         metrics, per_class = _semantic_figures(confusion)
         return AdeReport(
             **_account(model, threshold),
-            images=done,
+            images=len(done),
             missing=self.missing,
             metrics=metrics,
             per_class=dict(zip(classes, per_class, strict=True)),
             pixels=int(confusion.sum()),
             confusion=confusion,
+            sizes=_sizes_of(plan, done) if is_shaped else (),
+            size_effect=effect,
         )
+
+    def _confusion(self, index: int, found: Detections, classes: int, max_pixels: int | None) -> Int64:
+        """Pixels (C, C + 1) of one picture, by truth and prediction."""
+        picture, path = self.pairs[index]
+        truth = _read_labels(path, classes, max_pixels)
+        if truth.shape != found.size:
+            raise ValueError(
+                f"{path}: {truth.shape[0]}x{truth.shape[1]} pixels (height x width), expected "
+                f"{found.size[0]}x{found.size[1]} as of {picture}"
+            )
+        predicted = found.label_map
+        assert predicted is not None
+        labeled = truth > 0
+        true, got = truth[labeled].astype(np.int64) - 1, predicted[labeled].astype(np.int64)
+        got[got < 0] = classes
+        counts = np.bincount(true * (classes + 1) + got, minlength=classes * (classes + 1))
+        return counts.reshape(classes, classes + 1)
+
+
+def _headline(figures: tuple[Figures, list[float | None]]) -> float | None:
+    return next(iter(figures[0].values()))
 
 
 def _semantic_figures(confusion: Int64) -> tuple[Figures, list[float | None]]:

@@ -17,8 +17,19 @@ import numpy.typing as npt
 
 from fai_fast._arguments import MAX_SIDE, check_fraction
 from fai_fast._extras import install
-from fai_fast.evaluate.report import CocoReport, Figures, _some
-from fai_fast.evaluate.running import _account, _check_limit, _check_missing, _infer
+from fai_fast.detections import Detections
+from fai_fast.evaluate.report import CocoReport, Figures, SizeEffect, _some
+from fai_fast.evaluate.running import _account, _check_limit, _check_missing
+from fai_fast.evaluate.shapes import (
+    BUCKETS,
+    COMPARED,
+    _check_buckets,
+    _infer_buckets,
+    _plan,
+    _sample,
+    _sizes_of,
+    _told,
+)
 from fai_fast.images import check_max_pixels
 from fai_fast.model import Model
 from fai_fast.registry import ModelSpec
@@ -50,6 +61,8 @@ def coco(
     skip_missing: bool = False,
     progress: bool | None = False,
     max_pixels: int | None = None,
+    buckets: int = BUCKETS,
+    compare_sizes: int = COMPARED,
 ) -> CocoReport:
     """COCO's mask AP of an instance model, by faster-coco-eval. Masks stay run-length coded throughout.
 
@@ -67,6 +80,12 @@ def coco(
         skip_missing: leave pictures out that are not in the folder, and say so in the report.
         progress: a bar on stderr; None for one if that is a terminal.
         max_pixels: of a picture, see :meth:`fai_fast.Model.infer`.
+        buckets: how many sizes of the network's input there may be: pictures are divided by their shape, and each
+            bucket gets an input of its own shape, with about the model's own number of pixels, of a model that is
+            loaded beside ``model``, one at a time. 1 for the model's own size for all, which a model has in any case
+            that was loaded with ``im_size`` or ``frame``, or from a file of :func:`fai_fast.export`.
+        compare_sizes: how many pictures, spread evenly, are also run in the model's own size, which tells what the
+            other sizes changed; 0 for none.
 
     Raises:
         ImportError: faster-coco-eval is not installed.
@@ -75,7 +94,14 @@ def coco(
         FileNotFoundError: pictures are missing.
     """
     data = CocoData.read(images, annotations, limit=limit, skip_missing=skip_missing)
-    return data.measure(model, threshold=threshold, progress=progress, max_pixels=max_pixels)
+    return data.measure(
+        model,
+        threshold=threshold,
+        progress=progress,
+        max_pixels=max_pixels,
+        buckets=buckets,
+        compare_sizes=compare_sizes,
+    )
 
 
 @dataclass(frozen=True)
@@ -142,46 +168,42 @@ class CocoData:
         progress: bool | None = False,
         max_pixels: int | None = None,
         stop: Callable[[], bool] | None = None,
+        buckets: int = BUCKETS,
+        compare_sizes: int = COMPARED,
     ) -> CocoReport:
         """Runs the model on every picture. Arguments and errors as of :func:`coco`.
 
         ``stop`` is asked before every picture but the first; where it says True, the report is of those before.
         """
+        most, compared = _check_buckets(buckets, compare_sizes)
         threshold, max_pixels = check_fraction("threshold", threshold), check_max_pixels(max_pixels)
         category_of = self.check(model.spec)
-        rows: list[dict[str, Any]] = []
-        done = 0
         paths = [path for _, path, _ in self.images]
-        for (image_id, path, size), found in zip(
-            self.images, _infer(model, paths, threshold, progress, max_pixels, stop), strict=stop is None
-        ):
-            done += 1
-            if found.size != size:
-                raise ValueError(
-                    f"{path}: {found.size[0]}x{found.size[1]} pixels (height x width), expected {size[0]}x{size[1]} "
-                    f"as {self.source} says"
+        plan = _plan(model, lambda: [size for _, _, size in self.images], len(paths), most)
+        is_shaped = any(bucket.size != model.size for bucket in plan)
+        if is_shaped:
+            _log.info("%s: the network's input (height x width) is %s pictures", model.spec.name, _told(plan))
+        found_in: dict[int, list[dict[str, Any]]] = {}
+        for index, found in _infer_buckets(model, plan, paths, threshold, progress, max_pixels, stop):
+            found_in[index] = self._rows(index, found, category_of)
+        effect = None
+        sample, others = _sample(plan, model.size, len(paths), compared)
+        if compared and others.pictures and len(found_in) == len(paths):
+            own = {index: found_in[index] for index in sample}
+            again = 0
+            for index, found in _infer_buckets(model, [others], paths, threshold, progress, max_pixels, stop):
+                own[index] = self._rows(index, found, category_of)
+                again += 1
+            if again == len(others.pictures):
+                some = self._only(sample)
+                effect = SizeEffect(
+                    len(sample),
+                    model.size,
+                    *(_mean(some._precision(_numbered(rows, sample))[..., 0]) for rows in (found_in, own)),
                 )
-            best = found[:TOP_K]
-            for class_id, score, area, rle in zip(
-                best.class_id.tolist(),
-                best.confidence.tolist(),
-                best.area.tolist(),
-                best.to_rle(),
-                strict=True,
-            ):
-                if class_id in category_of:
-                    rows.append(
-                        {
-                            "id": len(rows) + 1,
-                            "image_id": image_id,
-                            "category_id": category_of[class_id],
-                            "segmentation": rle,
-                            "score": score,
-                            "area": float(area),
-                            "iscrowd": 0,
-                        }
-                    )
-        data = self if done == len(self.images) else self._first(done)
+        done = len(found_in)
+        data = self if done == len(self.images) else self._only(sorted(found_in))
+        rows = _numbered(found_in, sorted(found_in))
         precision = data._precision(rows)
         metrics: Figures = {
             "segm/AP": _mean(precision[..., 0]),
@@ -202,7 +224,37 @@ class CocoData:
             objects=len(data.annotations),
             detections=len(rows),
             unusable=self.unusable,
+            sizes=_sizes_of(plan, found_in) if is_shaped else (),
+            size_effect=effect,
         )
+
+    def _rows(self, index: int, found: Detections, category_of: Mapping[int, int]) -> list[dict[str, Any]]:
+        """What was found in a picture, as the evaluator takes it, without numbers."""
+        image_id, path, size = self.images[index]
+        if found.size != size:
+            raise ValueError(
+                f"{path}: {found.size[0]}x{found.size[1]} pixels (height x width), expected {size[0]}x{size[1]} "
+                f"as {self.source} says"
+            )
+        best = found[:TOP_K]
+        return [
+            {
+                "image_id": image_id,
+                "category_id": category_of[class_id],
+                "segmentation": rle,
+                "score": score,
+                "area": float(area),
+                "iscrowd": 0,
+            }
+            for class_id, score, area, rle in zip(
+                best.class_id.tolist(),
+                best.confidence.tolist(),
+                best.area.tolist(),
+                best.to_rle(),
+                strict=True,
+            )
+            if class_id in category_of
+        ]
 
     def check(self, spec: ModelSpec) -> dict[int, int]:
         """The category of each of a model's classes. Raises ValueError where the data is not for such a model."""
@@ -212,9 +264,9 @@ class CocoData:
             )
         return self._category_of(spec.classes)
 
-    def _first(self, count: int) -> CocoData:
-        """The first pictures, and what is known of them."""
-        images = self.images[:count]
+    def _only(self, chosen: Sequence[int]) -> CocoData:
+        """Some of the pictures, by their places, and what is known of them."""
+        images = tuple(self.images[index] for index in chosen)
         ids = {item[0] for item in images}
         annotations = [item for item in self.annotations if item["image_id"] in ids]
         return dataclasses.replace(self, images=images, annotations=annotations)
@@ -256,6 +308,12 @@ class CocoData:
         evaluator.evaluate()
         evaluator.accumulate()
         return cast("npt.NDArray[np.float64]", np.asarray(evaluator.eval["precision"])[..., -1])
+
+
+def _numbered(rows: Mapping[int, list[dict[str, Any]]], chosen: Sequence[int]) -> list[dict[str, Any]]:
+    """The rows of some pictures, numbered from 1; copies, as the evaluator writes into them."""
+    together = [row for index in chosen for row in rows[index]]
+    return [{"id": number, **row} for number, row in enumerate(together, 1)]
 
 
 def _evaluator() -> tuple[Any, Any]:

@@ -83,7 +83,7 @@ class Comparison:
         columns = [(key, key.rpartition("/")[2]) for key in first.metrics]
         head = "".join(f"  {title:>6}" for _, title in columns)
         lines = [
-            f"{first.model} {first.im_size[0]}x{first.im_size[1]}, {first._what()}",
+            f"{first.model} {first._inputs()}, {first._what()}",
             "",
             f"{'percent':<{width}}{head}  difference",
         ]

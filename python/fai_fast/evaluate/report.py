@@ -19,13 +19,35 @@ Figures = dict[str, float | None]
 
 
 @dataclass(frozen=True)
+class SizeEffect:
+    """What it changed that pictures got an input of their shape, measured on some of them.
+
+    Attributes:
+        images: pictures that were run both ways, spread evenly over all.
+        own_size: (h, w), the model's own input, which all of them had for the second figure.
+        shaped, own: AP or mIoU of these pictures, percent, with inputs of their shapes and with the model's own;
+            None where the truth has nothing to measure.
+    """
+
+    images: int
+    own_size: tuple[int, int]
+    shaped: float | None
+    own: float | None
+
+    @property
+    def difference(self) -> float | None:
+        """Percentage points that the shapes gained."""
+        return None if self.shaped is None or self.own is None else self.shaped - self.own
+
+
+@dataclass(frozen=True)
 class Report:
     """What an evaluation gave, beside what is published.
 
     Attributes:
         model: its name.
         engine, precision: what ran it.
-        im_size: (h, w) of the network's input.
+        im_size: (h, w) of the network's input, the model's own where pictures of other shapes had others.
         threshold: rows that scored no more were left out.
         images: pictures that were evaluated.
         missing: pictures that were left out, because one of picture and truth was not there.
@@ -33,6 +55,9 @@ class Report:
         per_class: AP or IoU of each class, percent; None as above.
         published, published_per_class: the registry's figures, percent, where it has them.
         published_im_size: the network's input that they hold for, an int for a square or (h, w).
+        sizes: ((h, w), images) of each input that there was, that of the most images first; empty where all had
+            ``im_size``.
+        size_effect: what these sizes changed; None where all had ``im_size``, or it was not measured.
     """
 
     model: str
@@ -47,6 +72,8 @@ class Report:
     published: Mapping[str, float]
     published_per_class: Mapping[str, float]
     published_im_size: ImSize
+    sizes: tuple[tuple[tuple[int, int], int], ...] = dataclasses.field(default=(), kw_only=True)
+    size_effect: SizeEffect | None = dataclasses.field(default=None, kw_only=True)
 
     @property
     def headline(self) -> float | None:
@@ -59,19 +86,31 @@ class Report:
 
     def table(self) -> str:
         """The figures beside the published ones, metrics first, then classes, as the model cards show them."""
-        height, width = self.im_size
         lines = [
-            f"{self.model} {height}x{width}, {self.engine} {self.precision}, {self._what()}",
+            f"{self.model} {self._inputs()}, {self.engine} {self.precision}, {self._what()}",
             "",
             *_figures("percent", self.metrics, self.published),
             "",
             *_figures("class", self.per_class, self.published_per_class),
         ]
-        if self.published and (height, width) != sides_of(self.published_im_size):
+        if self.published and (self.sizes or self.im_size != sides_of(self.published_im_size)):
             lines += ["", f"Published at {size_text(self.published_im_size)}."]
+        if (effect := self.size_effect) is not None:
+            what = next(iter(self.metrics))
+            lines += [
+                "",
+                f"Inputs in the pictures' shapes: {what} {_percent(effect.shaped)}, with {size_text(effect.own_size)} "
+                f"for all {_percent(effect.own)}, {_signed(effect.difference)}, on {effect.images} of the images.",
+            ]
         if self.missing:
             lines += ["", f"Left out, not there: {_some(self.missing)}."]
         return "\n".join(lines)
+
+    def _inputs(self) -> str:
+        """The network's input, or how many images had which."""
+        if not self.sizes:
+            return size_text(self.im_size)
+        return " + ".join(f"{size_text(size)} ({images})" for size, images in self.sizes)
 
     def _what(self) -> str:
         return f"{self.images} images"
@@ -119,7 +158,7 @@ class AdeReport(Report):
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the confusion matrix, in JSON's types."""
-        fields = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        fields = dataclasses.asdict(self)
         del fields["confusion"]
         return cast(dict[str, Any], json.loads(json.dumps(fields, allow_nan=False)))
 

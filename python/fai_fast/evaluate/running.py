@@ -22,27 +22,31 @@ def _infer(
     model: Model,
     paths: Sequence[Path],
     threshold: float,
-    progress: bool | None,
+    bar: Any,
     max_pixels: int | None,
     stop: Callable[[], bool] | None,
 ) -> Iterator[Detections]:
-    """The pictures' results in order, a few of them on their way at a time."""
-    from tqdm import tqdm  # type: ignore[import-untyped]
-
+    """The pictures' results in order, a few of them on their way at a time; `bar` is tqdm's."""
     waiting: deque[Any] = deque()
-    disable = None if progress is None else not progress
-    with tqdm(total=len(paths), unit="picture", file=sys.stderr, leave=False, disable=disable) as bar:
-        for index, path in enumerate(paths):
-            if index and stop is not None and stop():
-                break
-            frame = read_image(path, max_pixels=max_pixels)
-            waiting.append(model.submit(frame, threshold=threshold))
-            if len(waiting) == IN_FLIGHT:
-                yield waiting.popleft().result()
-                bar.update()
-        while waiting:
+    for index, path in enumerate(paths):
+        if index and stop is not None and stop():
+            break
+        frame = read_image(path, max_pixels=max_pixels)
+        waiting.append(model.submit(frame, threshold=threshold))
+        if len(waiting) == IN_FLIGHT:
             yield waiting.popleft().result()
             bar.update()
+    while waiting:
+        yield waiting.popleft().result()
+        bar.update()
+
+
+def _bar(total: int, progress: bool | None) -> Any:
+    """A bar on stderr; None for one if that is a terminal."""
+    from tqdm import tqdm  # type: ignore[import-untyped]
+
+    disable = None if progress is None else not progress
+    return tqdm(total=total, unit="picture", file=sys.stderr, leave=False, disable=disable)
 
 
 def _account(model: Model, threshold: float) -> dict[str, Any]:

@@ -73,6 +73,7 @@ class _FrameQueue:
         self._waiting: deque[tuple[int, _SourceFrame | _FrameError]] = deque()
         self._in_flight: deque[_InFlightFrame] = deque()
         self._submitting = False  # a frame is between the two
+        self._began: float | None = None
 
     def give_way(self) -> None:
         """Drops the frames that wait where only the latest counts. Errors stay."""
@@ -107,16 +108,16 @@ class _FrameQueue:
     def restart(self, now: float) -> None:
         """Counts from now on: until `now` there was no model that could have kept up."""
         self.dropped = 0
-        if not self.latest:
-            self._waiting = deque(
-                (number, item._replace(captured=now) if isinstance(item, _SourceFrame) else item)
-                for number, item in self._waiting
-            )
+        # A live source's newest frame is as old as it is; one that waits for the model has no pace of its own.
+        self._began = None if self.latest else now
 
     def take(self) -> tuple[int, _SourceFrame | _FrameError]:
         """The frame that has waited longest, to be handed to the model; :meth:`submitted` must follow."""
         self._submitting = True
-        return self._waiting.popleft()
+        number, item = self._waiting.popleft()
+        if self._began is not None and isinstance(item, _SourceFrame) and item.captured < self._began:
+            item = item._replace(captured=self._began)
+        return number, item
 
     def submitted(self, frame: _InFlightFrame) -> None:
         """Adds the frame that was taken to those in the model."""
