@@ -97,6 +97,7 @@ class StreamOptions(ResultOptions, total=False):
     """The options of :meth:`fai_fast.Model.stream`, which explains them."""
 
     masks_device: bool
+    track: Any
     policy: Policy | None
     depth: int
     stride: int

@@ -369,6 +369,9 @@ class Model:
             depth: frames in the model at once; with 1 the results are the freshest, with more there are more of them.
             stride: use every n-th frame.
             threshold, classes, top_k, mask_threshold, use_mask_score, resize, masks_device: see :meth:`infer`.
+            track: True numbers objects from frame to frame with ByteTrack, which needs the extra ``track``:
+                ``tracker_id``, -1 for what was not seen often enough yet. Or a tracker of your own, whose
+                ``update(supervision.Detections)`` gives rows with ``tracker_id``. Rows keep their order and masks.
             on_error: what to do when a live source ends or fails: "raise" the error, or "reconnect": open it again.
             timeout: seconds without a frame after which the source counts as failed; None for 10 with cameras,
                 addresses, functions and FIFOs, and no limit with others.
@@ -408,6 +411,10 @@ class Model:
 
         check_options("stream", options, StreamOptions)
         given: dict[str, Any] = {**options}
+        if given.get("track") not in (None, False) and self.spec.config.predict_all_pixels:
+            raise ValueError(
+                "track: got one for a semantic model, expected False: its regions are no objects"
+            )
         infer = self._stream_settings({name: given.pop(name) for name in _OF_STREAM_RESULTS if name in given})
         return Stream(self, source, infer=infer, **given)
 

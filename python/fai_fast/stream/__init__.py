@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from types import TracebackType
-from typing import Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +46,10 @@ from fai_fast.stream.pixels import decoded_pixels as decoded_pixels
 from fai_fast.stream.queue import _FrameQueue
 from fai_fast.stream.reconnect import _Reconnector
 from fai_fast.stream.statistics import StreamStats
+from fai_fast.stream.tracking import Tracking
+
+if TYPE_CHECKING:
+    import asyncio
 
 __all__ = ["Frame", "Stream", "StreamStats"]
 LIVE_TIMEOUT = 10.0
@@ -69,6 +73,7 @@ class Frame:
             and range that they were converted by ("bt601" also where it was one that only FFmpeg knows, as BT.2020's).
         captured: when it came, on the clock of ``time.perf_counter``, seconds.
         max_pixels: the stream's.
+        path: the file that it is of, a picture or a video; None for cameras, addresses and iterables.
     """
 
     id: int
@@ -78,6 +83,12 @@ class Frame:
     layout: FrameLayout
     captured: float
     max_pixels: int | None = None
+    path: str | None = None
+
+    def __repr__(self) -> str:
+        place = "" if self.pts is None else f" at {self.pts:.3f} s"
+        of = "" if self.path is None else f" of {self.path!r}"
+        return f"<fai_fast.Frame {self.id}{place}{of} {self.size[0]}x{self.size[1]} {self.layout['color']}>"
 
     def image(self) -> npt.NDArray[np.uint8]:
         """The frame as RGB uint8 (H, W, 3), as the network sees it: a contiguous array of its own, yours to draw on.
@@ -105,7 +116,8 @@ class SupportsSubmit(Protocol):
 class Stream:
     """The frames of a source with what was found in them, in order: see :meth:`fai_fast.Model.stream`.
 
-    An iterator of (:class:`Frame`, :class:`fai_fast.Detections`), and a context manager, which closes it. The source is
+    An iterator of (:class:`Frame`, :class:`fai_fast.Detections`), and a context manager, which closes it; for ``async
+    for`` and ``async with`` too. The source is
     opened when the first frame is asked for. A stream that nobody holds any more stops by itself.
 
     A frame that fails raises in its place, its number in the text; asking on gives the frames after it. When the source
@@ -135,6 +147,7 @@ class Stream:
         format: str | None = None,
         options: Mapping[str, str] | None = None,
         max_pixels: int | None = None,
+        track: Any = False,
         infer: Mapping[str, Any] | None = None,
     ) -> None:
         if policy is not None:
@@ -176,7 +189,11 @@ class Stream:
             stride=_at_least_one("stride", stride),
             infer={**(infer or {}), "max_pixels": self._max_pixels},
         )
+        self._tracking = None if track is False or track is None else Tracking(track)
+        self._stride = stride
         self._turn = threading.Lock()
+        # What a task was waiting for when it was cancelled: the frame comes when it, or another, asks again.
+        self._ahead: asyncio.Future[tuple[Frame, Detections] | None] | None = None
         weakref.finalize(self, self._feed.stop).atexit = False
 
     def _first_size(self) -> tuple[int, int] | None:
@@ -246,12 +263,59 @@ class Stream:
                 _raise_of_frame(error, number)
             detections = flight.result()
             # Not before: a loop that is interrupted while it waits gets this frame when it goes on.
-            feed.retire(flight, done=True)
+            latency = detections.latency
+            feed.retire(flight, done=True, model=None if latency is None else latency.total)
+            if self._tracking is not None:
+                # Here, where frames are in their order.
+                detections = self._tracking.numbered(detections, float(feed.rate or 30) / self._stride)
         came = flight.came
         assert came is not None
         return Frame(
-            flight.id, came.pts, detections.size, came.pixels, came.layout, came.captured, self._max_pixels
+            flight.id,
+            came.pts,
+            detections.size,
+            came.pixels,
+            came.layout,
+            came.captured,
+            self._max_pixels,
+            came.path or feed.opener.path,
         ), detections
+
+    def __aiter__(self) -> Stream:
+        return self
+
+    async def __anext__(self) -> tuple[Frame, Detections]:
+        """As ``next``, for ``async for``: the event loop goes on meanwhile. Waits in the loop's default executor.
+
+        A task that is cancelled while it waits loses no frame: whoever asks next gets it.
+        """
+        import asyncio
+
+        loop = asyncio.get_running_loop()
+        if self._ahead is None or self._ahead.get_loop() is not loop:
+            self._ahead = loop.run_in_executor(None, self._next_or_end)
+        ahead = self._ahead
+        try:
+            found = await asyncio.shield(ahead)
+        finally:
+            if ahead.done():
+                self._ahead = None
+        if found is None:
+            raise StopAsyncIteration
+        return found
+
+    def _next_or_end(self) -> tuple[Frame, Detections] | None:
+        return next(self, None)
+
+    async def __aenter__(self) -> Stream:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        import asyncio
+
+        await asyncio.to_thread(self.close)
 
     def close(self) -> None:
         """Stops the threads and gives the source back. Blocks until the frames on their way have ended. Idempotent.

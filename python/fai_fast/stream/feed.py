@@ -271,13 +271,23 @@ class _Feed:
             return frames[-1]
         return frames[0]
 
-    def retire(self, frame: _InFlightFrame, *, done: bool = False, overtaken: bool = False) -> None:
-        """Makes room for another frame after this one was `done`, was `overtaken`, or failed. Does not block."""
+    def retire(
+        self,
+        frame: _InFlightFrame,
+        *,
+        done: bool = False,
+        overtaken: bool = False,
+        model: float | None = None,
+    ) -> None:
+        """Makes room for another frame after this one was `done`, was `overtaken`, or failed. Does not block.
+
+        `model` is the milliseconds that the model took for it, where it says so.
+        """
         now = time.perf_counter()
         with self._changed:
             self._queue.retire(frame, overtaken=overtaken)
             if done and frame.came is not None:
-                self._statistics.handed_out(now, frame.came.captured)
+                self._statistics.handed_out(now, frame.came.captured, model)
             self._changed.notify_all()
 
     @property

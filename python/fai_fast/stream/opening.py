@@ -128,7 +128,7 @@ def _opener(
         if format is None and path.suffix.lower() in SUFFIXES - {".gif"}:  # which alone is a video
             _check_unused(redacted(text), format, options)
             return _pictures(text, [path], overrides, max_pixels, read_animation)
-        return video(False, f"file:{text}")._replace(pipe=path.is_fifo())
+        return video(False, f"file:{text}")._replace(pipe=path.is_fifo(), path=text)
     if scheme := re.match(r"([A-Za-z][\w+.-]*)://", text):
         kind = scheme[1].lower()
         if kind in _TLS and "tls_verify" not in options:
@@ -194,7 +194,7 @@ def _pictures(
             began = time.perf_counter()
             try:
                 for picture, seconds in read(path, max_pixels=max_pixels):
-                    yield _SourceFrame(picture, overrides.layout("rgb"), seconds, began)
+                    yield _SourceFrame(picture, overrides.layout("rgb"), seconds, began, str(path))
                     began = time.perf_counter()
             except (OSError, ValueError) as error:
                 yield _FrameError(error)

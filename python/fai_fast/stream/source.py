@@ -10,12 +10,13 @@ from fai_fast._options import FrameLayout
 
 
 class _SourceFrame(NamedTuple):
-    """A frame as a source gives it."""
+    """A frame as a source gives it; `path` is the file that it is of, where that is not the source itself."""
 
     pixels: Any
     layout: FrameLayout
     pts: float | None
     captured: float
+    path: str | None = None
 
 
 class _FrameError(NamedTuple):
@@ -41,6 +42,7 @@ class _Opener(NamedTuple):
         live: whether it goes on whether or not somebody looks; None where that is known once it is open.
         again: whether it can be opened again.
         pipe: whether somebody else has to write it, who may never come.
+        path: the file that it is; None for what is no file.
     """
 
     name: str
@@ -48,6 +50,7 @@ class _Opener(NamedTuple):
     live: bool | None
     again: bool
     pipe: bool = False
+    path: str | None = None
 
 
 def _stalled(name: str, seconds: float) -> TimeoutError:
