@@ -45,13 +45,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from fai_fast import render, samples
+    import fai_fast
+    from fai_fast import registry, render, samples
     from fai_fast.images import read_image
 
     image = samples.path(SAMPLE) if args.image is None else Path(args.image)
     output = Path(args.output)
     check_output(output, image)
     frame = read_image(image)
+    if args.im_size is None:
+        # A picture is not stretched, whatever its shape is: then more of what is there is found.
+        side = registry.spec(MODEL).im_size
+        area = side * side if isinstance(side, int) else side[0] * side[1]
+        args.im_size = fai_fast.fit_size(frame.shape[:2], area=area)
     with load(MODEL, args) as model:
         model.warmup()
         detections = model.infer(image)
