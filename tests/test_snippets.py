@@ -76,6 +76,11 @@ BLOCKS = {page.relative_to(ROOT).as_posix(): blocks_of(page) for page in PAGES}
 WITH_PYTHON = [name for name, blocks in BLOCKS.items() if any(block.language == "python" for block in blocks)]
 
 
+def end_of(block: Block) -> str:
+    """A line that nothing prints."""
+    return f"=== what line {block.line} prints ends here ==="
+
+
 def program(blocks: list[Block]) -> str:
     """One program of a page's blocks, with lines where the page has them, that marks the end of what each prints."""
     lines: list[str] = []
@@ -89,7 +94,7 @@ def program(blocks: list[Block]) -> str:
             text = text.replace("im_size=640", "im_size=192")
         if block.runs:
             lines += [""] * (block.line - len(lines)) + text.splitlines()
-            lines[-1] += f"\nprint('\\0{block.line}\\0', flush=True)" if block.output is not None else ""
+            lines[-1] += f"\nprint('{end_of(block)}', flush=True)" if block.output is not None else ""
             # What is added has a line of its own, and the next block its own number of it.
             lines = "\n".join(lines).split("\n")
     return "\n".join(lines) + "\n"
@@ -178,7 +183,7 @@ def test_python_runs(page, tmp_path, cache):
     said = done.stdout
     for block in running:
         if block.output is not None:
-            shown, end, said = said.partition(f"\0{block.line}\0\n")
+            shown, end, said = said.partition(end_of(block) + "\n")
             assert end
             assert shape_of(shown) == shape_of(block.output), f"{page}:{block.line}"
 

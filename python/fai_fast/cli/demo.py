@@ -45,16 +45,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from fai_fast import render, samples
+    from fai_fast import fit_size, render, samples
     from fai_fast.images import read_image
 
     image = samples.path(SAMPLE) if args.image is None else Path(args.image)
     output = Path(args.output)
     check_output(output, image)
     frame = read_image(image)
-    # Said to be meant, so that nothing is told of the sample's shape.
     spec = unsized(MODEL, args)
-    with load(MODEL, args, None if spec is None else spec.input_size) as model:
+    size = None
+    if spec is not None:
+        height, width = spec.input_size
+        # A picture is not stretched, whatever its shape is: then more of what is there is found.
+        size = fit_size(frame.shape[:2], area=height * width)
+    with load(MODEL, args, size) as model:
         model.warmup()
         detections = model.infer(image)
         write_line(header(model))
