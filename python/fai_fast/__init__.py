@@ -18,7 +18,7 @@ from fai_fast.letterbox import Letterbox
 from fai_fast.ops import build_info, postprocess, postprocess_batch, preprocess
 
 if TYPE_CHECKING:
-    from fai_fast import evaluate, losses, reference, samples
+    from fai_fast import evaluate, losses, reference, render, samples
     from fai_fast._pipelines import InferFuture, Ticket
     from fai_fast.exporter import export
     from fai_fast.model import Model, load
@@ -60,6 +60,7 @@ __all__ = [
     "preprocess",
     "quantize",
     "reference",
+    "render",
     "samples",
     "spec",
 ]
@@ -83,6 +84,7 @@ _LAZY = {
     "QuantizeReport": "fai_fast.quantization",
     "quantize": "fai_fast.quantization",
     "reference": "",
+    "render": "",
     "samples": "",
 }
 

@@ -21,6 +21,7 @@ __all__ = [
     "Activation",
     "BatchOptions",
     "Color",
+    "Device",
     "EngineName",
     "FrameLayout",
     "InferOptions",
@@ -47,6 +48,11 @@ EngineName = Literal[
     "auto", "tensorrt", "tensorrt_rtx", "torch-cuda", "onnxruntime-cuda", "openvino", "onnxruntime"
 ]
 Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
+# Those that a machine has; a number beyond is passed as the int.
+Device = Literal[
+    "auto", "cpu", "cuda", "cuda:0", "cuda:1", "cuda:2", "cuda:3", "cuda:4", "cuda:5", "cuda:6", "cuda:7", "cuda:8",
+    "cuda:9", "cuda:10", "cuda:11", "cuda:12", "cuda:13", "cuda:14", "cuda:15",
+]  # fmt: skip
 
 COLORS: tuple[Color, ...] = get_args(Color)
 RESIZES: tuple[Resize, ...] = get_args(Resize)

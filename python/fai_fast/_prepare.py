@@ -161,7 +161,7 @@ def prepare(
     *,
     weights: Any,
     engine: str,
-    device: str,
+    device: str | int,
     precision: str,
     im_size: int | Sequence[int] | None,
     frame: Sequence[int] | None,
@@ -183,19 +183,20 @@ def prepare(
     if not 1 <= batch_size <= MAX_BATCH:
         raise ValueError(f"batch_size: got {batch_size}, expected 1..{MAX_BATCH}")
     check_choice("engine", engine, select.ENGINES)
-    select.check_device(device)
+    on = select.device_name(device)
+    select.check_device(on)
     if _ends_in(".engine", name_or_path):
         return _given_engine(
-            Path(os.fsdecode(name_or_path)), weights, engine, device, precision, im_size, frame, batch_size
+            Path(os.fsdecode(name_or_path)), weights, engine, on, precision, im_size, frame, batch_size
         )
     if _ends_in(openvino_file.SUFFIX, name_or_path):
         fixed = (weights, im_size, frame, batch_size)
         return _given_quantized(
-            Path(os.fsdecode(name_or_path)), fixed, engine, device, precision, threads, trial
+            Path(os.fsdecode(name_or_path)), fixed, engine, on, precision, threads, trial
         )
     # Importing an engine takes as long as reading a checkpoint's hash, and they do not need each other.
     with ThreadPoolExecutor(1) as beside:
-        chosen = beside.submit(select.candidates, engine, device)
+        chosen = beside.submit(select.candidates, engine, on)
         source = _source(name_or_path, weights, im_size, frame, batch_size, cache_dir, chosen)
     with _progress.job(f"{source.spec.name}: being made ready for this machine, which is done once"):
         return _with_first_engine(source, chosen.result(), precision, threads, trial)

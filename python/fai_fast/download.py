@@ -166,7 +166,9 @@ def _attempt(url: str, part: Path, progress: bool, transfer: Transfer) -> dict[s
         raise WeightsError(_failed(url, _whole(part), str(scrubbed_error(error, url)))) from None
     except (OSError, http.client.HTTPException) as error:
         _let_pass(error)
-        raise _unreachable(url, part, error) from scrubbed_error(error, url)
+        scrubbed_error(error, url)
+        # Its reason is in the text; behind it stand sixty lines of sockets and urllib.
+        raise _unreachable(url, part, error) from None
     with response:
         start, total = _extent(url, part, response, start, validator)
         info = {

@@ -238,7 +238,9 @@ def _reading(argument: str, image: Any, max_pixels: int | None) -> Iterator[tupl
                 yield picture, name
                 return
     except UnidentifiedImageError:
-        raise ValueError(f"{argument}: {name} is no picture that Pillow can read") from None
+        video = os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES
+        more = "; model.stream and fai-fast predict take videos" if video else ""
+        raise ValueError(f"{argument}: {name} is no picture that Pillow can read{more}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(
             f"{argument}: {name} is too large: {error} Raise max_pixels= for one that you trust"
@@ -261,8 +263,11 @@ def _check_file(argument: str, name: str) -> None:
         if not explained(error):
             raise
         raise ValueError(f"{argument}: got the path {redacted(name)!r:.80}: {error}") from None
-    # Opening a folder is an error that names it.
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(
+            f"{argument}: {name} is a folder, expected a picture's file; model.stream and fai-fast predict take folders"
+        )
+    if not stat.S_ISREG(mode):
         raise ValueError(
             f"{argument}: {name} is a FIFO, a socket or a device, expected a regular file; open it yourself and pass "
             "the file object"

@@ -19,6 +19,7 @@ from fai_fast._options import (
     RESIZES,
     BatchOptions,
     Color,
+    Device,
     EngineName,
     InferOptions,
     Precision,
@@ -78,7 +79,7 @@ def load(
     *,
     weights: Any = None,
     engine: EngineName = "auto",
-    device: str = "auto",
+    device: Device | int = "auto",
     precision: Precision = "auto",
     im_size: int | Sequence[int] | None = None,
     frame: Sequence[int] | None = None,
@@ -99,7 +100,8 @@ def load(
         weights: a path (.pth, .safetensors), an http(s) address, a state dict, "random" (to measure speed), or None
             for those that belong to the model. A .pth file and "random" need PyTorch, the extra ``torch``.
         engine: "auto", or one that ``fai-fast doctor`` lists, such as "tensorrt", "torch-cuda" and "openvino".
-        device: "auto", "cpu", "cuda" or "cuda:1"; "auto" is the first GPU where one can be used.
+        device: "auto", "cpu", "cuda" or "cuda:1", which the number 1 says too; "auto" is the first GPU where one can be
+            used.
         precision: "fp32", "fp16", "bf16", or "auto": the fastest that the device computes natively and that finds on
             pictures what fp32 finds (docs/low_precision.md); ``info()["precision_reason"]`` has the figures.
         im_size: the network's input, an int for a square or (height, width), multiples of 32; None for the size that

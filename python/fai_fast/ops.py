@@ -182,6 +182,14 @@ def frame_arguments(
     """A frame and how to read it, checked, in the order in which ``_core`` takes them. Raises TypeError, ValueError."""
     color = check_choice("color", color, COLORS)
     resize = check_choice("resize", resize, RESIZES)
+    if image is None:
+        raise TypeError(
+            "image: got None, expected a picture; cv2.imread returns None for a file that is not there or not a picture"
+        )
+    if isinstance(image, list):
+        raise TypeError(
+            f"image: got a list of {len(image)}, expected one picture; model.infer_batch takes several"
+        )
     if type(image).__module__.startswith("PIL.") and hasattr(image, "mode"):
         image, color = _from_pil(image, color)
     return (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import hashlib
 import json
 import logging
@@ -239,7 +240,7 @@ def _located_random(spec: ModelSpec) -> Located:
 
 def _located_file(spec: ModelSpec, path: Path, folder: Path) -> Located:
     if not path.is_file():
-        problem = "is a folder, expected a file" if path.is_dir() else "does not exist"
+        problem = "is a folder, expected a file" if path.is_dir() else f"does not exist{_meant(path)}"
         raise WeightsError(f"weights: {redacted(str(path))} {problem}")
     try:
         sha256 = cache.remembered_sha256(path, folder)
@@ -248,6 +249,13 @@ def _located_file(spec: ModelSpec, path: Path, folder: Path) -> Located:
             raise
         raise WeightsError(f"weights: {path} cannot be read: {error.strerror}") from None
     return Located(spec, str(path), sha256, path, lambda: _checked_file(spec, path, str(path), sha256))
+
+
+def _meant(path: Path) -> str:
+    """A word that is nearly "random" is no file that somebody forgot."""
+    text = str(path)
+    near = text != "random" and difflib.get_close_matches(text.casefold(), ["random"], cutoff=0.7)
+    return "; did you mean 'random'?" if near else ""
 
 
 def _checked_file(spec: ModelSpec, path: Path, source: str, sha256: str) -> Weights:

@@ -80,6 +80,8 @@ def check_output(output: Path, image: Path) -> None:
         raise UsageError(
             f"--output: got {output.name!r}, expected a name that ends with {', '.join(SUFFIXES)}"
         )
+    if not output.parent.is_dir():
+        raise UsageError(f"--output: no such folder: {output.parent}")
     if output.exists() and image.exists() and os.path.samefile(output, image):
         raise UsageError(f"--output: {output} is the picture itself, expected another name")
 

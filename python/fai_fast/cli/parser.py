@@ -94,7 +94,7 @@ def nearest(word: str, known: Iterable[str], meant: Mapping[str, Sequence[str]])
     known = list(known)
     close = [name for name in meant.get(word, ()) if name in known]
     if not close:
-        close = difflib.get_close_matches(word, known, n=2, cutoff=0.6)
+        close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f" (did you mean {' or '.join(close)}?)" if close else ""
 
 

@@ -58,15 +58,14 @@ def in_own_words(text: str) -> str:
     names = "|".join(map(re.escape, own.names))
     # An example of a call becomes the command.
     text = re.sub(
-        r"\b(?:fai_fast\.)?load\(([^\s,()]+), weights=([^()]+?)\)", rf"{own.command} \1 --weights \2", text
+        r"\b(?:fai_fast\.)?load\(([^,()]+), weights=([^()]+?)\)", rf"{own.command} \1 --weights \2", text
     )
-    # What the error is about stands in front, after the number of a frame.
-    text = re.sub(
-        rf"^((?:frame \d+: )?)({names}): ", lambda match: f"{match[1]}{own.names[match[2]]}: ", text
-    )
+    # What the error is about stands in front; of a frame, its number does.
+    text = re.sub(r"^(frame \d+: )(?:source|image): ", r"\1", text)
+    text = re.sub(rf"^({names}): ", lambda match: f"{own.names[match[1]]}: ", text)
     # And what to do about it further on: raise max_pixels= for one that you trust.
     return re.sub(
-        rf"(?<![\w.-])({names})=(?=(\S?))",
+        rf"(?<![\w.?&/:=-])({names})=(?=(\S?))",
         lambda match: own.names[match[1]] + (" " if re.match(r"[\w'\"/{(\[]", match[2]) else ""),
         text,
     )

@@ -51,6 +51,10 @@ class Latency(NamedTuple):
         """The sum of the stages."""
         return sum(self)
 
+    def __repr__(self) -> str:
+        stages = ", ".join(f"{name}={round(value, 3)}" for name, value in self._asdict().items())
+        return f"Latency({stages}, total={round(self.total, 3)})"
+
 
 class Detections(_Rows, _Conversions, _Immutable):
     """What was found in one frame: N rows of boxes, scores, classes and masks.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import importlib.util
 import logging
@@ -9,7 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from fai_fast._arguments import check_choice
 from fai_fast._extras import install
@@ -26,6 +27,7 @@ __all__ = [
     "candidates",
     "check_device",
     "choose",
+    "device_name",
     "module",
 ]
 
@@ -132,7 +134,7 @@ def candidates(engine: str = "auto", device: str = "auto") -> list[Choice]:
         raise EngineError(f"{engine}: runs on {asked[0].device} only, but device {device!r} was asked for")
     found, problem = _gpu(asked, kind, index)
     if problem and (kind == "cuda" or engine in GPU_ENGINES):
-        raise CudaError(str(problem)) from problem
+        raise CudaError(f"{problem}{_elsewhere(engine)}") from problem
 
     why: dict[str, str] = {}
     usable: list[_Candidate] = []
@@ -173,7 +175,26 @@ def check_device(device: object) -> tuple[str, int | None]:
         return "cuda", int(match[1])
     if device == DEVICES[-1]:  # N is not a number
         raise ValueError(f"device: got {device!r}, expected a number for N, such as 'cuda:1'")
+    if isinstance(device, str) and device not in DEVICES and (meant := _meant(device)):
+        raise ValueError(
+            f"device: got {device!r:.60}, expected one of {', '.join(map(repr, DEVICES))}; did you mean {meant!r}?"
+        )
     return check_choice("device", device, DEVICES), None
+
+
+def device_name(device: str | int) -> str:
+    """ "cuda:1" for 1, which frameworks call that GPU; anything else as it is."""
+    # A bool is an int, and no GPU's number.
+    return f"cuda:{device}" if type(device) is int and device >= 0 else cast(str, device)
+
+
+def _meant(device: str) -> str:
+    """What is called otherwise elsewhere, or ""."""
+    match = re.fullmatch(r"(?:cuda|gpu|nvidia|)[ :._-]?([0-9]{0,3})", device.strip().lower())
+    if match is not None and device.strip():
+        return f"cuda:{int(match[1])}" if match[1] else "cuda"
+    near = difflib.get_close_matches(device.lower(), DEVICES[:-1], n=1, cutoff=0.6)
+    return near[0] if near else ""
 
 
 def module(name: str) -> Any:
@@ -188,6 +209,13 @@ def module(name: str) -> Any:
     found = importlib.import_module(f"fai_fast.engines.{candidate.module}")
     # One adapter drives both packages of TensorRT.
     return found.flavour(name) if candidate.module == "tensorrt" else found
+
+
+def _elsewhere(engine: str) -> str:
+    """How to make an engine for a GPU that is not here, where one was asked for that can be made."""
+    if not engine.startswith("tensorrt"):
+        return ""
+    return "; to build one for a GPU elsewhere, such as a Tesla T4: fai-fast export MODEL OUT.engine --target sm75"
 
 
 def _gpu(asked: Sequence[_Candidate], kind: str, index: int | None) -> tuple[int, CudaError | None]:

@@ -49,9 +49,9 @@ _DAMAGED = "is damaged, or was changed since fai_fast.export wrote it (its check
 _log = logging.getLogger("fai_fast")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ExportReport:
-    """What was written.
+    """What was written. Its repr is one line; :meth:`to_dict` tells everything.
 
     Attributes:
         path: the file.
@@ -83,6 +83,15 @@ class ExportReport:
     targets: tuple[str, ...] = ()
     version: str | None = None
     file_size: int = 0
+
+    def __repr__(self) -> str:
+        height, width = self.size
+        batch = f", batch {self.batch}" if self.batch > 1 else ""
+        built = f" for {', '.join(self.targets)} by {self.version}" if self.targets else ""
+        return (
+            f"<ExportReport {self.path}: {self.spec.name} {height}x{width} {self.precision}{batch}{built}, "
+            f"{self.file_size / 1e6:.1f} MB, {_in_words(self.verification)}>"
+        )
 
     @property
     def verified(self) -> bool:
@@ -287,12 +296,12 @@ def write(
         file_size=path.stat().st_size,
     )
     _log.debug(
-        "%s: exported %dx%d %s in %.1f s; verification: %s",
+        "%s: exported %dx%d %s in %.1f s, %s",
         spec.name,
         *size,
         precision,
         seconds,
-        verification,
+        _in_words(verification),
     )
     return report
 
@@ -314,6 +323,8 @@ def read_metadata(path: str | os.PathLike[str]) -> ExportedInfo:
         raise ValueError(f"path: {shown} {_DAMAGED}")
     try:
         model = onnx.ModelProto.FromString(content)
+        if model.ByteSize() and not any(item.key.startswith(_KEY) for item in model.metadata_props):
+            raise _Foreign
         said = {
             item.key.removeprefix(_KEY): json.loads(item.value)
             for item in model.metadata_props
@@ -334,9 +345,14 @@ def read_metadata(path: str | os.PathLike[str]) -> ExportedInfo:
             fai_fast_version=said["fai_fast_version"],
             verification=said["verification"],
         )
+    except _Foreign:
+        raise ValueError(
+            f"path: {shown} was not written by fai_fast.export, so it does not say what its classes and outputs are; "
+            "export it again with it"
+        ) from None
     except (DecodeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(
-            f"path: {shown} was not written by fai_fast.export, or is damaged ({error!r}); export it again"
+            f"path: {shown} was not written by fai_fast.export, or is damaged: {_why(error)}; export it again"
         ) from None
     if whole is None and said.get("checksummed"):
         raise ValueError(f"path: {shown} {_DAMAGED}")
@@ -346,6 +362,24 @@ def read_metadata(path: str | os.PathLike[str]) -> ExportedInfo:
             shown,
         )
     return info
+
+
+def _in_words(verification: dict[str, Any] | None) -> str:
+    """What was measured against the reference network, short."""
+    if verification is None:
+        return "not verified"
+    largest = max(verification["mask_difference"], verification["class_difference"])
+    against = {"reference": "the reference network", "stored": "stored outputs of the reference network"}
+    return f"verified against {against.get(verification['against'], verification['against'])} (within {largest:.1g})"
+
+
+class _Foreign(Exception):
+    """A graph that carries nothing of ours."""
+
+
+def _why(error: Exception) -> str:
+    """What is wrong with a file's metadata, in words."""
+    return f"{error.args[0]} is missing" if isinstance(error, KeyError) and error.args else str(error)
 
 
 def check_im_size(im_size: object) -> tuple[int, int]:

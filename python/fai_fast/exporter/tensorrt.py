@@ -185,8 +185,13 @@ def read_record(path: str | os.PathLike[str]) -> EngineRecord:
         ) from None
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise EngineError(
-            f"{beside} was not written by fai_fast.export(..., format='tensorrt') ({error!r}); export it again"
+            f"{beside} was not written by fai_fast.export(..., format='tensorrt'): {_why(error)}; export it again"
         ) from None
+
+
+def _why(error: Exception) -> str:
+    """What is wrong with a record, in words."""
+    return f"{error.args[0]} is missing" if isinstance(error, KeyError) and error.args else str(error)
 
 
 def check_builder(targets: Sequence[str]) -> Flavour:
@@ -197,7 +202,14 @@ def check_builder(targets: Sequence[str]) -> Flavour:
         CudaError: "current", and there is no GPU.
     """
     if tuple(targets) == (CURRENT,):
-        gpu.devices()
+        try:
+            gpu.devices()
+        except CudaError as error:
+            others = ", ".join(repr(name) for name in TARGETS if name != CURRENT)
+            raise CudaError(
+                f"target: got 'current', the GPU that is here, but {error}; for a GPU elsewhere name it, such as "
+                f"target='sm75' for a Tesla T4; there are {others}"
+            ) from None
     rtx, full = FLAVOURS["tensorrt_rtx"], FLAVOURS["tensorrt"]
     try:
         rtx.version()

@@ -90,11 +90,11 @@ def _refuse_other_files(path: Path) -> None:
         return
     if suffix in _CHECKPOINT_SUFFIXES or begins.startswith(_CHECKPOINT_MAGIC):
         own = (path.parent / FILE_NAME).is_file()
-        what = str(path.parent) if own else "NAME"
+        what = repr(str(path.parent)) if own else "NAME"
         name = "" if own else f", with a registry name, a folder with {FILE_NAME} or a ModelSpec for NAME"
         raise ValueError(
-            f"model: {path} holds weights, which do not say what network they are of; pass both: "
-            f"({what!r}, weights={str(path)!r}){name}"
+            f"model: {path} is a checkpoint, which does not say what network it is of: "
+            f"load({what}, weights={str(path)!r}){name}"
         )
 
 

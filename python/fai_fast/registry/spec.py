@@ -200,9 +200,11 @@ class _Facts(NamedTuple):
     values: dict[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ModelSpec:
     """One model: everything that is known of it but its weights. Equal and hashed by value, picklable, checked.
+
+    Its repr is one line; :meth:`card` tells what is worth reading, :meth:`to_dict` everything.
 
     ``dataclasses.replace`` keeps only what stays true. With other class names, metrics and per_class of the old ones
     go. With another network (num_classes, queries, widths, backbone, family; not its depth, which is read off a
@@ -306,6 +308,13 @@ class ModelSpec:
                     f"bundled_weights: got {self.bundled_weights!r}, expected a file name without folders"
                 )
         object.__setattr__(self, "_before", self._facts())
+
+    def __repr__(self) -> str:
+        classes = len(self.classes)
+        return (
+            f"<ModelSpec {self.name}: {self.family}, {self.task}, {classes} class{'' if classes == 1 else 'es'}, "
+            f"input {self.im_size}>"
+        )
 
     @property
     def input_size(self) -> tuple[int, int]:

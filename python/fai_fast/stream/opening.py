@@ -25,6 +25,7 @@ import numpy as np
 from fai_fast._redaction import redacted
 from fai_fast.images import SUFFIXES, pixel_limit, read_animation, read_image
 from fai_fast.stream.containers import _pyav, _Video
+from fai_fast.stream.ffmpeg import check_names
 from fai_fast.stream.pixels import _ColorOverrides, decoded_pixels
 from fai_fast.stream.source import _FrameError, _Opened, _Opener, _SourceFrame, _SourceItem
 
@@ -98,6 +99,7 @@ def _opener(
 
     def video(live: bool | None, target: Any = text, format: str | None = format, **more: str) -> _Opener:
         av = _pyav()  # where it is missing, that is told now
+        check_names(options)
         name = redacted(text)
         file = _Video(
             av,
