@@ -44,7 +44,7 @@ class ModelConfig:
         transformer_predictor_hidden_dim, _dec_layers, _dim_feedforward: of the masked transformer decoder.
         transformer_predictor_out_dim: channels of the mask embeddings, equal to pixel_decoder_out_dim.
         head_out_dim: kept for FocoosAI's files; nothing of the network depends on it.
-        cls_sigmoid: False; classes come from a softmax.
+        cls_sigmoid: classes come from a sigmoid each, not from a softmax; 'no object' has no say then.
         postprocessing_type: "instance" or "semantic".
         mask_threshold, threshold, predict_all_pixels, use_mask_score: defaults of postprocessing.
         top_k: objects at most in an instance result, the best; None for all. No limit on semantic results, whose pixels
@@ -130,10 +130,6 @@ class ModelConfig:
             )
         for name in ("cls_sigmoid", "predict_all_pixels", "use_mask_score", "criterion_deep_supervision"):
             check_bool(f"config.{name}", getattr(self, name))
-        if self.cls_sigmoid:
-            raise ValueError(
-                "config.cls_sigmoid: got True, expected False: only classes from a softmax are supported"
-            )
         check_choice("config.postprocessing_type", self.postprocessing_type, TASKS)
         for name in ("mask_threshold", "threshold"):
             if not 0 <= check_number(f"config.{name}", getattr(self, name)) <= 1:
@@ -143,6 +139,11 @@ class ModelConfig:
         for cost in ("class", "mask", "dice"):
             _check_weight(f"config.matcher_cost_{cost}", getattr(self, f"matcher_cost_{cost}"))
         _check_weight("config.criterion_eos_coef", self.criterion_eos_coef)
+
+    @property
+    def class_columns(self) -> int:
+        """How many class logits the deployed graph gives for a query: with a softmax one more for 'no object'."""
+        return self.num_classes if self.cls_sigmoid else self.num_classes + 1
 
 
 @dataclass(frozen=True)
