@@ -198,6 +198,8 @@ def _own(spec: ModelSpec) -> str | Path:
         return bundled_path(spec.bundled_weights)
     if spec.weights_url is not None:
         return spec.weights_url
+    if spec.weights_problem is not None:
+        raise WeightsError(f"weights: {spec.name} has none of its own: {spec.weights_problem}")
     raise WeightsError(
         f"weights: {spec.name} has none of its own; pass a path, an address, a state dict, or 'random' as weights="
     )

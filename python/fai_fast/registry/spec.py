@@ -189,6 +189,7 @@ _OF_NETWORK = (
     "note",
     "bundled_weights",
     "weights_path",
+    "weights_problem",
 )
 
 
@@ -228,6 +229,7 @@ class ModelSpec:
         note: what else to know.
         bundled_weights: a file in the package that holds its weights.
         weights_path: a file of the user's that holds them, for models from a folder; neither compared nor saved.
+        weights_problem: why there is none, for models from a folder; neither compared nor saved.
 
     Raises:
         TypeError, ValueError: a field is not as said here; the text names it.
@@ -256,6 +258,7 @@ class ModelSpec:
     note: str | None = None
     bundled_weights: str | None = None
     weights_path: str | None = field(default=None, compare=False)
+    weights_problem: str | None = field(default=None, compare=False, repr=False)
     _before: _Facts | None = field(default=None, compare=False, repr=False)
     """What dataclasses.replace() was called on knows; of the record itself once it is made."""
 
@@ -273,7 +276,7 @@ class ModelSpec:
         _set_im_size(self, "im_size", "im_size", largest=_LARGEST_SIDE, multiple=STRIDE)
         if self._before is not None:
             self._drop_what_is_not_true(self._before)
-        for name in ("dataset", "note", "weights_path"):
+        for name in ("dataset", "note", "weights_path", "weights_problem"):
             if getattr(self, name) is not None:
                 _check_text(name, getattr(self, name))
         if self.weights_url is not None:
@@ -387,6 +390,7 @@ class ModelSpec:
         if self.weights_url is not None:
             plain["weights_url"] = redacted(self.weights_url)
         plain.pop("weights_path", None)
+        plain.pop("weights_problem", None)
         if self.family == "bisenetformer":
             for item in dataclasses.fields(ModelConfig):
                 if (
