@@ -15,20 +15,20 @@ from fai_fast.registry import BackboneConfig
 APART = -100.0
 
 
-def relative_places(window: int) -> Tensor:
+def relative_places(window: int, device: torch.device) -> Tensor:
     """For each pair of a window's places the row of the bias table that is theirs: int64 (window**2, window**2)."""
-    side = torch.arange(window)
+    side = torch.arange(window, device=device)
     difference = side[:, None] - side[None, :] + window - 1
     rows = difference[:, None, :, None] * (2 * window - 1)
     return (rows + difference[None, :, None, :]).flatten(2).flatten(0, 1)
 
 
-def apart(size: tuple[int, int], window: int, shift: int) -> Tensor:
+def apart(size: tuple[int, int], window: int, shift: int, device: torch.device) -> Tensor:
     """What is added to the scores in each shifted window of a map of `size`: (windows, window**2, window**2)."""
 
     def regions(length: int) -> Tensor:
         # After the shift the last window of a side holds the edge's own places and, behind them, those of the other.
-        places = torch.arange(length)
+        places = torch.arange(length, device=device)
         return (places >= length - window).long() + (places >= length - shift).long()
 
     height, width = size
@@ -54,20 +54,19 @@ def map_of(x: Tensor, batch: int, size: tuple[int, int], window: int) -> Tensor:
 class WindowAttention(nn.Module):
     """Attention of the places of each window to each other, with a bias for where they lie to each other."""
 
-    places: Tensor
-
     def __init__(self, dim: int, heads: int, window: int, bias: bool) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.window = heads, window
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
         self.qkv = nn.Linear(dim, 3 * dim, bias=bias)
         self.proj = nn.Linear(dim, dim)
-        self.register_buffer("places", relative_places(window), persistent=False)
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """x (B * windows, N, C), mask (windows, N, N)."""
-        bias = self.relative_position_bias_table[self.places].permute(2, 0, 1)[None]
+        bias = self.relative_position_bias_table[relative_places(self.window, x.device)].permute(2, 0, 1)[
+            None
+        ]
         if mask is not None:
             bias = (bias + mask[:, None].to(bias.dtype)).repeat(len(x) // len(mask), 1, 1, 1)
         query, key, value = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
@@ -103,7 +102,7 @@ class SwinBlock(nn.Module):
         mask = None
         if self.shift:
             y = y.roll((-self.shift, -self.shift), (1, 2))
-            mask = apart(size, self.window, self.shift).to(x.device)
+            mask = apart(size, self.window, self.shift, x.device)
         y = map_of(self.attn(windows_of(y, self.window), mask), batch, size, self.window)
         if self.shift:
             y = y.roll((self.shift, self.shift), (1, 2))
