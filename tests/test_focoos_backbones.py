@@ -150,12 +150,15 @@ def test_a_whole_network_is_deployed_as_the_reference_has_it(name, family):
     state = {key: golden_parameter(key, shape) for key, shape in state_shapes(spec).items()}
     weights = load_weights(spec, state)
     size, batch = (64, 96), 2
+    graph = build_graph(spec, weights.state, size, batch)
+    found = verification.verify(graph, weights, size, batch, "fp32")
+    assert found is not None
+    assert found.equal
+    # In float64, where no decision of the attention is a tie.
     images = verification.normalized(
         np.stack([verification.picture(seed, size) for seed in range(batch)]), spec
     )
-    expected = verification._Reference(weights)(images)
-    engine, runs = verification._run(build_graph(spec, weights.state, size, batch), [images], ())
-    assert verification._compare("reference", engine, runs, [expected]).equal
+    expected = verification._Reference(weights, exact=True)(images)
     network = reference.build(spec).eval()
     network.load_state_dict({key: torch.from_numpy(value) for key, value in weights.state.items()})
     with torch.inference_mode():
@@ -171,7 +174,14 @@ def test_fp16_has_no_float32_product(name):
     assert float32_products(build_graph(spec, state, (64, 96), precision="fp16")) == []
 
 
-@pytest.mark.parametrize("name", KINDS)
+# Minutes together; the others have no operator that these lack.
+SLOW = pytest.mark.slow
+BUILT = [
+    pytest.param(name, marks=() if name in ("swin-window7", "csp_darknet-small") else SLOW) for name in KINDS
+]
+
+
+@pytest.mark.parametrize("name", BUILT)
 def test_tensorrt_builds_it(name, tmp_path):
     if not any(importlib.util.find_spec(item) for item in ("tensorrt_rtx", "tensorrt_rtx_bindings")):
         pytest.skip("TensorRT-RTX is not installed: pip install tensorrt-rtx")

@@ -38,8 +38,9 @@ def saved(tmp_path, value, **options):
     return path
 
 
-def assert_as_torch(found, path):
-    expected = torch.load(path, map_location="cpu", weights_only=True)
+def assert_as_torch(found, path, expected=None):
+    if expected is None:
+        expected = torch.load(path, map_location="cpu", weights_only=True)
     assert list(found) == list(expected)
     for key, value in expected.items():
         value = value.float() if value.dtype == torch.bfloat16 else value
@@ -58,7 +59,8 @@ def test_every_kind_of_number_is_read_as_torch_reads_it(tmp_path, kind, protocol
         "nothing": torch.zeros(0, dtype=kind),
     }
     path = saved(tmp_path, state, pickle_protocol=protocol)
-    assert_as_torch(arrays_of(read_archive(path)), path)
+    # torch.load itself takes no other protocol for certain.
+    assert_as_torch(arrays_of(read_archive(path)), path, None if protocol == 2 else state)
 
 
 def test_views_of_one_storage_are_read_as_torch_reads_them(tmp_path):
