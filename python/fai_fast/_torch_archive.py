@@ -50,27 +50,20 @@ _DTYPES = {
         ("float32", "f4"),
     )
 }
-# What is only kept, in settings beside the tensors: it has no effect, whatever it is called with.
+# What is only kept, in settings beside the tensors, and never called.
 _PLAIN = {
-    *(
-        f"torch.{name}"
-        for name in (
-            *(
-                "float16",
-                "float64",
-                "half",
-                "float",
-                "double",
-                "int8",
-                "int16",
-                "int32",
-                "int64",
-                "uint8",
-                "bool",
-            ),
-            *("contiguous_format", "channels_last", "preserve_format", "strided", "device", "Size"),
-        )
-    ),
+    "torch.bool",
+    "torch.contiguous_format",
+    "torch.channels_last",
+    "torch.float16",
+    "torch.float64",
+    "torch.int8",
+    "torch.int16",
+    "torch.int32",
+    "torch.int64",
+    "torch.preserve_format",
+    "torch.strided",
+    "torch.uint8",
     *_DTYPES,
 }
 _DICTS = {"collections.OrderedDict", "collections.defaultdict", "collections.Counter", "builtins.dict"}
@@ -81,7 +74,9 @@ _TENSORS = {
     "torch._utils._rebuild_parameter",
     "torch._utils._rebuild_parameter_with_state",
 }
-_NAMES = {*_STORAGES, *_PLAIN, *_DICTS, *_TENSORS, "torch.storage.UntypedStorage", "builtins.set"}
+# Of these the first argument stands for what would be made of it: a file could have that done any number of times.
+_KEPT = {"builtins.set", "_codecs.encode", "torch.Size", "torch.device"}
+_NAMES = {*_STORAGES, *_PLAIN, *_DICTS, *_TENSORS, *_KEPT, "torch.storage.UntypedStorage"}
 
 
 class CorruptArchive(Exception):
@@ -331,10 +326,9 @@ class _Reader:
             raise TypeError("a call of what is no name")
         name = made_by.name
         if name in _DICTS:
-            # Without a copy, of which a file could ask for any number.
             return arguments[0] if arguments and isinstance(arguments[0], dict) else {}
-        if name in ("builtins.set", "torch.Size", "torch.device"):
-            return arguments[0] if len(arguments) == 1 else arguments
+        if name in _KEPT:
+            return arguments[0] if arguments else ()
         if name.startswith("torch._utils._rebuild_parameter"):
             return self._checked(arguments[0])
         if name in _TENSORS:

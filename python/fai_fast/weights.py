@@ -96,7 +96,7 @@ def load_weights(
 
     Args:
         spec: the model, or its name.
-        weights: a path (.pth, .pt and .bin are read with torch's ``weights_only``; .safetensors); an http(s) address; a
+        weights: a path (.pth, .pt, .bin, .safetensors; no code in it is run); an http(s) address; a
             state dict; "random" for PyTorch's default initialization, always the same; or None for those that belong to
             the model: in the package, beside its model_info.json, or behind its ``weights_url``. Files and state dicts
             are taken as trainers write them: under a key such as "state_dict", "model" or "ema", and with the prefixes
