@@ -79,6 +79,14 @@ def test_views_of_one_storage_are_read_as_torch_reads_them(tmp_path):
     assert np.shares_memory(found["base"], found["tied"])
 
 
+def test_tensors_with_attributes_of_their_own_are_read(tmp_path):
+    plain, parameter = torch.arange(3.0), torch.nn.Parameter(torch.ones(2))
+    plain.note, parameter.note = "a", {"b": 1}
+    path = saved(tmp_path, {"plain": plain, "parameter": parameter})
+    assert b"_rebuild_from_type_v2" in path.read_bytes()
+    assert_as_torch(arrays_of(read_archive(path)), path)
+
+
 def test_what_trainers_save_beside_the_tensors_is_read(tmp_path):
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
     optimizer = torch.optim.AdamW(network.parameters(), lr=0.1)

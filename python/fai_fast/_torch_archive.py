@@ -74,9 +74,21 @@ _TENSORS = {
     "torch._utils._rebuild_parameter",
     "torch._utils._rebuild_parameter_with_state",
 }
+# What makes a tensor that has attributes of its own, and the types that it may be of.
+_WITH_ATTRIBUTES = "torch._tensor._rebuild_from_type_v2"
+_TYPES = {"torch.Tensor", "torch.nn.parameter.Parameter"}
 # Of these the first argument stands for what would be made of it: a file could have that done any number of times.
 _KEPT = {"builtins.set", "_codecs.encode", "torch.Size", "torch.device"}
-_NAMES = {*_STORAGES, *_PLAIN, *_DICTS, *_TENSORS, *_KEPT, "torch.storage.UntypedStorage"}
+_NAMES = {
+    *_STORAGES,
+    *_PLAIN,
+    *_DICTS,
+    *_TENSORS,
+    *_TYPES,
+    *_KEPT,
+    _WITH_ATTRIBUTES,
+    "torch.storage.UntypedStorage",
+}
 
 
 class CorruptArchive(Exception):
@@ -329,6 +341,11 @@ class _Reader:
             return arguments[0] if arguments and isinstance(arguments[0], dict) else {}
         if name in _KEPT:
             return arguments[0] if arguments else ()
+        if name == _WITH_ATTRIBUTES:
+            function, _, inner, _ = arguments
+            if not isinstance(function, _Name) or function.name not in _TENSORS:
+                raise TypeError("a tensor of what makes none")
+            return self._made(function, inner)
         if name.startswith("torch._utils._rebuild_parameter"):
             return self._checked(arguments[0])
         if name in _TENSORS:
