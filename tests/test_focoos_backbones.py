@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import json
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from fai_fast.exporter.backbone import backbone
 from fai_fast.exporter.builder import Builder, Value
 from fai_fast.exporter.fold import Params
 from fai_fast.exporter.graph import build_graph, float32_products
-from fai_fast.registry import BackboneConfig
+from fai_fast.registry import BackboneConfig, ModelSpec
 from fai_fast.registry.backbone_shapes import backbone_shapes
 from fai_fast.registry.shapes import state_shapes
 from fai_fast.weights import load_weights
@@ -137,6 +138,15 @@ def test_the_reference_has_the_names_and_features_of_focoos(name):
         folded = deployed._folded(network.double())(image.double())
     assert_as_focoos(name, folded)
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in network.modules())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_its_record_survives_json_and_has_a_card(name):
+    spec = spec_of(CASES[name])
+    assert ModelSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+    [line] = [line for line in spec.card().splitlines() if line.startswith("  backbone ")]
+    words = {"stdc": "STDC", "resnet": "ResNet", "swin": "Swin", "csp_darknet": "CSPDarknet"}
+    assert words.get(CASES[name].model_type, "V2") in line
 
 
 @pytest.mark.parametrize("family", ["fai_mf", "bisenetformer"])
