@@ -63,7 +63,8 @@ MAY_IMPORT = {
     "download": BASE | {"cache"},
     # Its pretrained() starts from weights; those that are random are drawn by it, and imported when asked for.
     "reference": BASE | {"registry", "weights"},
-    "checkpoint": BASE,
+    "_torch_archive": set(),
+    "checkpoint": BASE | {"_torch_archive"},
     "weights": BASE | {"cache", "checkpoint", "download", "registry", "reference"},
     "losses": BASE | {"registry", "reference"},
     "engines": BASE | {"cache", "reference", "weights"},

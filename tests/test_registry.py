@@ -366,16 +366,16 @@ def changed(**changes) -> ModelSpec:
         ),
         ({"config__transformer_predictor_dec_layers": 0}, ValueError, "dec_layers: got 0"),
         ({"config__transformer_predictor_dec_layers": 101}, ValueError, "dec_layers: got 101"),
-        ({"config__cls_sigmoid": True}, ValueError, "config.cls_sigmoid: got True, expected False"),
+        ({"config__cls_sigmoid": 1}, TypeError, "config.cls_sigmoid: got 1, expected a bool"),
         ({"config__use_mask_score": 1}, TypeError, "config.use_mask_score: got 1, expected a bool"),
         ({"config__threshold": 1.5}, ValueError, "config.threshold: got 1.5, expected 0 to 1"),
         ({"config__criterion_eos_coef": -1}, ValueError, "config.criterion_eos_coef: got -1"),
         ({"config__backbone_config": "resnet"}, TypeError, "config.backbone_config: got str"),
-        ({"backbone__model_type": "swin"}, ValueError, "backbone_config.model_type: got 'swin'"),
+        ({"backbone__model_type": "mit"}, ValueError, "backbone_config.model_type: got 'mit'"),
         (
             {"backbone__model_type": "resnet"},
             ValueError,
-            "backbone_config.depth: got None, expected 50 or 101",
+            "backbone_config.depth: got None, expected 18, 34, 50 or 101",
         ),
         ({"backbone__in_chans": 4}, ValueError, "backbone_config.in_chans: got 4, expected 3"),
         ({"backbone__base": 20}, ValueError, "backbone_config.base: got 20, expected a multiple of 8"),
@@ -384,9 +384,9 @@ def changed(**changes) -> ModelSpec:
         ({"backbone__layers": [2, 2, 0]}, ValueError, "backbone_config.layers: got 0"),
         ({"backbone__layers": None}, ValueError, "backbone_config.layers: got None"),
         (
-            {"backbone__block_type": "add"},
+            {"backbone__block_type": "sum"},
             ValueError,
-            "backbone_config.block_type: got 'add', expected 'cat'",
+            "backbone_config.block_type: got 'sum', expected one of 'cat', 'add'",
         ),
         ({"backbone__depth": 50}, ValueError, "backbone_config.depth: got 50, expected None"),
     ],
@@ -487,11 +487,6 @@ def test_a_missing_field_is_named(tmp_path, field):
         ({"im_size": [[64, 64], 64]}, "im_size: got list, expected an integer"),
         ({"im_size": {"h": 64}}, "im_size: got dict, expected an integer"),
         ({"im_size": [64, 10**9]}, r"im_size: got \(64, 1000000000\), expected 1 to 32736"),
-        (
-            {"weights_uri": "../../secret.pth"},
-            r"weights_uri: got '\.\./\.\./secret\.pth', which leaves the folder",
-        ),
-        ({"weights_uri": "a\\..\\..\\b.pth"}, "which leaves the folder"),
     ],
 )
 def test_a_wrong_model_info_names_file_and_field(tmp_path, changes, message):
@@ -531,7 +526,7 @@ def test_unknown_fields_of_the_configuration_are_ignored_with_one_line(tmp_path,
     with caplog.at_level(logging.WARNING, "fai_fast"):
         load_spec(write_model(tmp_path, config=config))
     assert messages(caplog) == [
-        f"{tmp_path / 'model_info.json'}: ignored unknown fields of config: glitter, sparkle"
+        f"{tmp_path / 'model_info.json'}: ignored what is not known here: config.glitter = 2, config.sparkle = 1"
     ]
 
 

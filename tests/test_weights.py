@@ -482,7 +482,7 @@ def test_what_a_refusal_advises_works(tmp_path, form, save):
     exec(advice, {"torch": torch, "path": path, "new_path": new_path})
     found = read_file(new_path)
     assert found.keys() == net.state_dict().keys()
-    assert all(torch.equal(found[key], value) for key, value in net.state_dict().items())
+    assert all(torch.equal(torch.as_tensor(found[key]), value) for key, value in net.state_dict().items())
 
 
 def test_looking_for_an_advice_runs_nothing(tmp_path):
@@ -604,10 +604,13 @@ def test_eight_bit_floats_are_refused_by_name(tmp_path):
 
 
 def test_without_pytorch_the_extra_to_install_is_named(tmp_path, model, state, monkeypatch):
-    torch.save(tensors(state), tmp_path / "a.pth")
+    save_legacy(tensors(state), tmp_path / "a.pth")
+    save_zip(tensors(state), tmp_path / "b.pth")
     monkeypatch.setitem(sys.modules, "torch", None)
+    assert_same(load_weights(model, tmp_path / "b.pth").state, state)
     with pytest.raises(
-        WeightsError, match=r"a\.pth, a PyTorch checkpoint, needs PyTorch.*pip install 'fai-fast\[torch\]'"
+        WeightsError,
+        match=r"a\.pth, a checkpoint in the format before PyTorch 1\.6, needs PyTorch.*'fai-fast\[torch\]'",
     ):
         load_weights(model, tmp_path / "a.pth")
     with pytest.raises(WeightsError, match=r"random.* needs PyTorch.*pip install 'fai-fast\[torch\]'"):

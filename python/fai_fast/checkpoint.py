@@ -17,6 +17,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from fai_fast import _torch_archive
 from fai_fast._extras import install
 from fai_fast._foreign import explained
 from fai_fast.errors import WeightsError
@@ -49,6 +50,10 @@ _EXPECTED = (
 )
 # Whose exceptions torch.load() and zipfile let through.
 _READERS = ("torch", "pickle", "_pickle", "zipfile", "zlib", "struct", "tarfile", "numpy")
+_TORCHSCRIPT = (
+    "is a TorchScript archive, which holds code; save its state dict: "
+    "torch.save(torch.jit.load(path).state_dict(), new_path)"
+)
 _MAX_NESTING = 3
 _LARGEST_PICKLE = 1 << 26
 
@@ -126,7 +131,10 @@ def _is_safetensors(path: Path) -> bool:
 
 
 def _read_torch(path: Path) -> dict[str, Any]:
-    torch = import_torch(f"{path.name}, a PyTorch checkpoint,")
+    if zipfile.is_zipfile(path):
+        return _read_archive(path)
+    # The format before PyTorch 1.6, which nothing but PyTorch reads.
+    torch = import_torch(f"{path.name}, a checkpoint in the format before PyTorch 1.6,")
     try:
         # Opened here, as torch makes much of a path's suffix.
         with path.open("rb") as file, warnings.catch_warnings():
@@ -137,6 +145,26 @@ def _read_torch(path: Path) -> dict[str, Any]:
             raise
         raise Unreadable(f"weights: {path} {_why_not(path, str(error) or type(error).__name__)}") from None
     return dict(state_in(found, f"weights: {path}"))
+
+
+def _read_archive(path: Path) -> dict[str, Any]:
+    """What torch.save wrote: read here, so that PyTorch, which takes seconds to import, need not be."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if any("/code/" in name for name in archive.namelist()):
+                raise Unreadable(f"weights: {path} {_TORCHSCRIPT}")
+        found = _torch_archive.read_archive(path)
+        if isinstance(found, _torch_archive.StoredTensor):
+            raise Unreadable(f"weights: {path} holds a Tensor, {_EXPECTED}")
+        return _torch_archive.arrays_of(state_in(found, f"weights: {path}"))
+    except _torch_archive.RefusedArchive as error:
+        raise Unreadable(f"weights: {path} {_more_than_tensors(path, str(error))}") from None
+    except (_torch_archive.CorruptArchive, zipfile.BadZipFile) as error:
+        raise Unreadable(f"weights: {path} is damaged or incomplete: {first_line(error)}") from None
+    except OSError as error:
+        if not explained(error):
+            raise
+        raise Unreadable(f"weights: {path} cannot be read: {error.strerror}") from None
 
 
 def state_in(found: Any, source: str) -> Mapping[str, Any]:
@@ -174,18 +202,17 @@ def state_in(found: Any, source: str) -> Mapping[str, Any]:
 
 def _why_not(path: Path, reason: str) -> str:
     """What torch.load's error means to whoever has the file."""
-    if "TorchScript" in reason:
-        return (
-            "is a TorchScript archive, which holds code; save its state dict: "
-            "torch.save(torch.jit.load(path).state_dict(), new_path)"
-        )
     detail = re.search(r"GLOBAL ([\w.]+)|(Unsupported (?:class|operand|instruction) ?[\w.]*)", reason)
     if detail:
-        return (
-            f"holds more than tensors ({detail[1] or detail[2]}): reading it would run code from it and is refused; if "
-            f"you trust it, save its tensors: {_way_out(path)}"
-        )
+        return _more_than_tensors(path, detail[1] or detail[2])
     return f"is damaged or incomplete: {first_line(reason)}"
+
+
+def _more_than_tensors(path: Path, what: str) -> str:
+    return (
+        f"holds more than tensors ({what}): reading it would run code from it and is refused; if you trust it, save "
+        f"its tensors: {_way_out(path)}"
+    )
 
 
 def _way_out(path: Path) -> str:

@@ -211,7 +211,8 @@ class SetCriterion(nn.Module):
         batch, queries = prediction.class_logits.shape[:2]
         logits = point_sample(prediction.mask_logits.flatten(0, 1), points).unflatten(0, (batch, queries))
         probability = logits.sigmoid()
-        classes = prediction.class_logits.float().softmax(-1)
+        class_logits = prediction.class_logits.float()
+        classes = class_logits.sigmoid() if config.cls_sigmoid else class_logits.softmax(-1)
         # Binary cross-entropy is softplus(x) - x * t, so that all pairs of masks are one product.
         empty = F.softplus(logits)
         pairs = []
@@ -247,9 +248,7 @@ class SetCriterion(nn.Module):
         labels = torch.full(class_logits.shape[:2], no_object, dtype=torch.int64, device=class_logits.device)
         for row, target, (queries, matched) in zip(labels, targets, pairs, strict=True):
             row[queries] = target.labels[matched]
-        weight = torch.ones(no_object + 1, dtype=torch.float32, device=class_logits.device)
-        weight[no_object] = self.config.criterion_eos_coef
-        losses = {"loss_ce": F.cross_entropy(class_logits.flatten(0, 1), labels.flatten(), weight)}
+        losses = {"loss_ce": self._class_loss(class_logits, labels, count)}
 
         logits = torch.cat(
             [masks[queries] for masks, (queries, _) in zip(prediction.mask_logits, pairs, strict=True)]
@@ -282,6 +281,18 @@ class SetCriterion(nn.Module):
             probability, truth = probability * known, truth * known
         dice = 1 - (2 * (probability * truth).sum(1) + 1) / (probability.sum(1) + truth.sum(1) + 1)
         return losses | {"loss_mask": bce.sum() / count, "loss_dice": dice.sum() / count}
+
+    def _class_loss(self, class_logits: Tensor, labels: Tensor, count: Tensor) -> Tensor:
+        """Of logits (B, Q, C+1) and the labels (B, Q) that they should have, C for 'no object'."""
+        no_object = class_logits.shape[-1] - 1
+        if self.config.cls_sigmoid:
+            # Each class on its own, and 'no object' is none of them: the last column has no part in it.
+            truth = F.one_hot(labels, no_object + 1)[..., :-1].float()
+            loss = F.binary_cross_entropy_with_logits(class_logits[..., :-1], truth, reduction="sum")
+            return loss / count
+        weight = torch.ones(no_object + 1, dtype=torch.float32, device=class_logits.device)
+        weight[no_object] = self.config.criterion_eos_coef
+        return F.cross_entropy(class_logits.flatten(0, 1), labels.flatten(), weight)
 
     @torch.no_grad()
     def _uncertain(self, logits: Tensor, matches: Sequence[tuple[Target, Tensor]]) -> Tensor:

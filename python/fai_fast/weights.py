@@ -24,7 +24,7 @@ from fai_fast._redaction import redacted
 from fai_fast.checkpoint import Unreadable, file_problem, import_torch, read_file, state_in, without_torch
 from fai_fast.errors import WeightsError
 from fai_fast.registry import ModelSpec, bundled_path, load_spec, models, spec
-from fai_fast.registry.shapes import is_optional, state_shapes
+from fai_fast.registry.shapes import MAPS, decoder_levels, is_optional, state_shapes
 from fai_fast.registry.spec import check_url
 
 __all__ = ["Located", "Weights", "check_state", "load_weights", "locate", "read_file", "state_shapes"]
@@ -97,7 +97,7 @@ def load_weights(
 
     Args:
         spec: the model, or its name.
-        weights: a path (.pth, .pt and .bin are read with torch's ``weights_only``; .safetensors); an http(s) address; a
+        weights: a path (.pth, .pt, .bin, .safetensors; no code in it is run); an http(s) address; a
             state dict; "random" for PyTorch's default initialization, always the same; or None for those that belong to
             the model: in the package, beside its model_info.json, or behind its ``weights_url``. Files and state dicts
             are taken as trainers write them: under a key such as "state_dict", "model" or "ema", and with the prefixes
@@ -168,16 +168,17 @@ def check_state(
     state = _without_prefix(given, source)
     found = _with_depth_of(spec, state, source)
     expected = state_shapes(found)
-    if problem := _mismatch(expected, state):
+    used = _without_unused_maps(found, state)
+    if problem := _mismatch(expected, used):
         raise WeightsError(
             f"{source} does not fit {spec.name}: {problem}.{_about_names(given, state)}{_guess(spec, state)}"
         )
     checked: State = {}
     for key, shape in expected.items():
-        if is_optional(key) and (key not in state or _shape(state[key]) != shape):
+        if is_optional(key) and (key not in used or _shape(used[key]) != shape):
             checked[key] = _default(key, shape, found)
         else:
-            checked[key] = _float32(key, state[key], source)
+            checked[key] = _float32(key, used[key], source)
     for kind, field in (
         ("decoder", "transformer_predictor_dec_layers"),
         ("encoder", "pixel_decoder_transformer_layers"),
@@ -198,6 +199,8 @@ def _own(spec: ModelSpec) -> str | Path:
         return bundled_path(spec.bundled_weights)
     if spec.weights_url is not None:
         return spec.weights_url
+    if spec.weights_problem is not None:
+        raise WeightsError(f"weights: {spec.name} has none of its own: {spec.weights_problem}")
     raise WeightsError(
         f"weights: {spec.name} has none of its own; pass a path, an address, a state dict, or 'random' as weights="
     )
@@ -410,6 +413,14 @@ def _with_depth_of(spec: ModelSpec, state: Mapping[str, Any], source: str) -> Mo
         return dataclasses.replace(spec, config=config)
     except ValueError as error:  # a width that the encoder of the checkpoint could not have
         raise WeightsError(f"{source} does not fit {spec.name}: {error}") from None
+
+
+def _without_unused_maps(spec: ModelSpec, state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Without what makes tokens of the maps that a decoder of fewer layers than maps never gets to."""
+    unused = tuple(
+        f"head.predictor.input_proj.{level}." for level in range(decoder_levels(spec), MAPS[spec.family])
+    )
+    return {key: value for key, value in state.items() if not key.startswith(unused)}
 
 
 def _layers(pattern: re.Pattern[str], state: Mapping[str, Any]) -> int:

@@ -77,7 +77,7 @@ def load_weights(
         network = build(weights, (height, width), precision).to(place)
         _try(network, (batch, 3, height, width), precision, place)
     spec = weights.spec
-    queries, columns = spec.config.num_queries, spec.config.num_classes + 1
+    queries, columns = spec.config.num_queries, spec.config.class_columns
     shapes = {
         INPUT: (batch, 3, height, width),
         OUTPUTS[0]: (batch, queries, height // network.stride, width // network.stride),

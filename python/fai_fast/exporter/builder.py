@@ -118,11 +118,16 @@ class Builder:
         stride: int = 1,
         groups: int = 1,
         relu: bool = False,
+        padding: int | None = None,
     ) -> Value:
-        """A convolution with padding k // 2. weight: (out, in / groups, k, k), bias: (out)."""
+        """A convolution of a map whose sides `stride` divides. weight: (out, in / groups, k, k), bias: (out).
+
+        The output's sides are those of the input over `stride`; None for a padding of k // 2.
+        """
         batch, channels, height, width = x.shape
         out, depth, kernel, _ = weight.shape
         assert depth * groups == channels, (name, weight.shape, x.shape)
+        padding = kernel // 2 if padding is None else padding
         inputs = [x, self.constant(weight, f"{name}.weight")]
         if bias is not None:
             inputs.append(self.constant(bias, f"{name}.bias"))
@@ -133,7 +138,7 @@ class Builder:
             name,
             kernel_shape=[kernel] * 2,
             strides=[stride] * 2,
-            pads=[kernel // 2] * 4,
+            pads=[padding] * 4,
             group=groups,
         )
         return self.relu(y) if relu else y
@@ -182,14 +187,21 @@ class Builder:
         y = self.add(y, self.constant(bias, f"{name}.bias"), name)
         return self.relu(y) if relu else y
 
-    def layer_norm(self, x: Value, name: str, scale: Array | None = None, bias: Array | None = None) -> Value:
+    def layer_norm(
+        self,
+        x: Value,
+        name: str,
+        scale: Array | None = None,
+        bias: Array | None = None,
+        epsilon: float = LAYER_NORM_EPS,
+    ) -> Value:
         """Over the last axis, computed in float32; the result has the graph's dtype."""
         exact = self.cast(x, np.float32)
         scale = np.ones(x.shape[-1]) if scale is None else scale
         inputs = [exact, self.constant(scale, f"{name}.scale", np.float32)]
         if bias is not None:
             inputs.append(self.constant(bias, f"{name}.bias", np.float32))
-        y = self.node("LayerNormalization", inputs, x.shape, name, axis=-1, epsilon=LAYER_NORM_EPS)
+        y = self.node("LayerNormalization", inputs, x.shape, name, axis=-1, epsilon=epsilon)
         return self.cast(y, self.dtype)
 
     def add(self, a: Value, b: Value, name: str) -> Value:
@@ -200,6 +212,21 @@ class Builder:
 
     def relu(self, x: Value) -> Value:
         return self.node("Relu", [x], x.shape, "relu")
+
+    def relu6(self, x: Value) -> Value:
+        bounds = [self.constant(np.array(bound), f"relu6.{bound}") for bound in (0, 6)]
+        return self.node("Clip", [x, *bounds], x.shape, "relu6")
+
+    def silu(self, x: Value) -> Value:
+        return self.mul(x, self.sigmoid(x), "silu")
+
+    def gelu(self, x: Value) -> Value:
+        """The exact one, x (1 + erf(x / sqrt 2)) / 2: there is no operator for it before opset 20."""
+        scaled = self.mul(x, self.constant(np.array(math.sqrt(0.5)), "gelu.scale"), "gelu.scaled")
+        share = self.add(
+            self.node("Erf", [scaled], x.shape, "gelu.erf"), self.constant(np.ones(()), "one"), "gelu.share"
+        )
+        return self.mul(self.mul(x, share, "gelu.product"), self.constant(np.array(0.5), "gelu.half"), "gelu")
 
     def sigmoid(self, x: Value) -> Value:
         return self.node("Sigmoid", [x], x.shape, "sigmoid")

@@ -38,10 +38,15 @@ class Level:
 def decoder(
     b: Builder, p: Params, config: ModelConfig, mask_features: Value, sources: list[Value]
 ) -> tuple[Value, Value]:
-    """mask_logits (B, Q, h, w) of `mask_features` (B, M, h, w), and class_logits (B, Q, C+1)."""
+    """mask_logits (B, Q, h, w) of `mask_features` (B, M, h, w), and class_logits (B, Q, C+1).
+
+    Where classes come from a sigmoid, class_logits are (B, Q, C): 'no object' has no say in them.
+    """
     heads = p.at("forward_prediction_heads")
     with b.scope("head"):
         layers = config.transformer_predictor_dec_layers
+        # A decoder of fewer layers than there are maps never gets to the finest ones.
+        sources = sources[:layers]
         levels = []
         for index, source in enumerate(sources):
             projection = p.at("input_proj").at(index).affine()
@@ -70,6 +75,8 @@ def decoder(
                 embedding = _embed(b, heads, normal)
         assert normal is not None
         classes = heads.at("classifier").affine().after(heads.at("decoder_norm").affine())
+        if config.cls_sigmoid:
+            classes = Affine(classes.weight[:-1], classes.bias[:-1])
         class_logits = linear(b, normal, classes, "classes")
         batch, _, height, width = mask_features.shape
         masks = b.matmul(embedding, _transposed_tokens(b, mask_features), "masks")

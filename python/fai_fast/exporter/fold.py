@@ -32,13 +32,16 @@ class Params:
     def __getitem__(self, name: str) -> Float64:
         return np.asarray(self._state[self._prefix + name], np.float64)
 
-    def conv_norm(self, conv: str, norm: str) -> tuple[Float64, Float64]:
+    def __contains__(self, name: str) -> bool:
+        return self._prefix + name in self._state
+
+    def conv_norm(self, conv: str, norm: str, epsilon: float = BATCH_NORM_EPS) -> tuple[Float64, Float64]:
         """Weight and bias of the one convolution that does what `conv` (without bias) and the batch norm `norm` do.
 
         An empty name for `conv` is the module itself.
         """
         p = self.at(norm)
-        scale = p["weight"] / np.sqrt(p["running_var"] + BATCH_NORM_EPS)
+        scale = p["weight"] / np.sqrt(p["running_var"] + epsilon)
         weight = (self.at(conv) if conv else self)["weight"]
         return weight * scale[:, None, None, None], p["bias"] - p["running_mean"] * scale
 

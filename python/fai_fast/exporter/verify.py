@@ -122,7 +122,7 @@ def verify(
     engine, runs = _run(model, images, ())
     reference = _Reference(weights)
     expected = [reference(image) for image in images]
-    found = _compare("reference", engine, runs, expected)
+    found = _compare("reference", engine, runs, expected, weights.spec.config.cls_sigmoid)
     if low:
         return _judge_low(found, runs, expected, weights.spec, size, precision, f"{count} drawn pictures")
     if not found.equal:
@@ -200,7 +200,7 @@ def _verify_stored(
         expected = stored["masks"], stored["classes"]
     engine, ((masks, classes),) = _run(model, [image], ())
     runs = [(masks[:, :, ::REFERENCE_STEP, ::REFERENCE_STEP], classes)]
-    found = _compare("stored", engine, runs, [expected])
+    found = _compare("stored", engine, runs, [expected], spec.config.cls_sigmoid)
     if precision != "fp32":
         return _judge_low(found, runs, [expected], spec, size, precision, "a made-up picture")
     return _judge(found, spec)
@@ -246,7 +246,9 @@ def _compare(
     engine: str,
     runs: Sequence[Sequence[Float32]],
     expected: Sequence[tuple[Float32, Float32]],
+    cls_sigmoid: bool = False,
 ) -> Verification:
+    probabilities = _sigmoid if cls_sigmoid else _softmax
     both = either = 0
     mask_difference = class_difference = 0.0
     for (masks, classes, *_), (true_masks, true_classes) in zip(runs, expected, strict=True):
@@ -256,7 +258,7 @@ def _compare(
         # np.maximum, unlike max(), keeps a NaN.
         mask_difference = np.maximum(mask_difference, np.abs(_sigmoid(masks) - _sigmoid(true_masks)).max())
         class_difference = np.maximum(
-            class_difference, np.abs(_softmax(classes) - _softmax(true_classes)).max()
+            class_difference, np.abs(probabilities(classes) - probabilities(true_classes)).max()
         )
     return Verification(
         against=against,
@@ -283,7 +285,8 @@ def _with_decisions(
         outputs, flips = reference.follow(image, [mask < 0 for mask in decisions])
         ties += flips
         expected.append(outputs)
-    followed = _compare(found.against, found.engine, runs, expected)
+    sigmoid = reference.spec.config.cls_sigmoid
+    followed = _compare(found.against, found.engine, runs, expected, sigmoid)
     return dataclasses.replace(
         found,
         ties=ties,
@@ -309,13 +312,13 @@ class _Reference:
         self._network = network.to(self._dtype).eval()
 
     def __call__(self, images: Float32) -> tuple[Float32, Float32]:
-        """mask_logits and class_logits."""
+        """mask_logits and class_logits, the latter as the deployed graph has them."""
         import torch
 
         with torch.inference_mode():
             outputs = self._network.predict(torch.from_numpy(images).to(self._dtype))[-1]
         masks, classes = (value.to(torch.float32).numpy() for value in outputs)
-        return masks, classes
+        return masks, np.ascontiguousarray(classes[:, :, : self.spec.config.class_columns])
 
     def follow(self, images: Float32, decisions: list[Array]) -> tuple[tuple[Float32, Float32], int]:
         """mask_logits and class_logits where attention is blocked as in `decisions` (bool (B, Q, places), one a layer).

@@ -125,6 +125,8 @@ class MaskedDecoder(nn.Module):
         )
 
     def forward(self, mask_features: Tensor, levels: list[Tensor]) -> list[Prediction]:
+        # A decoder of fewer layers than there are levels never gets to the finest ones.
+        levels = levels[: len(self.input_proj)]
         batch, sizes = mask_features.shape[0], [(level.shape[-2], level.shape[-1]) for level in levels]
         projected = [project(level) for project, level in zip(self.input_proj, levels, strict=True)]
         tokens = [level.flatten(2).transpose(1, 2) for level in projected]

@@ -18,10 +18,12 @@ from fai_fast._foreign import explained
 from fai_fast.reference import QueryMaskModel
 from fai_fast.reference.bisenet import AttentionRefinement
 from fai_fast.reference.blocks import ConvBN, ConvNorm, NormedConv, sine_position
+from fai_fast.reference.csp_darknet import SiLUConv
 from fai_fast.reference.decoder import HEADS, CrossAttention, FeedForward, MaskedDecoder, SelfAttention
 from fai_fast.reference.fpn import FPN, EncoderLayer, Transformer
-from fai_fast.reference.resnet import Bottleneck
-from fai_fast.reference.stdc import CatBlock
+from fai_fast.reference.mobilenet import ReLU6Conv
+from fai_fast.reference.resnet import BasicBlock, Bottleneck
+from fai_fast.reference.stdc import AddBlock, CatBlock
 
 __all__ = ["Deployed"]
 
@@ -34,6 +36,8 @@ BLOCKED = -1000.0
 
 class Deployed(nn.Module):
     """Normalized images (B, 3, H, W) -> mask logits (B, Q, h, w) and class logits (B, Q, C+1).
+
+    Where classes come from a sigmoid, class logits are (B, Q, C): 'no object' has no say in them.
 
     Args:
         network: in evaluation mode, float32 or float64; it is taken apart and cannot be used afterwards.
@@ -51,9 +55,11 @@ class Deployed(nn.Module):
                 network.pixel_decoder.transformer = transformer  # type: ignore[assignment]
             self.stride = network.stride
             self.pixel_decoder = network.pixel_decoder
-            strides = (32, 16, 8)[: len(network.pixel_decoder.level_dims)]
+            strides = (32, 16, 8)[: len(network.head.predictor.input_proj)]
             self.decoder = FixedDecoder(
-                network.head.predictor, [(size[0] // stride, size[1] // stride) for stride in strides]
+                network.head.predictor,
+                [(size[0] // stride, size[1] // stride) for stride in strides],
+                network.spec.config.cls_sigmoid,
             )
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -138,6 +144,40 @@ class FoldedBottleneck(nn.Module):
         return self.branch2c(self.branch2b(self.branch2a(x)), self.short(x))
 
 
+class FoldedBasicBlock(nn.Module):
+    """:class:`~fai_fast.reference.resnet.BasicBlock` whose last convolution adds the shortcut."""
+
+    def __init__(self, block: BasicBlock) -> None:
+        super().__init__()
+        self.branch2a, self.short = _folded(block.branch2a), _folded(block.short)
+        self.branch2b = FoldedConv(block.branch2b.conv, block.branch2b.norm, relu=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.branch2b(self.branch2a(x), self.short(x))
+
+
+class FoldedReLU6Conv(nn.Module):
+    """:class:`~fai_fast.reference.mobilenet.ReLU6Conv` with its normalization in the convolution."""
+
+    def __init__(self, conv: ReLU6Conv) -> None:
+        super().__init__()
+        self.conv = FoldedConv(conv, conv.norm, relu=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu6(self.conv(x))
+
+
+class FoldedSiLUConv(nn.Module):
+    """:class:`~fai_fast.reference.csp_darknet.SiLUConv` with its normalization in the convolution."""
+
+    def __init__(self, conv: SiLUConv) -> None:
+        super().__init__()
+        self.conv = FoldedConv(conv.conv, conv.bn, relu=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.silu(self.conv(x))
+
+
 def _fold(module: nn.Module) -> None:
     """Folds every batch normalization below `module` into its convolution."""
     for name, child in list(module.named_children()):
@@ -153,14 +193,31 @@ def _folded(module: nn.Module) -> nn.Module:
         return FoldedConv(module, module.norm, module.relu)
     if isinstance(module, Bottleneck):
         return FoldedBottleneck(module)
-    if isinstance(module, CatBlock) and module.halve:
-        conv, norm = _typed(module.avd_layer[0], nn.Conv2d), _typed(module.avd_layer[1], nn.BatchNorm2d)
-        module.avd_layer = FoldedConv(conv, norm, relu=False)  # type: ignore[assignment]
+    if isinstance(module, BasicBlock):
+        return FoldedBasicBlock(module)
+    if isinstance(module, ReLU6Conv):
+        return FoldedReLU6Conv(module)
+    if isinstance(module, SiLUConv):
+        return FoldedSiLUConv(module)
+    if isinstance(module, (CatBlock, AddBlock)) and module.halve:
+        module.avd_layer = _folded_pairs(module.avd_layer)
+        if isinstance(module, AddBlock):
+            module.skip = _folded_pairs(module.skip)
     elif isinstance(module, AttentionRefinement):
         module.conv_atten = FoldedConv(module.conv_atten, module.bn_atten, relu=False)  # type: ignore[assignment]
         module.bn_atten = nn.Identity()  # type: ignore[assignment]
     _fold(module)
     return module
+
+
+def _folded_pairs(layers: nn.Sequential) -> nn.Sequential:
+    """Convolutions that are each followed by its batch normalization."""
+    return nn.Sequential(
+        *(
+            FoldedConv(_typed(conv, nn.Conv2d), _typed(norm, nn.BatchNorm2d), relu=False)
+            for conv, norm in zip(list(layers)[::2], list(layers)[1::2], strict=True)
+        )
+    )
 
 
 class Constant(nn.Module):
@@ -267,7 +324,7 @@ class FixedDecoder(nn.Module):
     shut: Tensor
     open: Tensor
 
-    def __init__(self, decoder: MaskedDecoder, sizes: list[tuple[int, int]]) -> None:
+    def __init__(self, decoder: MaskedDecoder, sizes: list[tuple[int, int]], cls_sigmoid: bool) -> None:
         super().__init__()
         self.sizes = sizes
         embed, start = decoder.query_embed.weight, decoder.query_feat.weight
@@ -292,6 +349,11 @@ class FixedDecoder(nn.Module):
             heads.classifier,
             heads.mask_classifier,
         )
+        if cls_sigmoid:
+            classifier = self.classifier
+            self.classifier = nn.Linear(classifier.in_features, classifier.out_features - 1, device="meta")
+            self.classifier.weight = nn.Parameter(classifier.weight[:-1].clone(), requires_grad=False)
+            self.classifier.bias = nn.Parameter(classifier.bias[:-1].clone(), requires_grad=False)
         # Nothing before the first layer depends on the image.
         first = layers[0]
         constants = {
@@ -313,7 +375,7 @@ class FixedDecoder(nn.Module):
         # (B, h * w, 2 * layers, heads, D / heads)
         sources = [
             source(level.flatten(2).transpose(1, 2)).unflatten(-1, (-1, HEADS, self.start.shape[1] // HEADS))
-            for source, level in zip(self.sources, levels, strict=True)
+            for source, level in zip(self.sources, levels[: len(self.sources)], strict=True)
         ]
         x, query, embedding = (
             value.expand(batch, -1, -1) for value in (self.start, self.start_query, self.start_embedding)
@@ -321,7 +383,7 @@ class FixedDecoder(nn.Module):
         normal = x
         for index, module in enumerate(self.layers):
             layer = _typed(module, FixedLayer)
-            level, turn = index % len(levels), 2 * (index // len(levels))
+            level, turn = index % len(sources), 2 * (index // len(sources))
             if index > 0:
                 query = layer.query(layer.norm(x))
             mask = torch.where(torch.bmm(embedding, small[level]) < 0, self.shut, self.open)

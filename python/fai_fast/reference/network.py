@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fai_fast.reference.bisenet import BiSeNet
+from fai_fast.reference.convnext import ConvNeXtV2
+from fai_fast.reference.csp_darknet import CSPDarknet
 from fai_fast.reference.decoder import MaskedDecoder, Prediction
 from fai_fast.reference.fpn import FPN
+from fai_fast.reference.mobilenet import MobileNetV2
 from fai_fast.reference.resnet import ResNet
 from fai_fast.reference.stdc import STDC
-from fai_fast.registry import ModelSpec
+from fai_fast.reference.swin import Swin
+from fai_fast.registry import BackboneConfig, ModelSpec
+from fai_fast.registry.shapes import decoder_levels
 
-__all__ = ["Output", "QueryMaskModel"]
+__all__ = ["BACKBONES", "Output", "QueryMaskModel"]
+
+BACKBONES: dict[str, Callable[[BackboneConfig], nn.Module]] = {
+    "resnet": ResNet,
+    "stdc": STDC,
+    "mobilenet_v2": MobileNetV2,
+    "convnextv2": ConvNeXtV2,
+    "swin": Swin,
+    "csp_darknet": CSPDarknet,
+}
 
 
 class Output(NamedTuple):
@@ -22,7 +37,8 @@ class Output(NamedTuple):
 
     Attributes:
         mask_logits: (B, Q, h, w), before the sigmoid, at 1/4 (fai_mf) or 1/8 (bisenetformer) of the images' size.
-        class_logits: (B, Q, C+1), before the softmax; the last column is 'no object'.
+        class_logits: (B, Q, C+1), before the softmax, or the sigmoid where ``cls_sigmoid``; the last column is
+            'no object', which counts in a softmax only.
         aux: in training mode the predictions of the untouched queries and of every layer but the last.
     """
 
@@ -65,16 +81,14 @@ class QueryMaskModel(nn.Module):
         super().__init__()
         self.spec = spec
         config = spec.config
-        backbone = (
-            ResNet(config.backbone_config)
-            if config.backbone_config.model_type == "resnet"
-            else STDC(config.backbone_config)
+        backbone = BACKBONES[config.backbone_config.model_type](config.backbone_config)
+        pixel_decoder = (FPN if spec.family == "fai_mf" else BiSeNet)(
+            backbone, list(config.backbone_config.out_dims()), config
         )
-        pixel_decoder = (FPN if spec.family == "fai_mf" else BiSeNet)(backbone, backbone.out_dims, config)
         self.stride = pixel_decoder.stride
         self.pixel_decoder = pixel_decoder
         self.head = Head(
-            MaskedDecoder(pixel_decoder.level_dims, config),
+            MaskedDecoder(pixel_decoder.level_dims[: decoder_levels(spec)], config),
             Criterion(config.num_classes, config.criterion_eos_coef),
         )
         for name in ("pixel_mean", "pixel_std"):

@@ -1,6 +1,8 @@
-"""ResNet, variant d: a stem of three 3x3 convolutions, and shortcuts that average before they project.
+"""ResNet, variants a to d.
 
-He et al., Bag of Tricks for Image Classification with Convolutional Neural Networks, 2018.
+He et al., Deep Residual Learning for Image Recognition, 2015 (a; b has the stride in the middle of its blocks); Bag of
+Tricks for Image Classification with Convolutional Neural Networks, 2018 (c: a stem of three 3x3 convolutions; d: also
+shortcuts that average before they project).
 """
 
 from __future__ import annotations
@@ -10,8 +12,7 @@ from torch.nn import functional as F
 
 from fai_fast.reference.blocks import ConvNorm
 from fai_fast.registry import BackboneConfig
-
-BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+from fai_fast.registry.backbones import RESNET_BLOCKS
 
 
 class PooledShortcut(nn.Module):
@@ -26,31 +27,63 @@ class PooledShortcut(nn.Module):
         return self.conv(self.pool(x))
 
 
-class Bottleneck(nn.Module):
-    """1x1 down to ``width``, 3x3 (with the stride), 1x1 up to four times the width, plus the shortcut."""
+def shortcut(in_dim: int, out_dim: int, stride: int, variant: str) -> nn.Module:
+    """What the first block of a stage adds: its input in the stage's width and size."""
+    if variant == "d" and stride == 2:
+        return PooledShortcut(in_dim, out_dim)
+    return ConvNorm(in_dim, out_dim, 1, stride, relu=False)
 
-    def __init__(self, in_dim: int, width: int, stride: int, project: bool) -> None:
+
+class BasicBlock(nn.Module):
+    """Two 3x3, the first with the stride, plus the shortcut."""
+
+    expansion = 1
+
+    def __init__(self, in_dim: int, width: int, stride: int, project: bool, variant: str) -> None:
         super().__init__()
-        self.branch2a = ConvNorm(in_dim, width, 1)
-        self.branch2b = ConvNorm(width, width, 3, stride)
+        self.short = shortcut(in_dim, width, stride, variant) if project else nn.Identity()
+        self.branch2a = ConvNorm(in_dim, width, 3, stride)
+        self.branch2b = ConvNorm(width, width, 3, relu=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.branch2b(self.branch2a(x)) + self.short(x))
+
+
+class Bottleneck(nn.Module):
+    """1x1 down to ``width``, 3x3, 1x1 up to four times the width, plus the shortcut.
+
+    The 3x3 has the stride, or in variant a the first.
+    """
+
+    expansion = 4
+
+    def __init__(self, in_dim: int, width: int, stride: int, project: bool, variant: str = "d") -> None:
+        super().__init__()
+        strides = (stride, 1) if variant == "a" else (1, stride)
+        self.branch2a = ConvNorm(in_dim, width, 1, strides[0])
+        self.branch2b = ConvNorm(width, width, 3, strides[1])
         self.branch2c = ConvNorm(width, 4 * width, 1, relu=False)
-        if not project:
-            self.short: nn.Module = nn.Identity()
-        elif stride == 2:
-            self.short = PooledShortcut(in_dim, 4 * width)
-        else:
-            self.short = ConvNorm(in_dim, 4 * width, 1, relu=False)
+        self.short = shortcut(in_dim, 4 * width, stride, variant) if project else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.branch2c(self.branch2b(self.branch2a(x))) + self.short(x))
 
 
 class Stage(nn.Module):
-    def __init__(self, in_dim: int, width: int, blocks: int, stride: int) -> None:
+    def __init__(
+        self,
+        block: type[BasicBlock | Bottleneck],
+        in_dim: int,
+        width: int,
+        blocks: int,
+        stride: int,
+        variant: str,
+    ) -> None:
         super().__init__()
+        dim = block.expansion * width
         self.blocks = nn.Sequential(
-            Bottleneck(in_dim, width, stride, project=True),
-            *(Bottleneck(4 * width, width, 1, project=False) for _ in range(blocks - 1)),
+            block(in_dim, width, stride, True, variant),
+            *(block(dim, width, 1, False, variant) for _ in range(blocks - 1)),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -62,22 +95,28 @@ class ResNet(nn.Module):
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
-        if config.depth not in BLOCKS:
-            raise ValueError(f"backbone_config.depth: got {config.depth}, expected one of {sorted(BLOCKS)}")
+        if config.depth not in RESNET_BLOCKS:
+            raise ValueError(
+                f"backbone_config.depth: got {config.depth}, expected one of {sorted(RESNET_BLOCKS)}"
+            )
+        variant = config.variant or "d"
         self.conv1 = nn.Sequential()
-        for index, (in_dim, out_dim, stride) in enumerate(
-            [(config.in_chans, 32, 2), (32, 32, 1), (32, 64, 1)], start=1
-        ):
-            self.conv1.add_module(f"conv1_{index}", ConvNorm(in_dim, out_dim, 3, stride))
+        if variant in ("a", "b"):
+            self.conv1.add_module("conv1_1", ConvNorm(config.in_chans, 64, 7, 2))
+        else:
+            for index, (in_dim, out_dim, stride) in enumerate(
+                [(config.in_chans, 32, 2), (32, 32, 1), (32, 64, 1)], start=1
+            ):
+                self.conv1.add_module(f"conv1_{index}", ConvNorm(in_dim, out_dim, 3, stride))
         self.pool = nn.MaxPool2d(3, 2, 1)
         self.res_layers = nn.ModuleList()
-        self.out_dims: list[int] = []
+        dims = config.out_dims()
+        block: type[BasicBlock | Bottleneck] = Bottleneck if config.depth >= 50 else BasicBlock
         dim = 64
-        for level, blocks in enumerate(BLOCKS[config.depth]):
-            width = 64 << level
-            self.res_layers.append(Stage(dim, width, blocks, stride=1 if level == 0 else 2))
-            dim = 4 * width
-            self.out_dims.append(dim)
+        for level, blocks in enumerate(RESNET_BLOCKS[config.depth]):
+            stride = 1 if level == 0 else 2
+            self.res_layers.append(Stage(block, dim, 64 << level, blocks, stride, variant))
+            dim = dims[level]
 
     def forward(self, x: Tensor) -> list[Tensor]:
         x = self.pool(self.conv1(x))

@@ -1,4 +1,4 @@
-"""STDC: a backbone whose blocks concatenate what each of their convolutions saw.
+"""STDC: a backbone whose blocks concatenate what each of their convolutions saw, and in one kind add their input.
 
 Fan et al., Rethinking BiSeNet For Real-time Semantic Segmentation, 2021.
 """
@@ -12,22 +12,23 @@ from fai_fast.reference.blocks import ConvBN
 from fai_fast.registry import BackboneConfig
 
 
-class CatBlock(nn.Module):
-    """Four convolutions one after the other, to 1/2, 1/4, 1/8, 1/8 of the width; their outputs side by side."""
+def halving(dim: int) -> list[nn.Module]:
+    """A convolution of each channel alone that halves a map's sides, and its normalization."""
+    return [nn.Conv2d(dim, dim, 3, 2, 1, groups=dim, bias=False), nn.BatchNorm2d(dim)]
 
-    def __init__(self, in_dim: int, out_dim: int, stride: int) -> None:
+
+class CatBlock(nn.Module):
+    """Convolutions one after the other, of four to 1/2, 1/4, 1/8, 1/8 of the width; their outputs side by side."""
+
+    def __init__(self, in_dim: int, widths: list[int], stride: int) -> None:
         super().__init__()
-        widths = [out_dim // 2, out_dim // 4, out_dim // 8, out_dim // 8]
         self.conv_list = nn.ModuleList(
             ConvBN(dim, width, 1 if index == 0 else 3)
             for index, (dim, width) in enumerate(zip([in_dim, *widths[:-1]], widths, strict=True))
         )
         self.halve = stride == 2
         if self.halve:
-            self.avd_layer = nn.Sequential(
-                nn.Conv2d(widths[0], widths[0], 3, 2, 1, groups=widths[0], bias=False),
-                nn.BatchNorm2d(widths[0]),
-            )
+            self.avd_layer = nn.Sequential(*halving(widths[0]))
             self.skip = nn.AvgPool2d(3, 2, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -41,6 +42,31 @@ class CatBlock(nn.Module):
         return torch.cat(parts, 1)
 
 
+class AddBlock(nn.Module):
+    """The convolutions of a :class:`CatBlock`, and the sum of their outputs side by side and its input."""
+
+    def __init__(self, in_dim: int, widths: list[int], stride: int) -> None:
+        super().__init__()
+        self.conv_list = nn.ModuleList(
+            ConvBN(dim, width, 1 if index == 0 else 3)
+            for index, (dim, width) in enumerate(zip([in_dim, *widths[:-1]], widths, strict=True))
+        )
+        self.halve = stride == 2
+        if self.halve:
+            out_dim = sum(widths)
+            self.avd_layer = nn.Sequential(*halving(widths[0]))
+            self.skip = nn.Sequential(
+                *halving(in_dim), nn.Conv2d(in_dim, out_dim, 1, bias=False), nn.BatchNorm2d(out_dim)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv_list[0](x)
+        parts = [self.avd_layer(y) if self.halve else y]
+        for conv in self.conv_list[1:]:
+            parts.append(conv(parts[-1]))
+        return torch.cat(parts, 1) + (self.skip(x) if self.halve else x)
+
+
 class STDC(nn.Module):
     """(B, 3, H, W) -> res2..res5 at 1/4, 1/8, 1/16, 1/32 of the size."""
 
@@ -51,11 +77,12 @@ class STDC(nn.Module):
         base = config.base
         blocks: list[nn.Module] = [ConvBN(config.in_chans, base // 2, 3, 2), ConvBN(base // 2, base, 3, 2)]
         self.taps = [1]
-        self.out_dims = [base, 4 * base, 8 * base, 16 * base]
+        dims = config.out_dims()
+        kind = AddBlock if config.block_type == "add" else CatBlock
         dim = base
-        for out_dim, count in zip(self.out_dims[1:], config.layers, strict=True):
+        for out_dim, count in zip(dims[1:], config.layers, strict=True):
             for index in range(count):
-                blocks.append(CatBlock(dim, out_dim, stride=2 if index == 0 else 1))
+                blocks.append(kind(dim, config.block_widths(out_dim), stride=2 if index == 0 else 1))
                 dim = out_dim
             self.taps.append(len(blocks) - 1)
         self.features = nn.Sequential(*blocks)

@@ -54,7 +54,8 @@ def model_card(spec: ModelSpec) -> str:
             ),
             (
                 "class_logits",
-                f"(B, {config.num_queries}, {config.num_classes + 1}), softmax; the last is 'no object'",
+                f"(B, {config.num_queries}, {config.class_columns}), "
+                + ("sigmoid" if config.cls_sigmoid else "softmax; the last is 'no object'"),
             ),
             ("Detections", f"{_detections(spec)}"),
         ],
@@ -82,10 +83,19 @@ def _size(im_size: ImSize) -> str:
 
 def _backbone(config: BackboneConfig) -> str:
     if config.model_type == "resnet":
-        return f"ResNet-{config.depth}, variant d"
-    layers = config.layers or ()
-    kind = "STDC-2" if layers == (4, 5, 3) else "STDC-1" if layers == (2, 2, 2) else "STDC"
-    return f"{kind}, base {config.base}, {' + '.join(map(str, layers))} blocks"
+        return f"ResNet-{config.depth}, variant {config.variant or 'd'}"
+    if config.model_type == "mobilenet_v2":
+        return f"MobileNetV2, {config.widened(32)} to {config.out_dims()[-1]} channels"
+    blocks = " + ".join(map(str, config.layers or config.depths or ()))
+    if config.model_type in ("convnextv2", "swin"):
+        name = {"convnextv2": "ConvNeXt V2", "swin": "Swin"}[config.model_type]
+        return f"{name}, {config.out_dims()[0]} to {config.out_dims()[-1]} channels, {blocks} blocks"
+    kind = "STDC-2" if config.layers == (4, 5, 3) else "STDC-1" if config.layers == (2, 2, 2) else "STDC"
+    if config.model_type == "csp_darknet":
+        kind = "CSPDarknet"
+    more = f" of {config.block_num} convolutions" if config.block_num not in (None, 4) else ""
+    more += ", added" if config.block_type == "add" else ""
+    return f"{kind}, base {config.base}, {blocks} blocks{more}"
 
 
 def _published(spec: ModelSpec) -> bool:

@@ -10,41 +10,24 @@ import dataclasses
 import json
 import logging
 import math
-import os
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 from fai_fast._sizes import STRIDE, size_text, square_or_sides
-from fai_fast.registry.spec import BackboneConfig, ModelConfig, ModelSpec, PublishedLatency
+from fai_fast.registry.focoos_config import read_config
+from fai_fast.registry.focoos_weights import WEIGHTS_SUFFIXES, find_weights, is_url
+from fai_fast.registry.spec import ModelSpec, PublishedLatency
 
 __all__ = ["FILE_NAME", "read", "read_record"]
 
 FILE_NAME = "model_info.json"
-WEIGHTS_NAMES = ("model_final.pth", "model_final.safetensors", "model_final.pt")
-WEIGHTS_SUFFIXES = (".pth", ".pt", ".safetensors")
 _CHECKPOINT_SUFFIXES = (*WEIGHTS_SUFFIXES, ".ckpt", ".bin")
 # How PyTorch's archives and pickles begin.
 _CHECKPOINT_MAGIC = (b"PK\x03\x04", b"\x80")
 _LARGEST_FILE = 1 << 24
 _TASKS = {"instseg": "instance", "semseg": "semantic", "instance": "instance", "semantic": "semantic"}
 _REQUIRED = ("name", "model_family", "classes", "im_size", "task", "config")
-# Training and export write these; the network does not depend on them.
-_KNOWN_EXTRAS = {
-    "resolution",
-    "size_divisibility",
-    "pixel_decoder_transformer_dropout",
-    "filter_empty_masks",
-    "use_pretrained",
-    "backbone_url",
-    "out_features",
-    "use_conv_last",
-    "freeze_at",
-    "freeze_norm",
-    "num_stages",
-    "pretrained",
-}
-
 _log = logging.getLogger("fai_fast")
 
 
@@ -115,24 +98,22 @@ def read_record(record: Mapping[str, Any], source: str, folder: Path | None) -> 
         else:
             uri = record.get("weights_uri")
             spec = _from_model_info(record, source)
-        weights = None if folder is None else _weights_beside(folder, uri, source)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{source}: {error}") from None
-    return dataclasses.replace(spec, weights_path=None if weights is None else str(weights))
+    if folder is None:
+        return spec
+    weights, problem = find_weights(folder, uri, source)
+    if spec.bundled_weights is not None or spec.weights_url is not None:
+        problem = None
+    return dataclasses.replace(
+        spec, weights_path=None if weights is None else str(weights), weights_problem=problem
+    )
 
 
 def _from_model_info(record: Mapping[str, Any], source: str) -> ModelSpec:
     if missing := [key for key in _REQUIRED if record.get(key) is None]:
         raise ValueError(f"{', '.join(missing)} missing; expected the fields {', '.join(_REQUIRED)}")
-    ignored: set[str] = set()
-    config = _known(record["config"], "config", ModelConfig, ignored)
-    if missing := [key for key in ("num_classes", "backbone_config") if key not in config]:
-        raise ValueError(f"config.{', config.'.join(missing)} missing")
-    config["backbone_config"] = _known(
-        config["backbone_config"], "config.backbone_config", BackboneConfig, ignored
-    )
-    if unexpected := sorted(ignored - _KNOWN_EXTRAS):
-        _log.warning("%s: ignored unknown fields of config: %s", source, ", ".join(unexpected))
+    config = read_config(record["config"], source)
     task = _TASKS.get(str(record["task"]))
     if task is None:
         raise ValueError(
@@ -151,17 +132,18 @@ def _from_model_info(record: Mapping[str, Any], source: str) -> ModelSpec:
         config.get("pixel_decoder_transformer_layers", 0) if record["model_family"] != "bisenetformer" else 0
     )
     uri = record.get("weights_uri")
-    metrics, per_class = _metrics(record.get("val_metrics"), record["classes"])
+    classes = _names(record["classes"])
+    metrics, per_class = _metrics(record.get("val_metrics"), classes)
     return ModelSpec.from_dict(
         {
             "name": record["name"],
             "family": record["model_family"],
             "task": task,
-            "classes": record["classes"],
+            "classes": classes,
             "config": config,
             "im_size": _im_size(record["im_size"], source),
             "dataset": record.get("val_dataset") or None,
-            "weights_url": uri if _is_url(uri) else None,
+            "weights_url": uri if is_url(uri) else None,
             "metrics": metrics,
             "per_class": per_class,
             "published_latency": _latencies(record.get("latency")),
@@ -170,13 +152,11 @@ def _from_model_info(record: Mapping[str, Any], source: str) -> ModelSpec:
     )
 
 
-def _known(items: object, name: str, record_type: type, ignored: set[str]) -> dict[str, Any]:
-    """The fields of `items` that `record_type` has and that are given; the names of the others go to `ignored`."""
-    if not isinstance(items, Mapping):
-        raise ValueError(f"{name}: got {type(items).__name__}, expected an object")
-    names = {item.name for item in dataclasses.fields(record_type)}
-    ignored.update(str(key) for key in items if key not in names)
-    return {key: value for key, value in items.items() if key in names and value is not None}
+def _names(classes: object) -> object:
+    """FocoosAI has spaces around some names, such as those of ADE20K's class 8, that are no part of them."""
+    if not isinstance(classes, list):
+        return classes
+    return [name.strip() if isinstance(name, str) else name for name in classes]
 
 
 def _im_size(value: object, source: str) -> object:
@@ -217,8 +197,8 @@ def _metrics(values: object, classes: object) -> tuple[dict[str, float], dict[st
         kind, dash, name = figure.partition("-")
         if group in ("segm", "sem_seg") and not dash:
             overall[key] = number
-        elif group in ("segm", "sem_seg") and kind in ("AP", "IoU") and name in names:
-            per_class[name] = number
+        elif group in ("segm", "sem_seg") and kind in ("AP", "IoU") and name.strip() in names:
+            per_class[name.strip()] = number
     return overall, per_class
 
 
@@ -232,42 +212,3 @@ def _latencies(values: object) -> list[PublishedLatency]:
         except (TypeError, ValueError, KeyError):  # a figure that nobody needs to run the model
             continue
     return found
-
-
-def _weights_beside(folder: Path, uri: object, source: str) -> Path | None:
-    """The weights file in `folder`: what `uri` names, else the usual name, else the only one there is."""
-    if isinstance(uri, str) and uri and "://" not in uri:
-        named = _inside(folder, uri, source)
-        if named is not None and os.path.isfile(named):  # False, too, for a name too long to be one
-            return named
-    for name in WEIGHTS_NAMES:
-        if (folder / name).is_file():
-            return folder / name
-    found = sorted(
-        path for path in folder.iterdir() if path.suffix.lower() in WEIGHTS_SUFFIXES and path.is_file()
-    )
-    if len(found) > 1:
-        _log.warning(
-            "%s: several weights beside it (%s): pass one as weights=",
-            source,
-            ", ".join(path.name for path in found[:5]),
-        )
-    return found[0] if len(found) == 1 else None
-
-
-def _inside(folder: Path, uri: str, source: str) -> Path | None:
-    """`uri` under `folder`. One that climbs out is an error; the absolute path of the training machine says nothing."""
-    for kind in (PurePosixPath, PureWindowsPath):
-        path = kind(uri)
-        if ".." in path.parts or "\0" in uri:
-            raise ValueError(
-                f"weights_uri: got {uri!r}, which leaves the folder; move the weights beside {FILE_NAME}"
-            )
-        if path.is_absolute() or path.drive:
-            _log.info("%s: weights_uri %s is an absolute path and is not used", source, uri)
-            return None
-    return folder / uri
-
-
-def _is_url(uri: object) -> bool:
-    return isinstance(uri, str) and uri.startswith(("http://", "https://"))

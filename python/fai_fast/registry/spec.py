@@ -44,7 +44,7 @@ class ModelConfig:
         transformer_predictor_hidden_dim, _dec_layers, _dim_feedforward: of the masked transformer decoder.
         transformer_predictor_out_dim: channels of the mask embeddings, equal to pixel_decoder_out_dim.
         head_out_dim: kept for FocoosAI's files; nothing of the network depends on it.
-        cls_sigmoid: False; classes come from a softmax.
+        cls_sigmoid: classes come from a sigmoid each, not from a softmax; 'no object' has no say then.
         postprocessing_type: "instance" or "semantic".
         mask_threshold, threshold, predict_all_pixels, use_mask_score: defaults of postprocessing.
         top_k: objects at most in an instance result, the best; None for all. No limit on semantic results, whose pixels
@@ -130,10 +130,6 @@ class ModelConfig:
             )
         for name in ("cls_sigmoid", "predict_all_pixels", "use_mask_score", "criterion_deep_supervision"):
             check_bool(f"config.{name}", getattr(self, name))
-        if self.cls_sigmoid:
-            raise ValueError(
-                "config.cls_sigmoid: got True, expected False: only classes from a softmax are supported"
-            )
         check_choice("config.postprocessing_type", self.postprocessing_type, TASKS)
         for name in ("mask_threshold", "threshold"):
             if not 0 <= check_number(f"config.{name}", getattr(self, name)) <= 1:
@@ -143,6 +139,11 @@ class ModelConfig:
         for cost in ("class", "mask", "dice"):
             _check_weight(f"config.matcher_cost_{cost}", getattr(self, f"matcher_cost_{cost}"))
         _check_weight("config.criterion_eos_coef", self.criterion_eos_coef)
+
+    @property
+    def class_columns(self) -> int:
+        """How many class logits the deployed graph gives for a query: with a softmax one more for 'no object'."""
+        return self.num_classes if self.cls_sigmoid else self.num_classes + 1
 
 
 @dataclass(frozen=True)
@@ -188,6 +189,7 @@ _OF_NETWORK = (
     "note",
     "bundled_weights",
     "weights_path",
+    "weights_problem",
 )
 
 
@@ -229,6 +231,7 @@ class ModelSpec:
         note: what else to know.
         bundled_weights: a file in the package that holds its weights.
         weights_path: a file of the user's that holds them, for models from a folder; neither compared nor saved.
+        weights_problem: why there is none, for models from a folder; neither compared nor saved.
 
     Raises:
         TypeError, ValueError: a field is not as said here; the text names it.
@@ -257,6 +260,7 @@ class ModelSpec:
     note: str | None = None
     bundled_weights: str | None = None
     weights_path: str | None = field(default=None, compare=False)
+    weights_problem: str | None = field(default=None, compare=False, repr=False)
     _before: _Facts | None = field(default=None, compare=False, repr=False)
     """What dataclasses.replace() was called on knows; of the record itself once it is made."""
 
@@ -274,7 +278,7 @@ class ModelSpec:
         _set_im_size(self, "im_size", "im_size", largest=_LARGEST_SIDE, multiple=STRIDE)
         if self._before is not None:
             self._drop_what_is_not_true(self._before)
-        for name in ("dataset", "note", "weights_path"):
+        for name in ("dataset", "note", "weights_path", "weights_problem"):
             if getattr(self, name) is not None:
                 _check_text(name, getattr(self, name))
         if self.weights_url is not None:
@@ -395,6 +399,7 @@ class ModelSpec:
         if self.weights_url is not None:
             plain["weights_url"] = redacted(self.weights_url)
         plain.pop("weights_path", None)
+        plain.pop("weights_problem", None)
         if self.family == "bisenetformer":
             for item in dataclasses.fields(ModelConfig):
                 if (
