@@ -191,9 +191,7 @@ def prepare(
         )
     if _ends_in(openvino_file.SUFFIX, name_or_path):
         fixed = (weights, im_size, frame, batch_size)
-        return _given_quantized(
-            Path(os.fsdecode(name_or_path)), fixed, engine, on, precision, threads, trial
-        )
+        return _given_quantized(Path(os.fsdecode(name_or_path)), fixed, engine, on, precision, threads, trial)
     # Importing an engine takes as long as reading a checkpoint's hash, and they do not need each other.
     with ThreadPoolExecutor(1) as beside:
         chosen = beside.submit(select.candidates, engine, on)
