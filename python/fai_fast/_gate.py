@@ -42,8 +42,8 @@ __all__ = [
 VERSION = 1
 """Of what is measured, which verdicts in the cache depend on."""
 MIN_PANOPTIC_QUALITY = 0.9
-"""Of models that find instances. Rounding to bf16 leaves 0.99 and more, and int8 that costs no AP 0.92, as masks move by
-a pixel; below 0.9 AP falls fast. docs/low_precision.md has what a model's AP is at which panoptic quality."""
+"""Of models that find instances. Rounding to bf16 leaves 0.99 and more, and int8 that costs no AP 0.92, as masks move
+by a pixel; below 0.9 AP falls fast. docs/low_precision.md has what a model's AP is at which panoptic quality."""
 MIN_PIXEL_ACCURACY = 0.97
 """Of semantic models: what the same disturbance leaves that costs a model of instances a tenth of its quality."""
 MIN_SIGNAL_TO_NOISE = 20.0
