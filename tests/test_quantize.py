@@ -400,7 +400,7 @@ def forged(path: Path, account: object, graph: bytes, weights: bytes) -> Path:
 
 
 @pytest.mark.parametrize(
-    "graph",
+    "xml",
     [
         b"",
         b"<net",
@@ -410,9 +410,9 @@ def forged(path: Path, account: object, graph: bytes, weights: bytes) -> Path:
         b"<net " + b"<a>" * 5000,
     ],
 )
-def test_a_forged_graph_is_an_error(made, tmp_path, graph):
+def test_a_forged_graph_is_an_error(made, tmp_path, xml):
     contents = openvino_file.read(made)
-    path = forged(tmp_path / "a.openvino", contents.account, graph, b"\0" * 64)
+    path = forged(tmp_path / "a.openvino", contents.account, xml, b"\0" * 64)
     with pytest.raises(EngineError, match=r"a\.openvino"):
         fai_fast.load(path, cache_dir=tmp_path)
 

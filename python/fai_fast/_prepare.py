@@ -696,9 +696,27 @@ def _of_form(
         weights_sha256=info.weights_sha256,
     )
     ready, said = _compiled(graph, QUANTIZED_ENGINE, precision, threads, cache_dir)
+    try:
+        _check_ports(ready, graph)
+    except EngineError:
+        ready.close()
+        raise
     reason = f"{reason}; it was made from {info.pictures}, held against fp32: {info.verdict}"
     verdicts = {INT8: info.verification[precision.partition("+")[2]]["gate"]}
     return ready, _provenance(graph, INT8, reason, said, verdicts)
+
+
+def _check_ports(engine: Engine, graph: Graph) -> None:
+    """EngineError where the graph is not what its file says of it."""
+    config = graph.spec.config
+    found = (engine.inputs[0].shape, engine.outputs[1].shape, engine.outputs[0].shape[:2])
+    queries = (graph.batch_size, config.num_queries)
+    expected = ((graph.batch_size, 3, *graph.size), (*queries, config.num_classes + 1), queries)
+    if found != expected:
+        raise EngineError(
+            f"{graph.path} says that it has images {expected[0]} and class_logits {expected[1]}, and has {found[0]} and "
+            f"{found[1]}; make it again with fai_fast.quantize"
+        )
 
 
 def subject_of(graph: Graph) -> quantizer.Subject:
