@@ -614,6 +614,24 @@ def names(file):
     return sorted(item.name for item in file.parent.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("asked", "size"),
+    [({"im_size": (32, 64)}, (32, 64)), ({"frame": (60, 90)}, None), ({"frame": (90, 60)}, None)],
+)
+def test_an_engine_of_two_sides_is_built_and_loaded_as_such(machine, file, asked, size):
+    expected = size or fai_fast.fit_size(asked["frame"], area=192 * 192)
+    assert (expected[0] < expected[1]) == (asked != {"frame": (90, 60)})
+    options = {"format": "tensorrt", "verify": False, **asked}
+    assert fai_fast.export("fai-mf-n-shapes", file, **options).size == expected
+    assert read_record(file).size == expected
+    with pytest.raises(
+        ValueError, match=r"frame: got \(60, 90\) with m\.engine, expected None: its input is \("
+    ):
+        fai_fast.load(file, frame=(60, 90))
+    with pytest.raises(ValueError, match=r"im_size: got \(64, 32\) with m\.engine, expected None or"):
+        fai_fast.load(file, im_size=(64, 32))
+
+
 def test_an_engine_is_exported_with_its_record(machine, file):
     report = export(file, batch=2)
     assert names(file) == ["m.engine", "m.engine.json"]
