@@ -56,7 +56,7 @@ MAY_IMPORT = {
     "_redaction": set(),
     "images": BASE,
     "letterbox": BASE,
-    "detections": BASE | {"_files"},
+    "detections": BASE | {"_files", "images"},
     "ops": BASE | {"detections", "letterbox"},
     "registry": BASE,
     "cache": BASE,

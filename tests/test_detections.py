@@ -15,7 +15,7 @@ import cv2
 import fai_fast
 import numpy as np
 import pytest
-from fai_fast import Detections, PackedMasks
+from fai_fast import Detections, PackedMasks, render
 from PIL import Image
 from pycocotools import mask as coco
 
@@ -874,21 +874,23 @@ def test_plot(found):
     picture = found.plot(image)
     np.testing.assert_array_equal(image, before)
     assert picture.dtype == np.uint8
-    assert picture.shape == image.shape
+    assert picture.shape[0] == image.shape[0]
+    assert (picture.shape[1] > image.shape[1]) == (found.label_map is not None)
     assert not np.shares_memory(picture, image)
-    assert (picture != image).any()
+    assert (picture[:, : image.shape[1]] != image).any()
     np.testing.assert_array_equal(found.plot(Image.fromarray(image)), picture)
     image.flags.writeable = False
     np.testing.assert_array_equal(found.plot(image), picture)
-    np.testing.assert_array_equal(found[:0].plot(image), image)
+    np.testing.assert_array_equal(found[:0].plot(image, labels=False), image)
 
 
-def test_plot_draws_in_rgb():
-    image = np.zeros((*SIZE, 3), np.uint8)
-    color = sv.ColorPalette.DEFAULT.by_idx(1).as_rgb()
-    found = instances()[[1]]
-    mask_only = found.plot(image)[25, 120]
-    np.testing.assert_allclose(mask_only, np.array(color) * 0.5, atol=1)
+def test_plot_takes_the_options_of_draw():
+    image = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8)
+    found = instances()
+    for options in ({}, {"opacity": 0.1}, {"boxes": False, "labels": False}, {"color_by": "instance"}):
+        np.testing.assert_array_equal(found.plot(image, **options), render.draw(image, found, **options))
+    bgr = np.ascontiguousarray(image[:, :, ::-1])
+    np.testing.assert_array_equal(found.plot(bgr, color="bgr")[:, :, ::-1], found.plot(image))
 
 
 def test_plot_of_unknown_classes_and_trackers():
@@ -901,7 +903,8 @@ def test_plot_of_unknown_classes_and_trackers():
 @pytest.mark.parametrize(
     ("image", "error"),
     [
-        (None, TypeError),
+        (None, ValueError),
+        ("street.jpg", TypeError),
         (np.zeros((*SIZE, 3), np.float32), TypeError),
         (np.zeros(SIZE, np.uint8), ValueError),
         (np.zeros((*SIZE, 4), np.uint8), ValueError),
@@ -922,7 +925,6 @@ def test_plot_refuses(image, error):
     [
         ("cv2", "polygons", lambda d: d.to_polygons()),
         ("PIL", "focoos", lambda d: type(d).from_focoos(d.to_focoos())),
-        ("supervision", "plot", lambda d: d.plot(np.zeros((*SIZE, 3), np.uint8))),
         ("supervision", "plot", lambda d: d.to_supervision()),
     ],
 )

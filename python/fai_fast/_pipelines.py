@@ -21,7 +21,7 @@ from fai_fast._arguments import check_wait
 from fai_fast._foreign import explained, from_signal_handler
 from fai_fast._forks import ProcessGuard
 from fai_fast._locks import SignalSafeLock
-from fai_fast.detections import Detections, Latency
+from fai_fast.detections import Detections, Latency, Source
 from fai_fast.detections.selection import Selection
 from fai_fast.engines.base import Context, Engine
 from fai_fast.engines.gpu import GpuContext, GpuEngine
@@ -54,6 +54,7 @@ class Request:
         threshold: of postprocessing; where ``selection`` has one for each class, the lowest of those that are wanted.
         selection: which of the rows above the threshold are wanted.
         decode: milliseconds that opening them took.
+        sources: where each frame is; None where that is not known of any.
         look: called with the size (H, W) of each frame whose result is there, where somebody wants to know.
     """
 
@@ -65,6 +66,7 @@ class Request:
     selection: Selection
     masks_device: bool = False
     decode: float = 0.0
+    sources: Sequence[Source | None] | None = None
     look: Callable[[tuple[int, int]], None] | None = None
 
 
@@ -185,7 +187,10 @@ class CpuPipeline(Pipeline):
             1e3 * (ran - preprocessed),
             1e3 * (time.perf_counter() - ran),
         )
-        return [result._with_latency(latency) for result in results]
+        return [
+            result._with_latency(latency)._with_source(source)
+            for result, source in zip(results, request.sources or [None] * len(results), strict=True)
+        ]
 
     def submit(self, request: Request) -> Pending:
         with self._lock:
@@ -474,6 +479,7 @@ class _GpuPending(Pending):
         self._guard = slot.guard
         self._spec = spec
         self._decode = request.decode
+        self._sources = request.sources
         self._masks_device = request.masks_device
         self._look = request.look
         self._selection = request.selection
@@ -542,8 +548,10 @@ class _GpuPending(Pending):
             times["postprocess"] + 1e3 * (time.perf_counter() - began),
         )
         return [
-            result._with_latency(latency, rows.get("masks_device"))
-            for result, rows in zip(results, found, strict=True)
+            result._with_latency(latency, rows.get("masks_device"))._with_source(source)
+            for result, rows, source in zip(
+                results, found, self._sources or [None] * len(results), strict=True
+            )
         ]
 
 

@@ -44,7 +44,7 @@ _PACKAGES = {
     ),
     "tensorrt-rtx-cu13-bindings": ("the same from Python", requirement("tensorrt-rtx")),
     "cuda-python": ("the free memory of a GPU in this report", requirement("cuda")),
-    "supervision": ("Detections.to_supervision() and plot()", requirement("plot")),
+    "supervision": ("Detections.to_supervision()", requirement("plot")),
     "opencv-python-headless": ("Detections.to_polygons()", requirement("polygons")),
     "av": ("video files, cameras and addresses in Model.stream", requirement("video")),
     "faster-coco-eval": ("COCO's mask AP in fai_fast.evaluate", requirement("eval")),

@@ -41,7 +41,7 @@ from fai_fast._pipelines import (
 )
 from fai_fast._prepare import Prepared, prepare
 from fai_fast._sizes import aspects_differ, fit_size, size_text
-from fai_fast.detections import Detections
+from fai_fast.detections import Detections, Source
 from fai_fast.detections.selection import Selection, check_count, class_ids_of, threshold_of_classes
 from fai_fast.engines.base import Engine
 from fai_fast.errors import FaiFastError, WeightsError
@@ -496,7 +496,8 @@ class Model:
         frames = [_frame(image, max_pixels) for image in images]
         in_memory = all(frame is image for frame, image in zip(frames, images, strict=True))
         decode = 0.0 if in_memory else 1e3 * (time.perf_counter() - started)
-        return Request(frames, layout, decode=decode, look=self._look, **settings)
+        sources = None if in_memory else [_source_of(image) for image in images]
+        return Request(frames, layout, decode=decode, sources=sources, look=self._look, **settings)
 
     def _check_open(self) -> None:
         """Before anything that waits for a thread or a lock, of which a forked child may not have the other end."""
@@ -784,6 +785,11 @@ def _frozen(value: Any) -> Any:
     if isinstance(value, Mapping):
         return dict(value)
     return tuple(value) if isinstance(value, list) else value
+
+
+def _source_of(image: Any) -> Source | None:
+    """Where a picture is that was given by its path."""
+    return Source(os.path.abspath(os.fsdecode(image))) if isinstance(image, (str, os.PathLike)) else None
 
 
 def _frame(image: Any, max_pixels: int | None) -> Any:

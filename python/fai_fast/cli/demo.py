@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         write_line("")
         if detections.latency is not None:
             write_line(stages(detections.latency))
-        render.save(output, render.draw(frame, detections))
+        render.save(output, render.draw(frame, detections, color_by="instance"))
     write_line(f"picture: {output.absolute()}")
     return 0
 

@@ -394,7 +394,8 @@ class Video(_Output):
             )
         stream.pix_fmt = "yuv420p"
         if codec == "libx264":
-            stream.options = {"preset": "veryfast"}
+            # Encoding takes longer than all else: this keeps up with 1080p on two cores, for files somewhat larger.
+            stream.options = {"preset": "superfast"}
         else:
             stream.bit_rate = 4_000_000
         self._stream = stream

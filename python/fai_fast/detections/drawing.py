@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypedDict, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,19 @@ Picture = npt.NDArray[np.uint8]
 ColorBy = Literal["class", "instance"]
 Order = Literal["rgb", "bgr", "gray"]
 Palette = Literal["ade20k", "cityscapes", "coco", "distinct"]
+
+
+class DrawOptions(TypedDict, total=False):
+    """The options of :func:`draw`, which explains them."""
+
+    masks: bool
+    boxes: bool
+    labels: bool
+    opacity: float
+    color_by: ColorBy | None
+    palette: Palette | Sequence[Sequence[int]] | Picture | None
+    color: Order
+
 
 SUFFIXES = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP"}
 """What :func:`save` writes: the suffix, in any case, and Pillow's name of the format."""

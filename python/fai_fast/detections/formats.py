@@ -192,34 +192,6 @@ def _joined(mask: npt.NDArray[np.bool_], query: Int64) -> Segments | None:
     return segments
 
 
-def plot(detections: Detections, image: Any) -> npt.NDArray[np.uint8]:
-    if hasattr(image, "convert") and hasattr(image, "mode"):
-        image = np.asarray(image.convert("RGB"))
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
-        came = f"dtype {image.dtype}" if isinstance(image, np.ndarray) else type(image).__name__
-        raise TypeError(f"image: got {came}, expected a uint8 array (H, W, 3) or a Pillow image")
-    if image.shape != (*detections.size, 3):
-        raise ValueError(f"image: got shape {image.shape}, expected {(*detections.size, 3)}")
-    supervision = _require("supervision", "plot", "plot")
-    found = detections.to_supervision()
-    # supervision has no color for class -1.
-    unknown = bool((detections.class_id < 0).any())
-    lookup = supervision.ColorLookup.INDEX if unknown else supervision.ColorLookup.CLASS
-    labels = [
-        f"{name} {score:.2f}"
-        for name, score in zip(detections.class_name.tolist(), detections.confidence.tolist(), strict=True)
-    ]
-    if detections.tracker_id is not None:
-        labels = [f"#{i} {label}" for i, label in zip(detections.tracker_id.tolist(), labels, strict=True)]
-    # supervision draws in OpenCV's order of colors, in place.
-    scene = image[:, :, ::-1].copy()
-    if found.mask is not None:
-        scene = supervision.MaskAnnotator(color_lookup=lookup).annotate(scene, found)
-    scene = supervision.BoxAnnotator(color_lookup=lookup).annotate(scene, found)
-    scene = supervision.LabelAnnotator(color_lookup=lookup).annotate(scene, found, labels=labels)
-    return np.ascontiguousarray(scene[:, :, ::-1])
-
-
 def _require(module: str, method: str, extra: str) -> Any:
     try:
         return importlib.import_module(module)

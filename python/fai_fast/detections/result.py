@@ -10,7 +10,6 @@ import numpy.typing as npt
 
 from fai_fast import _core
 from fai_fast._arguments import check_names, check_size
-from fai_fast.detections import formats
 from fai_fast.detections.arrays import (
     Bool,
     Float32,
@@ -27,6 +26,8 @@ from fai_fast.detections.arrays import (
 from fai_fast.detections.conversions import _Conversions
 from fai_fast.detections.masks import PackedMasks, _check_packed, _Immutable, _packed_mask, _SegmentSource
 from fai_fast.detections.rows import MaskSequence, _Rows
+from fai_fast.detections.showing import _Showing
+from fai_fast.detections.source import Source
 
 __all__ = ["Detections", "Latency"]
 
@@ -56,7 +57,7 @@ class Latency(NamedTuple):
         return f"Latency({stages}, total={round(self.total, 3)})"
 
 
-class Detections(_Rows, _Conversions, _Immutable):
+class Detections(_Rows, _Conversions, _Showing, _Immutable):
     """What was found in one frame: N rows of boxes, scores, classes and masks.
 
     Immutable; its arrays are read-only. Masks are held packed (:class:`PackedMasks`) and decoded each time
@@ -76,6 +77,8 @@ class Detections(_Rows, _Conversions, _Immutable):
         size: (H, W) of the frame, pixels.
         tracker_id: int64 (N,) or None.
         latency: what finding them took, where a :class:`fai_fast.Model` did it, else None. No part of equality.
+        source: where the frame is (its ``path`` and, of a stream, its ``frame`` number), where a model was given a file
+            or a stream's source by name, else None. No part of equality; the pixels are not held.
         masks_device: bool (N, H, W) in a GPU's memory, where :meth:`fai_fast.Model.infer` was asked for it, else
             None: an object with ``__dlpack__`` and ``__cuda_array_interface__``, for ``torch.from_dlpack``,
             ``cupy.asarray`` and the like. A selection of rows does not keep it.
@@ -121,6 +124,7 @@ class Detections(_Rows, _Conversions, _Immutable):
         "masks_device",
         "query",
         "size",
+        "source",
         "tracker_id",
         "xyxy",
     )
@@ -132,6 +136,7 @@ class Detections(_Rows, _Conversions, _Immutable):
     size: tuple[int, int]
     tracker_id: Int64 | None
     latency: Latency | None
+    source: Source | None
     masks_device: Any
     _packed: PackedMasks | None
     _source: _SegmentSource | None
@@ -181,6 +186,7 @@ class Detections(_Rows, _Conversions, _Immutable):
             _source_rows=None if source is None else np.arange(n),
             _area=None,
             latency=None,
+            source=None,
             masks_device=None,
         )
 
@@ -188,7 +194,7 @@ class Detections(_Rows, _Conversions, _Immutable):
     def _make(cls, **fields: Any) -> Detections:
         """All fields, known to be right, in arrays that nobody else writes to."""
         self = cls.__new__(cls)
-        self._set(**fields)
+        self._set(**{"source": None, **fields})
         return self
 
     @classmethod
@@ -256,6 +262,7 @@ class Detections(_Rows, _Conversions, _Immutable):
             raise ValueError("detections: got different class_names, expected one list of them")
         parts = [part for part in parts if len(part)] or parts[:1]
         packed = [part.packed for part in parts]
+        sources = {part.source for part in parts}
         trackers = [part.tracker_id for part in parts]
         return cls._make(
             xyxy=np.concatenate([part.xyxy for part in parts]),
@@ -270,6 +277,7 @@ class Detections(_Rows, _Conversions, _Immutable):
             _source_rows=None,
             _area=None,
             latency=None,
+            source=sources.pop() if len(sources) == 1 else None,
             masks_device=None,
         )
 
@@ -309,6 +317,7 @@ class Detections(_Rows, _Conversions, _Immutable):
             _source_rows=None if self._source_rows is None else self._source_rows[rows],
             _area=None if self._area is None else self._area[rows],
             latency=self.latency,
+            source=self.source,
             masks_device=None,
         )
 
@@ -321,6 +330,11 @@ class Detections(_Rows, _Conversions, _Immutable):
     def _with_latency(self, latency: Latency, masks_device: Any = None) -> Detections:
         """This result, which nobody else has seen yet, with what it took and its masks on the device."""
         self._set(latency=latency, masks_device=masks_device)
+        return self
+
+    def _with_source(self, source: Source | None) -> Detections:
+        """This result, which nobody else has seen yet, with where its frame is."""
+        self._set(source=source)
         return self
 
     @property
@@ -420,7 +434,7 @@ class Detections(_Rows, _Conversions, _Immutable):
             fields["packed"] = self._packed
         else:
             fields["label_source"] = self._source.segments
-        return _rebuild, (fields, self.latency)
+        return _rebuild, (fields, self.latency, self.source)
 
     def _counts(self) -> list[tuple[str, int, float]]:
         """(class, rows, best score), most rows first, then the best score."""
@@ -452,28 +466,15 @@ class Detections(_Rows, _Conversions, _Immutable):
 
     # ------------------------------------------------------------------------------------- other libraries
 
-    def plot(self, image: Any) -> npt.NDArray[np.uint8]:
-        """A new picture of the frame with masks, boxes and labels on it, through supervision.
-
-        Args:
-            image: the frame, uint8 RGB (H, W, 3) or a Pillow image; not modified.
-
-        Returns:
-            uint8 RGB (H, W, 3).
-
-        Raises:
-            ImportError: without supervision.
-            TypeError, ValueError: ``image`` is of another dtype or shape than (H, W, 3) of ``size``.
-        """
-        return formats.plot(self, image)
-
 
 def _equal_or_none(a: Int64 | None, b: Int64 | None) -> bool:
     return a is b if a is None or b is None else np.array_equal(a, b)
 
 
-def _rebuild(fields: dict[str, Any], latency: Latency | None = None) -> Detections:
-    self = Detections(**fields)
+def _rebuild(
+    fields: dict[str, Any], latency: Latency | None = None, source: Source | None = None
+) -> Detections:
+    self = Detections(**fields)._with_source(source)
     return self if latency is None else self._with_latency(latency)
 
 

@@ -35,12 +35,12 @@ from fai_fast._options import (
     YuvRange,
 )
 from fai_fast._pipelines import InferFuture
-from fai_fast.detections import Detections
+from fai_fast.detections import Detections, Source
 from fai_fast.errors import FaiFastError
 from fai_fast.images import check_max_pixels, is_encoded, read_image
 from fai_fast.ops import preprocess_frame
 from fai_fast.stream.feed import _Feed
-from fai_fast.stream.opening import _opener
+from fai_fast.stream.opening import _name_again, _opener
 from fai_fast.stream.pixels import _ColorOverrides
 from fai_fast.stream.pixels import decoded_pixels as decoded_pixels
 from fai_fast.stream.queue import _FrameQueue
@@ -102,7 +102,10 @@ class Frame:
             return np.array(pixels, order="C")
         tensor, _ = preprocess_frame(pixels, self.size, mean=0, std=1, **self.layout)
         picture = np.empty((*self.size, 3), np.uint8)
-        np.rint(tensor[0].transpose(1, 2, 0), out=picture, casting="unsafe")
+        # Where it lies, then as bytes: a third of the time that rounding while transposing takes.
+        np.rint(tensor, out=tensor)
+        for channel, plane in enumerate(tensor[0].astype(np.uint8)):
+            picture[:, :, channel] = plane
         return picture
 
 
@@ -194,6 +197,9 @@ class Stream:
         self._turn = threading.Lock()
         # What a task was waiting for when it was cancelled: the frame comes when it, or another, asks again.
         self._ahead: asyncio.Future[tuple[Frame, Detections] | None] | None = None
+        # With any of these, the frames that are read again could be others.
+        as_it_is = color == "rgb" and yuv_matrix is None and yuv_range is None and not format and not options
+        self._again = _name_again(source) if as_it_is else None
         weakref.finalize(self, self._feed.stop).atexit = False
 
     def _first_size(self) -> tuple[int, int] | None:
@@ -262,6 +268,8 @@ class Stream:
                 del self, feed, flight
                 _raise_of_frame(error, number)
             detections = flight.result()
+            if self._again is not None:
+                detections._with_source(Source(self._again, flight.id))
             # Not before: a loop that is interrupted while it waits gets this frame when it goes on.
             latency = detections.latency
             feed.retire(flight, done=True, model=None if latency is None else latency.total)

@@ -159,6 +159,21 @@ def _opener(
     raise FileNotFoundError(f"source: no such file, folder or camera: {redacted(text)}")
 
 
+def _name_again(source: Any) -> str | None:
+    """By what a source's frames are found again: a file's absolute path, or a name without secrets; None without one.
+
+    Of live ones it says where the frames are from; they do not come again.
+    """
+    if isinstance(source, (int, np.integer)):
+        return f"/dev/video{source}"
+    if not isinstance(source, (str, os.PathLike)):
+        return None
+    text = local_path(os.fspath(source))
+    if os.path.exists(text):
+        return os.path.abspath(text)
+    return None if _STANDARD_INPUT.fullmatch(text) else redacted(text)
+
+
 def _check_unused(name: str, format: str | None, options: Mapping[str, str]) -> None:
     """ValueError for options of FFmpeg's where it opens nothing; their values may be secrets."""
     for argument, names in (("format", [format] if format else []), ("options", sorted(options))):
