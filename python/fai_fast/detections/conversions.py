@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-from fai_fast.detections import focoos, formats
+from fai_fast.detections import focoos, formats, labels
 from fai_fast.detections.arrays import Int32
 
 if TYPE_CHECKING:
@@ -114,7 +114,119 @@ class _Conversions:
 
         return focoos.from_focoos(cast("type[Detections]", cls), source, Latency, size, class_names)
 
-    def to_supervision(self: Any) -> Any:
+    @classmethod
+    def from_dict(cls, content: Any) -> Detections:
+        """Detections from :meth:`to_dict`, or from the text of :meth:`to_json`: equal, but without a label map.
+
+        Raises TypeError, ValueError where something in it is not as it should be; the text names the field.
+        """
+        return labels.from_dict(cast("type[Detections]", cls), content)
+
+    from_json = from_dict
+
+    @classmethod
+    def from_coco(
+        cls,
+        annotations_of_image: Any,
+        *,
+        size: Sequence[int],
+        class_names: Sequence[str] | None = None,
+        category_ids: Sequence[int] | Mapping[int, int] | None = None,
+    ) -> Detections:
+        """Detections from COCO's annotations or results of one picture, as :meth:`to_coco` writes them.
+
+        Args:
+            annotations_of_image: a list of objects with ``category_id``, ``bbox`` and, in all or in none, a
+                ``segmentation`` of run lengths or polygons (which need OpenCV); without a ``score`` it is 1.
+            size: (H, W) of the picture.
+            class_names: names of the classes.
+            category_ids: the id of each class, by class id; by default COCO's own where ``class_names`` are its 80, and
+                else category ids are class ids.
+
+        Raises:
+            TypeError, ValueError: something in it is not as it should be; the text names the field.
+
+        Example:
+            >>> d = Detections(xyxy=[[0, 0, 4, 2]], confidence=[0.5], class_id=[1], size=(6, 8))
+            >>> Detections.from_coco(d.to_coco(42), size=(6, 8)) == d
+            True
+        """
+        return labels.from_coco(
+            cast("type[Detections]", cls), annotations_of_image, size, class_names, category_ids
+        )
+
+    def to_yolo(self: Any, *, confidence: bool = False) -> str:
+        """The lines of a YOLO label file: the class and, from 0 to 1, x and y of its outline's corners.
+
+        Where there are boxes only, the class and the box's center and sides. Holes are left out; the parts of a mask
+        are joined to one outline, which walks from one to the next and back; a mask of one or two corners has no line.
+        ``confidence`` adds the score. Masks need OpenCV (ImportError).
+        """
+        return labels.to_yolo(self, confidence)
+
+    @classmethod
+    def from_yolo(
+        cls, text: str, *, size: Sequence[int], class_names: Sequence[str] | None = None
+    ) -> Detections:
+        """Detections from a YOLO label file of a picture of ``size`` (H, W); its outlines' edges are inside.
+
+        Raises TypeError, ValueError that names the line, and ImportError for outlines without OpenCV.
+        """
+        return labels.from_yolo(cast("type[Detections]", cls), text, size, class_names)
+
+    def to_labelme(self: Any, image_path: str, *, exact: bool = False) -> dict[str, Any]:
+        """LabelMe's JSON of the picture ``image_path``: polygons, or with ``exact`` masks, with their holes.
+
+        A mask's parts share their ``group_id``; ``description`` is the score. Boxes become rectangles. Polygons need
+        OpenCV (ImportError).
+        """
+        return labels.to_labelme(self, image_path, exact)
+
+    @classmethod
+    def from_labelme(cls, content: Any, *, class_names: Sequence[str] | None = None) -> Detections:
+        """Detections from LabelMe's JSON, a dict or its text: polygons, rectangles and masks.
+
+        Shapes of one label and ``group_id`` are one row. ``class_names`` numbers the labels; by default they are
+        numbered as they come. Raises TypeError, ValueError that names the field.
+        """
+        return labels.from_labelme(cast("type[Detections]", cls), content, class_names)
+
+    def to_label_image(self: Any, *, values: Literal["class", "row"] = "class") -> Any:
+        """The label of each pixel, uint8 (H, W), or uint16 where 8 bits are too few.
+
+        ``values="class"``: class ids, and the largest value (255 or 65535) for no row. ``"row"``: the row's number from
+        1, and 0 for none. Where masks overlap, the best score has the pixel. Raises ValueError for boxes only.
+        """
+        return labels.to_label_image(self, values)
+
+    def to_label_png(self: Any, *, values: Literal["class", "row"] = "class") -> bytes:
+        """:meth:`to_label_image` as the bytes of a gray PNG of 8 or 16 bits."""
+        return labels.to_label_png(self, values)
+
+    @classmethod
+    def from_label_png(
+        cls, content: bytes, *, class_names: Sequence[str] | None = None, max_pixels: int = 1 << 28
+    ) -> Detections:
+        """A semantic result of a label PNG of classes, one row for each; the largest value (255, 65535) is no class.
+
+        Raises TypeError, ValueError where it is not a gray PNG, or one of more than ``max_pixels``.
+        """
+        return labels.from_label_png(cast("type[Detections]", cls), content, class_names, max_pixels)
+
+    def to_csv(self: Any, *, file: str = "", time: str | float | None = None, header: bool = True) -> str:
+        """A line for each row, under the names of its columns.
+
+        file, time, row, class_id, class_name, confidence, x1, y1, x2, y2, area, tracker_id, rle.
+
+        ``rle`` is COCO's compressed run lengths, whose size is the frame's. ``file`` and ``time`` are written as given.
+        """
+        return labels.to_csv(self, file, time, header)
+
+    def to_json_line(self: Any, *, file: str | None = None, time: str | float | None = None) -> str:
+        """:meth:`to_dict` after ``file`` and ``time``, as a line of JSON."""
+        return labels.to_json_line(self, file, time)
+
+    def to_supervision(self: Any, *, compact: bool = False) -> Any:
         """A ``supervision.Detections`` of its own arrays.
 
         ``data["class_name"]`` holds the names. Only what is a row's own travels with it, as supervision moves and
@@ -123,9 +235,13 @@ class _Conversions:
         also after rows were selected. What is the frame's does not travel: the size where there are no masks, and the
         names of classes that no row is of.
 
-        Raises ImportError without supervision.
+        Args:
+            compact: masks as supervision's ``CompactMask``, a fraction of the memory, in place of booleans (N, H, W);
+                older versions of supervision have none.
+
+        Raises ImportError without supervision, or where it has no compact masks.
         """
-        return formats.to_supervision(self)
+        return formats.to_supervision(self, compact)
 
     @classmethod
     def from_supervision(

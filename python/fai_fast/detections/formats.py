@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from fai_fast._arguments import check_int, check_items
+from fai_fast._arguments import check_bool, check_int, check_items
 from fai_fast._coco import category_ids_of
 from fai_fast._extras import install
 from fai_fast.detections.arrays import _MAX_INT16, Int32, Int64, Segments, _segments
@@ -127,11 +127,22 @@ def _json_rle(detections: Detections) -> Sequence[dict[str, Any] | None]:
     return [{**rle, "counts": rle["counts"].decode("ascii")} for rle in detections.to_rle()]
 
 
-def to_supervision(detections: Detections) -> Any:
+def to_supervision(detections: Detections, compact: bool = False) -> Any:
     supervision = _require("supervision", "to_supervision", "plot")
+    mask: Any = None
+    if check_bool("compact", compact) and detections.packed is not None:
+        if not hasattr(supervision, "CompactMask"):
+            raise ImportError(
+                "compact: this supervision has no CompactMask: pip install --upgrade supervision"
+            )
+        # By the masks' own boxes, as an object's box may be a detector's and cut it.
+        corners = detections.packed.boxes.astype(np.float32)
+        mask = supervision.CompactMask.from_coco_rle(detections.to_rle(), corners, detections.size)
+    else:
+        mask = detections.mask
     return supervision.Detections(
         xyxy=detections.xyxy.copy(),
-        mask=detections.mask,
+        mask=mask,
         confidence=detections.confidence.copy(),
         class_id=detections.class_id.copy(),
         tracker_id=None if detections.tracker_id is None else detections.tracker_id.copy(),
