@@ -30,7 +30,7 @@ OK, FAILED, BROKEN_PIPE = 0, 1, 141
 COMMANDS = (demo, predict, stream, models, export, quantize, bench, evaluate, doctor, cache)
 
 DESCRIPTION = """\
-Query-mask segmentation with the least latency from a picture to its objects.
+Finds objects in pictures and video, with a mask for each, as fast as the machine allows.
 
 Try it on a picture that comes with the package:
   fai-fast demo
