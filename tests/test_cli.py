@@ -400,7 +400,7 @@ def test_demo_prints_what_it_finds_and_writes_the_picture(capsys, model, folder)
             "--output: mine.png is the picture itself, expected",
         ),
         (["--image", "gone.png"], 1, "--image: no such file: gone.png"),
-        (["--image", "mine.png", "--output", "gone/a.jpg"], 1, "no such folder: gone"),
+        (["--image", "mine.png", "--output", "gone/a.jpg"], 2, "--output: no such folder: gone"),
     ],
 )
 def test_demo_names_what_is_wrong(capsys, model, arguments, code, message):

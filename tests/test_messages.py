@@ -273,7 +273,7 @@ def test_an_export_logs_its_verification_in_words(caplog, monkeypatch):
 
     made = verify.Verification("stored", "openvino 1", 1, 2e-6, 1e-6, 1.0)
     monkeypatch.setattr(verify, "verify", lambda *_: made)
-    caplog.set_level(logging.INFO, "fai_fast")
+    caplog.set_level(logging.DEBUG, "fai_fast")
     report = fai_fast.export("fai-mf-n-shapes", "a.onnx", im_size=64)
     [line] = [record.getMessage() for record in caplog.records if ": exported " in record.getMessage()]
     assert line.endswith(" s, verified against stored outputs of the reference network (within 2e-06)")

@@ -507,7 +507,7 @@ def test_weights_are_no_model_info(tmp_path):
     with open(tmp_path / "model.pth", "wb") as file:
         file.truncate(1 << 25)
     with pytest.raises(
-        ValueError, match=r"model\.pth holds weights, .*pass both: \('NAME', weights=.*model\.pth'\)"
+        ValueError, match=r"model\.pth is a checkpoint, .*: load\(NAME, weights=.*model\.pth'\)"
     ):
         load_spec(tmp_path / "model.pth")
 
@@ -678,11 +678,11 @@ def test_weights_in_place_of_a_model_say_what_to_do(tmp_path, name):
     path = tmp_path / name
     path.write_bytes(b"anything")
     with pytest.raises(
-        ValueError, match=r"holds weights, .*pass both: \('NAME', weights='.*'\), with a registry name"
+        ValueError, match=r"is a checkpoint, .*: load\(NAME, weights='.*'\), with a registry name"
     ):
         load_spec(path)
     (tmp_path / "model_info.json").write_text(json.dumps(MODEL_INFO))
-    with pytest.raises(ValueError, match="holds weights") as caught:
+    with pytest.raises(ValueError, match="is a checkpoint") as caught:
         load_spec(path)
     assert f"({str(tmp_path)!r}, weights={str(path)!r})" in str(caught.value)
 
@@ -690,7 +690,7 @@ def test_weights_in_place_of_a_model_say_what_to_do(tmp_path, name):
 @pytest.mark.parametrize("begins", [b"PK\x03\x04", b"\x80\x02}"])
 def test_weights_are_told_by_their_content_too(tmp_path, begins):
     (tmp_path / "checkpoint").write_bytes(begins)
-    with pytest.raises(ValueError, match="holds weights"):
+    with pytest.raises(ValueError, match="is a checkpoint"):
         load_spec(tmp_path / "checkpoint")
 
 

@@ -1,7 +1,7 @@
 """Writes scenes that the demo model never saw as a data set in COCO's format.
 
     python tools/shapes_dataset.py shapes_val                   # 500 scenes, those of the model's published figures
-    fai-fast eval --model fai-mf-n-shapes --images shapes_val/images --coco shapes_val/instances.json
+    fai-fast eval fai-mf-n-shapes --images shapes_val/images --coco shapes_val/instances.json
 
 The first needs OpenCV, which tools/shapes.py draws with: ``pip install 'fai-fast[train]'`` brings it. The second needs
 ``pip install 'fai-fast[eval]'``.
