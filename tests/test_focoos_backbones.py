@@ -60,7 +60,7 @@ CASES = {
     ),
     "csp_darknet-small": BackboneConfig("csp_darknet", base=32, layers=(1, 3, 3, 1)),
 }
-# One of each kind of block, quick to run. Sums that run through many blocks grow until float32 is too coarse.
+# One of each kind of block, quick to run.
 KINDS = (
     "resnet18-d",
     "resnet50-a",
@@ -158,6 +158,10 @@ def test_a_whole_network_is_deployed_as_the_reference_has_it(name, family):
 
     spec = spec_of(CASES[name], family, transformer_predictor_dec_layers=2)
     state = {key: golden_parameter(key, shape) for key, shape in state_shapes(spec).items()}
+    for key, value in state.items():
+        if ".conv_list." in key and key.endswith("bn.weight"):
+            # What each block adds: with as much as its input the sums grow until float32 is too coarse.
+            value *= 0.2
     weights = load_weights(spec, state)
     size, batch = (64, 96), 2
     graph = build_graph(spec, weights.state, size, batch)
