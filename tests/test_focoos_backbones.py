@@ -65,7 +65,7 @@ KINDS = (
     "resnet18-d",
     "resnet50-a",
     "stdc-cat3",
-    "stdc-add4",
+    "stdc-add2",
     "mobilenet_v2-0.35",
     "convnextv2-atto",
     "swin-window7",
@@ -158,6 +158,10 @@ def test_a_whole_network_is_deployed_as_the_reference_has_it(name, family):
 
     spec = spec_of(CASES[name], family, transformer_predictor_dec_layers=2)
     state = {key: golden_parameter(key, shape) for key, shape in state_shapes(spec).items()}
+    for key, value in state.items():
+        if ".conv_list." in key and key.endswith("bn.weight"):
+            # What each block adds: with as much as its input the sums grow until float32 is too coarse.
+            value *= 0.2
     weights = load_weights(spec, state)
     size, batch = (64, 96), 2
     graph = build_graph(spec, weights.state, size, batch)
