@@ -714,8 +714,8 @@ def _check_ports(engine: Engine, graph: Graph) -> None:
     expected = ((graph.batch_size, 3, *graph.size), (*queries, config.num_classes + 1), queries)
     if found != expected:
         raise EngineError(
-            f"{graph.path} says that it has images {expected[0]} and class_logits {expected[1]}, and has {found[0]} and "
-            f"{found[1]}; make it again with fai_fast.quantize"
+            f"{graph.path} says that it has images {expected[0]} and class_logits {expected[1]}, and has {found[0]} "
+            f"and {found[1]}; make it again with fai_fast.quantize"
         )
 
 
