@@ -98,7 +98,8 @@ def test_stream_takes_the_model_first_and_the_old_spellings_with_a_hint(capsys, 
     write_video("in.mp4", 3)
     code, out, err = run(capsys, "stream", *argv, "--json", "-")
     assert (code, len(out.splitlines())) == (0, 3)
-    assert model.asked["name"] == name
+    asked = model.asked["name"]
+    assert getattr(asked, "name", asked) == name
     hints = [line for line in err.splitlines() if "hint" in line]
     assert hints == ([] if said is None else [f"fai-fast: hint: the model comes first: {said}"])
     assert "hint" not in run(capsys, "stream", *argv, "--json", "-", "--quiet")[2]
@@ -142,7 +143,7 @@ def test_a_command_line_in_another_order_is_told_the_order(capsys, model, argv, 
         ("bench m --imgsz 640", "--imgsz: no such option (did you mean --im-size?)"),
         ("stream m a.mp4 --out x.mp4", "--out: no such option (did you mean --save?)"),
         ("predict m a.png --out x", "--out: no such option (did you mean --output?)"),
-        ("predict m a.png --frobnicate", "--frobnicate: no such option"),
+        ("predict m a.png --zzz", "--zzz: no such option"),
         ("predict m a.png --model m", "--model: no such option, as MODEL and what it works on stand without one"),
         ("predict m a.png --conf 1 --view", "--conf: no such option (did you mean --threshold?); "
          "--view: no such option (did you mean --show?)"),
@@ -224,7 +225,9 @@ def test_no_error_of_a_command_has_a_name_of_pythons(capsys, folder):
         ("--precision half", "--precision: got 'half'"),
         ("--im-size 33", "--im-size: got (33, 33)"),
     ):
-        assert fails(capsys, "predict", "fai-mf-n-shapes", "a.png", *options.split()).startswith(said)
+        code, out, err = run(capsys, "predict", "fai-mf-n-shapes", "a.png", *options.split())
+        assert (code, out) == (2, "")
+        assert err.splitlines()[-1].startswith(f"fai-fast: error: {said}")
     Path("rand.pth").write_bytes(b"PK\x03\x04")
     text = fails(capsys, "predict", "rand.pth", "a.png")
     assert text.startswith("MODEL: rand.pth ")
@@ -298,7 +301,7 @@ def test_predict_takes_pictures_and_videos(capsys, model, folder):
     assert [entry["pts"] for entry in rest] == pytest.approx([index / 25 for index in range(5)])
     assert {(entry["file"], entry["picture"]) for entry in rest} == {("clip.avi", "predictions/clip.mp4")}
     assert [len(entry["detections"]) for entry in rest] == [1] * 5
-    assert model._streamed.streamed["threshold"] == 0.25
+    assert model.served["threshold"] == 0.25
 
 
 def test_predict_of_a_video_goes_on_after_damaged_frames_and_ends_with_the_engine(capsys, model):
@@ -393,6 +396,34 @@ def test_a_run_that_comes_to_nothing_leaves_no_folder(capsys, model, monkeypatch
     monkeypatch.setattr(fai_fast, "load", fail)
     assert fails(capsys, "predict", "m", "a.png", "-o", "x/y", code=1) == "no"
     assert os.listdir() == ["a.png"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "option"),
+    [
+        ("bench m --json {}", "--json"),
+        ("eval fai-mf-n-shapes --ade . --json {}", "--json"),
+        ("quantize fai-mf-n-shapes --images . --json {}", "--json"),
+        ("quantize fai-mf-n-shapes --images . -o {}.openvino", "--output"),
+        ("stream m a.mp4 --json {}", "--json"),
+        ("stream m a.mp4 --save {}.mp4", "--save"),
+        ("export fai-mf-n-shapes {}.onnx", "OUT.onnx"),
+        ("demo -o {}.png", "--output"),
+    ],
+)
+def test_where_to_write_is_looked_at_before_the_work(capsys, monkeypatch, argv, option):
+    def fail(*_, **__):
+        raise AssertionError("work was begun")
+
+    for name in ("load", "export", "quantize"):
+        monkeypatch.setattr(fai_fast, name, fail)
+    write_video("a.mp4", 1)
+    assert fails(capsys, *argv.format("nodir/x").split()) == f"{option}: no such folder: nodir"
+    Path("d.openvino").mkdir()
+    for suffix in (".png", ".onnx", ".mp4"):
+        Path(f"d{suffix}").mkdir()
+    Path("d").mkdir()
+    assert " is a folder, expected a file's name" in fails(capsys, *argv.format("d").split())
 
 
 # ------------------------------------------------------------------------------------------------------ JSON
@@ -497,14 +528,11 @@ fai_fast.load = lambda *_, **__: Endless()
 def test_json_is_whole_however_a_command_ends(folder, kind, command):
     Path("here").mkdir()
     target = Path("here/a.json")
-    argv = [
-        command,
-        "m",
-        "/dev/video99",
-        "--json",
-        str(target),
-        *(["--no-images"] if command == "predict" else []),
-    ]
+    argv = {
+        "predict": ["predict", "m", "/dev/video99", "--no-images"],
+        "stream": ["stream", "m", "testsrc=size=64x48:rate=30", "--format", "lavfi", "--all"],
+    }[command]
+    argv += ["--json", str(target)]
     process = started(ENDLESS, *argv)
     try:
         until(lambda: process.poll() is not None or (target.exists() and target.read_text().count("\n") > 25))

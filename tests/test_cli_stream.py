@@ -316,6 +316,7 @@ def test_pictures_of_several_sizes_fit_into_one_video(capsys, model):
     assert code == 1
     assert [entry["frame"] for entry in lines(out)] == [0, 1, 3]
     assert [entry["pts"] for entry in lines(out)] == [None] * 3
+    assert [entry["file"] for entry in lines(out)] == ["in/0.png", "in/1.png", "in/2.png"]
     _, *errors = err.splitlines()
     assert errors[0].startswith("fai-fast: error: frame 2: in/1b.png is no picture")
     assert errors[1].endswith(", 1 failed; wrote out.mkv")

@@ -151,8 +151,15 @@ class Both(Bright):
         super().__init__()
         self._streamed = Streamed(fail=fail)
 
-    def stream(self, source, **options):
-        return self._streamed.stream(source, **options)
+    def stream(self, source, *, threshold=None, **options):
+        from fai_fast.stream import Stream
+
+        self.served = {"threshold": threshold}
+        return Stream(self._streamed, source, **options)
+
+    def _serve(self, stream, **options):
+        self.served = options
+        self._streamed._serve(stream, **options)
 
     def close(self):
         self._streamed.close()

@@ -6,7 +6,7 @@ import argparse
 
 from fai_fast.cli.demo import header
 from fai_fast.cli.messages import table, write_json, write_line
-from fai_fast.cli.options import MODEL_HELP, add_model_options, count, load, unsized
+from fai_fast.cli.options import MODEL_HELP, add_model_options, check_target, count, load, unsized
 
 HELP = "measure what each stage of a frame takes"
 DESCRIPTION = """\
@@ -40,6 +40,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from fai_fast.images import read_image
+
+    check_target("--json", args.json)
 
     if args.image is not None:
         read_image(args.image)  # damaged ones are told before the model is loaded

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fai_fast.cli.messages import UsageError, table, write_line
-from fai_fast.cli.options import add_model_options, load, unsized
+from fai_fast.cli.options import add_model_options, check_target, load, unsized
 
 if TYPE_CHECKING:
     from fai_fast import Detections, Latency, Model
@@ -80,8 +80,7 @@ def check_output(output: Path, image: Path) -> None:
         raise UsageError(
             f"--output: got {output.name!r}, expected a name that ends with {', '.join(SUFFIXES)}"
         )
-    if not output.parent.is_dir():
-        raise UsageError(f"--output: no such folder: {output.parent}")
+    check_target("--output", str(output))
     if output.exists() and image.exists() and os.path.samefile(output, image):
         raise UsageError(f"--output: {output} is the picture itself, expected another name")
 

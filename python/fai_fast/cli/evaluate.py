@@ -14,6 +14,7 @@ from fai_fast.cli.options import (
     add_max_pixels,
     add_model_options,
     add_old_model,
+    check_target,
     count,
     load,
     number,
@@ -128,6 +129,7 @@ def run(args: argparse.Namespace) -> int:
     from fai_fast import evaluate
 
     args.model = _model(args)
+    check_target("--json", args.json)
     configurations = _configurations(args)
     data: evaluate.CocoData | evaluate.AdeData
     # Before the model, which may take minutes to make ready.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fai_fast.cli.messages import UsageError, write_line
-from fai_fast.cli.options import add_size_options, count, usage
+from fai_fast.cli.options import add_size_options, check_target, count, usage
 
 if TYPE_CHECKING:
     from fai_fast.exporter import ExportReport
@@ -72,8 +72,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(
             f"OUT{SUFFIXES[kind]}: got {args.output!r}, expected a name that ends with {expected}"
         )
-    if not output.parent.is_dir():
-        raise UsageError(f"OUT{SUFFIXES[kind]}: no such folder: {output.parent}")
+    check_target(f"OUT{SUFFIXES[kind]}", args.output)
     if args.target and kind != "tensorrt":
         raise UsageError("--target: only with --format tensorrt")
     with usage():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import math
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fai_fast._arguments import MAX_SIDE
-from fai_fast.cli.messages import UsageError
+from fai_fast.cli.messages import STDOUT, UsageError
 from fai_fast.images import MOST_PIXELS
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ __all__ = [
     "add_old_model",
     "add_size_options",
     "check_order",
+    "check_target",
     "count",
     "frame",
     "is_model",
@@ -140,6 +142,19 @@ def check_order(command: str, model: str, sources: Sequence[str]) -> None:
             f"MODEL: got {model!r}, and the model {sources[0]!r} as SOURCE; the model comes first: "
             f"fai-fast {command} {sources[0]} {model}"
         )
+
+
+def check_target(option: str, target: str | None) -> None:
+    """UsageError where a file cannot be written, which is better known before hours of work; "-" is stdout."""
+    if target is None or target == STDOUT:
+        return
+    path = Path(target)
+    if not target or path.is_dir():
+        raise UsageError(f"{option}: {target or repr(target)} is a folder, expected a file's name")
+    if not path.parent.is_dir():
+        raise UsageError(f"{option}: no such folder: {path.parent}")
+    if not os.access(path if path.exists() and not path.is_file() else path.parent, os.W_OK):
+        raise UsageError(f"{option}: no permission to write to {path.parent}")
 
 
 def load(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fai_fast.cli.messages import STDOUT, UsageError, write_json, write_line
-from fai_fast.cli.options import count, number, size, usage
+from fai_fast.cli.options import check_target, count, number, size, usage
 
 if TYPE_CHECKING:
     from fai_fast import QuantizeReport
@@ -75,8 +75,8 @@ def run(args: argparse.Namespace) -> int:
         output = Path(args.output)
         if output.suffix.lower() != SUFFIX:
             raise UsageError(f"--output: got {args.output!r}, expected a name that ends with {SUFFIX}")
-        if not output.parent.is_dir():
-            raise UsageError(f"--output: no such folder: {output.parent}")
+        check_target("--output", args.output)
+    check_target("--json", args.json)
     with usage():
         report = fai_fast.quantize(
             args.model,

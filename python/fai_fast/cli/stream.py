@@ -33,6 +33,7 @@ from fai_fast.cli.options import (
     add_model_options,
     add_old_model,
     check_order,
+    check_target,
     count,
     is_model,
     load,
@@ -270,9 +271,8 @@ def _reconnectable() -> Iterator[None]:
 
 
 def _file_of(frame: Frame, source: str | int) -> str:
-    """What the frame is of, without secrets: a picture's path where the stream tells, else the source."""
-    path = getattr(frame, "path", None)
-    return redacted(str(source)) if path is None else str(path)
+    """What the frame is of, without secrets: its file's path, else the source."""
+    return redacted(str(source)) if frame.path is None else frame.path
 
 
 def _line(file: str, frame: Frame, detections: Detections) -> dict[str, Any]:
@@ -302,12 +302,7 @@ def _check_outputs(args: argparse.Namespace) -> None:
             raise UsageError(
                 f"--save: got {path.name!r}, expected a name that ends with {', '.join(SUFFIXES)}"
             )
-        if path.is_dir() or not path.parent.is_dir():
-            raise UsageError(
-                f"{option}: {path} is a folder, expected a file's name"
-                if path.is_dir()
-                else f"{option}: no such folder: {path.parent}"
-            )
+        check_target(option, target)
         source = local_path(args.source)
         if path.exists() and os.path.exists(source) and os.path.samefile(path, source):
             raise UsageError(f"{option}: {path} is the source itself, expected another name")
