@@ -73,11 +73,26 @@ MAY_IMPORT = {
     "_gate": BASE | {"_pictures", "detections", "engines", "ops", "registry"},
     "exporter": BASE | {"registry", "reference", "weights", "engines", "cache", "_files", "_gate", "_scenes"},
     "quantizer": BASE | {"_gate", "_pictures", "cache", "engines", "exporter", "ops", "registry"},
+    "_artefacts": BASE | {"_gate", "_pictures", "cache", "engines", "exporter", "registry", "weights"},
+    "_int8": BASE | {"_artefacts", "_pictures", "cache", "engines", "quantizer"},
     "_prepare": BASE
-    | {"_gate", "_pictures", "cache", "engines", "exporter", "quantizer", "registry", "weights"},
+    | {
+        "_artefacts",
+        "_gate",
+        "_int8",
+        "_pictures",
+        "cache",
+        "engines",
+        "exporter",
+        "quantizer",
+        "registry",
+        "weights",
+    },
     "quantization": BASE
     | {
+        "_artefacts",
         "_files",
+        "_int8",
         "_pictures",
         "_prepare",
         "engines",

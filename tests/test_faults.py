@@ -369,7 +369,7 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE.values(), ids=HOSTILE)
 def test_a_model_may_be_called_anything_and_stays_in_the_cache(tmp_path, name):
     """Its record either is refused, or all that is made of it lies in the cache, under a name that can be written."""
-    from fai_fast._prepare import model_folder
+    from fai_fast._artefacts import model_folder
 
     record = load_spec(NAME).to_dict()
     try:

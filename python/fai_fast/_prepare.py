@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fai_fast import _gate, _progress, cache, exporter, quantizer, weights
+from fai_fast import _progress, cache, exporter, weights
 from fai_fast._arguments import check_bool, check_choice, check_int, check_threads
+from fai_fast._artefacts import (
+    Graph,
+    Prepared,
+    Source,
+    Trial,
+    _check_fixed,
+    _check_unchanged,
+    _compiled,
+    _kept,
+    _place,
+    _provenance,
+    _said,
+    _stem,
+)
 from fai_fast._gate import Verdict
+from fai_fast._int8 import QUANTIZED_ENGINE, _any_form_of, _asked_for_int8, _given_quantized, _of_form
 from fai_fast._options import PRECISIONS
 from fai_fast._pictures import Pictures
 from fai_fast._redaction import redacted
@@ -25,135 +36,18 @@ from fai_fast.engines.base import Engine
 from fai_fast.engines.gpu import GpuEngine
 from fai_fast.errors import EngineError, ExportError
 from fai_fast.quantizer import PRECISION as INT8
-from fai_fast.quantizer import kept as forms
 from fai_fast.registry import ModelSpec, load_spec
-from fai_fast.weights import Located, Weights
+from fai_fast.weights import Located
 
 __all__ = ["Prepared", "prepare"]
 
 MAX_BATCH = 256
-QUANTIZED_ENGINE = "openvino"
-"""The only one that runs int8 on a CPU."""
 WAY_OUT = (
     "precision='fp32' runs here; pictures= of your own show more of what the model is for; fai-fast eval --compare "
     "measures it with labels"
 )
 
 _log = logging.getLogger("fai_fast")
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """An engine that is ready, what it was made of, and what ``Model.info()`` says of both."""
-
-    spec: ModelSpec
-    engine: Engine
-    size: tuple[int, int]
-    batch_size: int
-    num_threads: int | None
-    provenance: dict[str, Any]
-    weights: Callable[[], Weights] | None
-    """Reads them; None where they are only in a graph."""
-    gpu: GpuEngine | None = None
-    """The engine again, where it runs on a GPU."""
-
-
-@dataclass(frozen=True)
-class Graph:
-    """A deployed graph in a file."""
-
-    path: Path
-    sha256: str
-    spec: ModelSpec
-    size: tuple[int, int]
-    batch_size: int
-    precision: str
-    provenance: dict[str, Any]
-    weights_sha256: str
-    weights: Callable[[], Weights] | None = None
-
-
-@dataclass(frozen=True)
-class Source:
-    """What graphs and engines are made from.
-
-    Attributes:
-        graph: the deployed graph in "fp32" or "fp16", exported unless the cache has it. Raises ExportError.
-        weights: None where there is only a graph.
-    """
-
-    spec: ModelSpec
-    size: tuple[int, int]
-    batch_size: int
-    graph: Callable[[str], Graph]
-    provenance: dict[str, Any]
-    weights: Callable[[], Weights] | None
-    weights_sha256: str | None
-
-
-@dataclass(frozen=True)
-class Trial:
-    """How a low precision is tried before it is taken.
-
-    Attributes:
-        pictures: the caller's; None for drawn ones.
-        wanted: whether it is tried at all.
-        cache_dir: where verdicts are kept, as :func:`fai_fast.load` takes it.
-    """
-
-    pictures: Pictures | None
-    wanted: bool
-    cache_dir: Any
-
-    def verdict(
-        self,
-        spec: ModelSpec,
-        size: tuple[int, int],
-        name: str,
-        depends: Mapping[str, Any],
-        about: Mapping[str, Any],
-        engine: Engine,
-        exact: Callable[[], Engine],
-    ) -> Verdict:
-        """Whether an engine finds what an exact one finds: measured once, then from the cache.
-
-        Args:
-            name: of the verdict's file.
-            depends: what the verdict depends on, but for the pictures.
-            about: what doctor says of it: "engine" and "precision".
-            engine: in the low precision.
-            exact: makes the one to hold it against, which is closed again.
-        """
-        pictures = Pictures.drawn(size) if self.pictures is None else self.pictures
-        depends = {
-            **depends,
-            "configuration": spec.to_dict(),
-            "pictures": pictures.digest(),
-            "gate": _gate.VERSION,
-        }
-
-        def measure(place: Path) -> dict[str, Any]:
-            reference = exact()
-            try:
-                found = _gate.verify(engine, reference, pictures, spec)
-            finally:
-                reference.close()
-            place.write_text(f"{found}\n", "utf-8")
-            about_it = {**about, "model": spec.name, "im_size": list(size), "text": str(found)}
-            return {**about_it, "verdict": found.to_dict()}
-
-        kept = _kept(_place(spec, self.cache_dir, name, depends), depends, measure)
-        found = Verdict.from_dict(kept.info["verdict"])
-        if kept.built:
-            _log.info(
-                "%s: %s in %s %s what fp32 finds: %s",
-                spec.name,
-                about["engine"],
-                about["precision"],
-                "finds" if found.holds else "does not find",
-                found,
-            )
-        return found
 
 
 def prepare(
@@ -324,29 +218,6 @@ def _given_graph(
         },
         weights_sha256=exported.weights_sha256,
     )
-
-
-def _check_fixed(
-    path: Path,
-    size: tuple[int, int],
-    batch: int,
-    weights: Any,
-    im_size: int | Sequence[int] | None,
-    frame: Sequence[int] | None,
-    batch_size: int,
-) -> None:
-    """ValueError where something is asked of a file that it has settled."""
-    if weights is not None:
-        raise ValueError(f"weights: got some with {path.name}, expected None: the file holds its own")
-    if frame is not None:
-        raise ValueError(
-            f"frame: got {frame!r:.40} with {path.name}, expected None: its input is {size}, (height, width), which is "
-            "fixed; export it again with frame="
-        )
-    if im_size is not None and exporter.check_im_size(im_size) != size:
-        raise ValueError(f"im_size: got {im_size} with {path.name}, expected None or {size}, which is fixed")
-    if batch_size not in (1, batch):
-        raise ValueError(f"batch_size: got {batch_size} with {path.name}, expected {batch}, which is fixed")
 
 
 def _exported_source(
@@ -609,145 +480,6 @@ def _given_engine(
     )
 
 
-# ------------------------------------------------------------------------------------------------------ int8
-
-
-def _given_quantized(
-    path: Path,
-    fixed: tuple[Any, Any, Any, int],
-    engine: str,
-    device: str,
-    precision: str,
-    threads: int | None,
-    trial: Trial,
-) -> Prepared:
-    """A file of :func:`fai_fast.quantize`, which was verified when it was made."""
-    info = quantizer.read_info(path)
-    _check_fixed(path, info.size, info.batch, *fixed)
-    if precision not in ("auto", INT8):
-        raise ValueError(f"precision: got {precision!r} with {path.name}, expected 'auto' or {INT8!r}")
-    if engine not in ("auto", QUANTIZED_ENGINE):
-        raise ValueError(f"engine: got {engine!r} with {path.name}, expected 'auto' or {QUANTIZED_ENGINE!r}")
-    if trial.pictures is not None:
-        raise ValueError(
-            f"pictures: got some with {path.name}, expected None: it was verified when it was made"
-        )
-    choice = select.choose(QUANTIZED_ENGINE, device)
-    sha256 = cache.remembered_sha256(path, cache.cache_folder(trial.cache_dir))
-    form = forms.Form(path, sha256, info, str(path))
-    provenance = {"weights": f"in {path}", "verification": info.verification, "artefacts": {}}
-    ready, said = _of_form(form, provenance, threads, trial.cache_dir, f"that of {path.name}")
-    return Prepared(
-        spec=info.spec,
-        engine=ready,
-        size=info.size,
-        batch_size=info.batch,
-        num_threads=threads,
-        provenance={**provenance, **said, "engine_reasons": dict(choice.reasons)},
-        weights=None,
-    )
-
-
-def _asked_for_int8(
-    graph: Graph, name: str, threads: int | None, trial: Trial
-) -> tuple[Engine, dict[str, Any]]:
-    """The quantized form that is there; where there is none, or pictures were given, the one made from those."""
-    if name != QUANTIZED_ENGINE:
-        raise EngineError(
-            f"{name}: precision {INT8!r} was asked for, which only {QUANTIZED_ENGINE} has, on CPUs"
-        )
-    # Without pictures any that was good enough will do.
-    form = _form_of(graph, trial, trial.wanted or trial.pictures is None)
-    if form is None:
-        if trial.pictures is not None:
-            made = quantized(graph, trial.pictures, trial.cache_dir, required=trial.wanted)
-            form = forms.Form(made.path, made.sha256, quantizer.read_info(made.path), _said(made))
-            return _of_form(form, graph.provenance, threads, trial.cache_dir, "asked for")
-        raise EngineError(
-            f"{graph.spec.name}: no int8 form of these weights in {graph.size[0]}x{graph.size[1]} is there: pass "
-            "pictures=, a folder of some hundred pictures of what the model is for, to have it made"
-        )
-    return _of_form(form, graph.provenance, threads, trial.cache_dir, "asked for")
-
-
-def _form_of(graph: Graph, trial: Trial, required: bool = True) -> forms.Form | None:
-    digest = None if trial.pictures is None else trial.pictures.digest()
-    return forms.find(subject_of(graph), model_folder(graph.spec, trial.cache_dir), digest, required)
-
-
-def _any_form_of(graph: Graph, trial: Trial) -> forms.Form | None:
-    """A verified form of these weights, from whatever pictures; of a graph in fp16 there is none."""
-    return None if graph.precision != "fp32" else _form_of(graph, Trial(None, trial.wanted, trial.cache_dir))
-
-
-def _of_form(
-    form: forms.Form, provenance: Mapping[str, Any], threads: int | None, cache_dir: Any, reason: str
-) -> tuple[Engine, dict[str, Any]]:
-    info = form.info
-    precision = select.module(QUANTIZED_ENGINE).quantized_precision(info.rest)
-    graph = Graph(
-        path=form.path,
-        sha256=form.sha256,
-        spec=info.spec,
-        size=info.size,
-        batch_size=info.batch,
-        precision=INT8,
-        provenance={**provenance, "artefacts": {**provenance["artefacts"], "quantized": form.origin}},
-        weights_sha256=info.weights_sha256,
-    )
-    ready, said = _compiled(graph, QUANTIZED_ENGINE, precision, threads, cache_dir)
-    try:
-        _check_ports(ready, graph)
-    except EngineError:
-        ready.close()
-        raise
-    reason = f"{reason}; it was made from {info.pictures}, held against fp32: {info.verdict}"
-    verdicts = {INT8: info.verification[precision.partition("+")[2]]["gate"]}
-    return ready, _provenance(graph, INT8, reason, said, verdicts)
-
-
-def _check_ports(engine: Engine, graph: Graph) -> None:
-    """EngineError where the graph is not what its file says of it."""
-    config = graph.spec.config
-    found = (engine.inputs[0].shape, engine.outputs[1].shape, engine.outputs[0].shape[:2])
-    queries = (graph.batch_size, config.num_queries)
-    expected = ((graph.batch_size, 3, *graph.size), (*queries, config.num_classes + 1), queries)
-    if found != expected:
-        raise EngineError(
-            f"{graph.path} says that it has images {expected[0]} and class_logits {expected[1]}, and has {found[0]} "
-            f"and {found[1]}; make it again with fai_fast.quantize"
-        )
-
-
-def subject_of(graph: Graph) -> quantizer.Subject:
-    """The graph as the quantizer takes it. Raises ValueError where it is not in fp32."""
-    if graph.precision != "fp32":
-        raise ValueError(f"model: {graph.path.name} is a {graph.precision} graph, expected one in fp32")
-    return quantizer.Subject(
-        graph.path, graph.sha256, graph.spec, graph.size, graph.batch_size, graph.weights_sha256
-    )
-
-
-def quantized(graph: Graph, pictures: Pictures, cache_dir: Any, **options: Any) -> cache.Artefact:
-    """A graph's quantized form in the cache, made where it is not there. Options and errors as of quantizer.write()."""
-    subject = subject_of(graph)
-    depends = {
-        **forms.depends_on(subject, options.get("required", True)),
-        "pictures": pictures.digest(),
-        "labels": options.get("labels", ""),
-        "tolerance": options.get("tolerance", 0.0) if options.get("labels") else 0.0,
-    }
-
-    def build(path: Path) -> dict[str, Any]:
-        _log.info("%s: quantizing with %s, which is done once", graph.spec.name, pictures.source)
-        info = quantizer.write(subject, path, pictures, **options)
-        _check_unchanged(graph)
-        return forms.info_of(info)
-
-    name = f"{forms.stem(subject)}{openvino_file.SUFFIX}"
-    return _kept(_place(graph.spec, cache_dir, name, depends), depends, build)
-
-
 # ------------------------------------------------------------------------------------------------------- CPU
 
 
@@ -811,27 +543,6 @@ def _fastest(
     raise AssertionError("precision.candidates always ends with fp32")
 
 
-def _compiled(
-    graph: Graph, name: str, precision: str, threads: int | None, cache_dir: Any
-) -> tuple[Engine, dict[str, str]]:
-    """An engine for the graph, from the cache where this engine can keep what it compiled."""
-    module = select.module(name)
-    if not hasattr(module, "compile_to"):
-        return module.load(graph.path, precision=precision, num_threads=threads), {}
-    depends = {"graph": graph.sha256, **module.depends(precision, threads)}
-    file_name = f"{_stem(graph)}-{name}-{precision}-t{depends['threads']}.blob"
-
-    def build(path: Path) -> dict[str, Any] | None:
-        info: dict[str, Any] | None = module.compile_to(
-            graph.path, path, precision=precision, num_threads=threads
-        )
-        _check_unchanged(graph)
-        return info
-
-    kept = _kept(_place(graph.spec, cache_dir, file_name, depends), depends, build)
-    return module.load_blob(kept.path, precision=precision, num_threads=threads), {"engine": _said(kept)}
-
-
 def _cpu_verdict(
     graph: Graph,
     name: str,
@@ -861,70 +572,3 @@ def _cpu_verdict(
     except BaseException:
         engine.close()
         raise
-
-
-def _provenance(
-    graph: Graph,
-    precision: str,
-    reason: str,
-    artefacts: dict[str, str],
-    verdicts: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    return {
-        "precision": precision,
-        "precision_reason": reason,
-        "precision_verdicts": dict(verdicts or {}),
-        "artefacts": {**graph.provenance["artefacts"], **artefacts},
-    }
-
-
-def model_folder(spec: ModelSpec, cache_dir: Any = None) -> Path:
-    """Where what was made of a model is kept."""
-    # A user's model may be called anything; its folder may not leave the cache.
-    return (
-        cache.cache_folder(cache_dir)
-        / "models"
-        / (re.sub(r"[^A-Za-z0-9._-]+", "_", spec.name).strip(".")[:80] or "model")
-    )
-
-
-def _kept(
-    path: Path, depends: dict[str, Any], build: Callable[[Path], Mapping[str, Any] | None]
-) -> cache.Artefact:
-    """A file of the cache. Where it has to be built, the job at hand takes time, and says so."""
-
-    def built(place: Path) -> Mapping[str, Any] | None:
-        _progress.working()
-        return build(place)
-
-    return cache.artefact(path, depends, built)
-
-
-def _place(spec: ModelSpec, cache_dir: Any, name: str, depends: Mapping[str, Any]) -> Path:
-    """Where the cache keeps a file: `name` with a digest of all that it depends on.
-
-    So two files that depend on different things never take each other's place, neither when they are used in turns nor
-    between the check of one and its use.
-    """
-    text = json.dumps(depends, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-    stem, suffix = os.path.splitext(name)
-    return model_folder(spec, cache_dir) / f"{stem}-{digest}{suffix}"
-
-
-def _check_unchanged(graph: Graph) -> None:
-    """EngineError where the file is not the one any more that its hash was taken of.
-
-    What is made of it is kept under that hash, for all later starts.
-    """
-    if cache.sha256_of(graph.path) != graph.sha256:
-        raise EngineError(f"{graph.path} was changed while it was in use; load it again")
-
-
-def _stem(graph: Graph) -> str:
-    height, width = graph.size
-    return f"{height}x{width}-b{graph.batch_size}"
-
-
-def _said(kept: cache.Artefact) -> str:
-    return f"{kept.path} ({f'built: {kept.reason}' if kept.built else 'from the cache'})"

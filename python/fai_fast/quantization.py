@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fai_fast import _prepare, exporter, quantizer
+from fai_fast import _int8, _prepare, exporter, quantizer
 from fai_fast._arguments import check_choice, check_fraction, check_int
+from fai_fast._artefacts import Graph, Prepared, Source
 from fai_fast._files import replacing
 from fai_fast._pictures import Pictures
 from fai_fast.engines import openvino
@@ -165,10 +166,10 @@ def quantize(
             "labels": f"{Path(os.fsdecode(coco or ade or '')).name}",
         }
     if place is None:
-        kept = _prepare.quantized(graph, chosen, cache_dir, **options)
+        kept = _int8.quantized(graph, chosen, cache_dir, **options)
         return _report(kept.path, read_info(kept.path), time.perf_counter() - start)
     with replacing(place) as temporary:
-        info = quantizer.write(_prepare.subject_of(graph), temporary, chosen, **options)
+        info = quantizer.write(_int8.subject_of(graph), temporary, chosen, **options)
     return _report(place, info, time.perf_counter() - start)
 
 
@@ -215,9 +216,7 @@ def _labels(pictures: Any, coco: Any, ade: Any) -> CocoData | AdeData | None:
     return None if ade is None else evaluate.AdeData.read(ade)
 
 
-def _source(
-    model: Any, weights: Any, im_size: Any, frame: Any, batch: int, cache_dir: Any
-) -> _prepare.Source:
+def _source(model: Any, weights: Any, im_size: Any, frame: Any, batch: int, cache_dir: Any) -> Source:
     """Where the deployed graph is from."""
     batch = check_int("batch", batch)
     if not 1 <= batch <= exporter.MAX_BATCH:
@@ -230,11 +229,11 @@ def _source(
 
 
 def _accuracy(
-    graph: _prepare.Graph, data: CocoData | AdeData, progress: bool | None
+    graph: Graph, data: CocoData | AdeData, progress: bool | None
 ) -> Callable[[Path, str], tuple[str, float]]:
     def measure(path: Path, precision: str) -> tuple[str, float]:
         engine = openvino.load(path, precision=precision)
-        prepared = _prepare.Prepared(
+        prepared = Prepared(
             spec=graph.spec,
             engine=engine,
             size=graph.size,
