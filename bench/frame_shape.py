@@ -1,7 +1,7 @@
 """What the shape of the network's input does: accuracy and time by the frame's aspect, memory and starts by sizes.
 
-    PYTHONPATH=tools python -m bench.frame_shape accuracy --scenes 100 --json bench/results/FILE
-    python -m bench.frame_shape memory --json bench/results/FILE
+    PYTHONPATH=tools python -m bench.frame_shape accuracy --json bench/results/FILE --page docs/frame_shape.md
+    python -m bench.frame_shape memory --json bench/results/FILE --page docs/frame_shape.md
 
 ``accuracy`` draws scenes (tools/shapes.py, seeds that the demo model never saw) in four shapes, and measures the model
 that comes with the package with several inputs: mask AP by faster-coco-eval, and the whole of ``infer`` in turns. The
@@ -107,14 +107,16 @@ def _call(model: fai_fast.Model, picture: Any, resize: Any) -> Callable[[], obje
 
 
 def accuracy_table(found: dict[str, Any]) -> list[str]:
-    head = ("frame", "network input", "height x width", "AP", "ms")
+    # Of a busy machine's milliseconds only the ratio within a shape, measured in turns, means something.
+    own = {row["frame"]: row["ms"] for row in reversed(found["rows"])}  # of each shape the first row's
+    head = ("frame", "network input", "height x width", "AP", "time, the first = 1")
     rows = [
         (
             row["frame"],
             row["input"],
             "x".join(map(str, row["im_size"])),
             f"{row['AP']:.1f}",
-            f"{row['ms']:.1f}",
+            f"{row['ms'] / own[row['frame']]:.2f}",
         )
         for row in found["rows"]
     ]
@@ -215,6 +217,17 @@ def memory_table(found: dict[str, Any]) -> list[str]:
     return markdown(head, rows)
 
 
+def with_table(text: str, name: str, lines: list[str]) -> str:
+    """A document with the table in its place; ValueError where it has none."""
+    begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise ValueError(
+            f"page: got one without a place for the table {name}, expected {begin.strip()} ... {end}"
+        )
+    before, rest = text.split(begin)
+    return before + begin + "\n" + "\n".join(lines) + "\n\n" + end + rest.split(end)[1]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -231,6 +244,7 @@ def main() -> None:
         "--area", type=int, help="pixels of the inputs; default: the model's own, which takes long to verify"
     )
     for command in (first, second):
+        command.add_argument("--page", type=Path, metavar="PATH", help="write the table into this document")
         command.add_argument("--json", type=Path, metavar="PATH", help="write figures and machine to PATH")
     args = parser.parse_args()
     began = time.perf_counter()
@@ -241,6 +255,8 @@ def main() -> None:
         found = memory(args.models, args.engines, args.starts, args.area)
         lines = memory_table(found)
     print("\n".join(lines))
+    if args.page is not None:
+        args.page.write_text(with_table(args.page.read_text("utf-8"), args.what, lines), "utf-8")
     if args.json is not None:
         command = " ".join(["python -m bench.frame_shape", *sys.argv[1:]])
         content = {
