@@ -113,7 +113,7 @@ def test_frames_that_are_read_in_a_way_of_their_own_have_no_source(model, tmp_pa
         {"yuv_matrix": "bt709"},
         {"yuv_range": "full"},
         {"format": "mp4"},
-        {"options": {"threads": "1"}},
+        {"options": {"probesize": "500000"}},
     ):
         with model.stream(path, **options) as stream:
             assert next(stream)[1].source is None
