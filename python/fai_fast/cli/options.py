@@ -10,10 +10,11 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fai_fast._arguments import MAX_SIDE
 from fai_fast.cli.messages import STDOUT, UsageError
+from fai_fast.detections.selection import class_ids_of
 from fai_fast.images import MOST_PIXELS
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ __all__ = [
     "add_max_pixels",
     "add_model_options",
     "add_old_model",
+    "add_result_options",
     "add_size_options",
     "check_order",
     "check_target",
@@ -32,6 +34,7 @@ __all__ = [
     "is_model",
     "load",
     "number",
+    "result_options",
     "shaped",
     "size",
     "spec_of",
@@ -115,6 +118,65 @@ def add_max_pixels(parser: argparse._ActionsContainer) -> None:
         metavar="N",
         help=f"refuse larger pictures, which a small file can claim; up to {MOST_PIXELS}, default: 178956970",
     )
+
+
+def add_result_options(parser: argparse._ActionsContainer) -> None:
+    """Which of what is found is wanted."""
+    parser.add_argument(
+        "--threshold",
+        type=_threshold,
+        action="append",
+        metavar="T|CLASS=T",
+        help="leave out what scores less; person=0.7 is for one class, may be repeated, and goes before the one for "
+        "all; default: the model's own",
+    )
+    parser.add_argument(
+        "--classes",
+        action="append",
+        metavar="NAMES",
+        help="report these classes only: names with commas between them; may be repeated, and has to be for names with "
+        "commas in them; default: all",
+    )
+    parser.add_argument(
+        "--top-k",
+        type=count,
+        metavar="N",
+        help="report at most N objects of a picture, the best; not for semantic models; default: all",
+    )
+
+
+def result_options(args: argparse.Namespace, model: Model) -> dict[str, Any]:
+    """What :func:`add_result_options` says, for ``infer`` and ``stream`` of a model."""
+    given: list[tuple[str | None, float]] = args.threshold or []
+    for_all = [value for name, value in given if name is None]
+    by_class = {name: value for name, value in given if name is not None}
+    threshold: Any = for_all[-1] if for_all else None
+    if by_class:
+        classes = model.spec.classes
+        with usage():
+            named = {
+                i: value for key, value in by_class.items() for i in class_ids_of("threshold", [key], classes)
+            }
+        threshold = {**(dict.fromkeys(range(len(classes)), threshold) if for_all else {}), **named}
+    options: dict[str, Any] = {"threshold": threshold}
+    if args.classes is not None:
+        known = {name.strip() for name in model.spec.classes}
+        options["classes"] = [
+            name
+            for text in args.classes
+            for name in ([text] if text.strip() in known else [part.strip() for part in text.split(",")])
+        ]
+    if args.top_k is not None:
+        options["top_k"] = args.top_k
+    return options
+
+
+def _threshold(text: str) -> tuple[str | None, float]:
+    """0.5, or person=0.7."""
+    name, equals, value = text.rpartition("=")
+    if equals and not name:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected 0 to 1, or CLASS=0.7")
+    return (name if equals else None), number(value)
 
 
 def add_old_model(parser: argparse.ArgumentParser) -> None:

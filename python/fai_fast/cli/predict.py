@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,15 +20,18 @@ from fai_fast._core import __version__
 from fai_fast._sizes import aspects_differ, size_text
 from fai_fast.cli.growing import Document
 from fai_fast.cli.interrupts import Interrupt
+from fai_fast.cli.labels import FORMATS, Labels
+from fai_fast.cli.labels import HELP as FORMAT_HELP
 from fai_fast.cli.messages import STDOUT, UsageError, complain, counted, sentence, write_line
 from fai_fast.cli.options import (
     MODEL_HELP,
     SOURCE_HELP,
     add_max_pixels,
     add_model_options,
+    add_result_options,
     check_order,
     load,
-    number,
+    result_options,
     shaped,
     unsized,
 )
@@ -72,6 +76,7 @@ examples:
   fai-fast predict fai-mf-s-coco-ins street.mp4 photos 'more/*.png'
   fai-fast predict fai-mf-m-coco-ins photos --recursive --output found --threshold 0.7
   fai-fast predict fai-mf-s-coco-ins 'photos/2026-*.png' --im-size 384x640 --no-images --json found.json
+  fai-fast predict fai-mf-s-coco-ins photos --classes person,car --threshold person=0.7 --format coco --format yolo
   fai-fast predict my_model_folder frame.png --json - --no-images | jq '.images[].detections[].class_name'
 """
 
@@ -89,9 +94,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     parser.add_argument("inputs", nargs="+", metavar="SOURCE", help=SOURCE_HELP)
     parser.add_argument("-r", "--recursive", action="store_true", help="folders with all folders in them")
-    parser.add_argument(
-        "--threshold", type=number, metavar="T", help="leave out what scores less; default: the model's own"
-    )
+    add_result_options(parser)
     add_max_pixels(parser)
     group = parser.add_argument_group("output")
     group.add_argument(
@@ -106,6 +109,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--json", metavar="FILE", help=f"default: DIR/{DOCUMENT}; - for stdout, with nothing else there"
     )
+    group.add_argument("--format", action="append", choices=sorted(FORMATS), metavar="F", help=FORMAT_HELP)
     group.add_argument("--no-images", action="store_true", help="write the JSON only")
     group.add_argument(
         "--show", action="store_true", help="show each in a window: any key for the next one, q to end"
@@ -144,18 +148,25 @@ def run(args: argparse.Namespace) -> int:
         if args.show:
             window = open_window()
             stack.callback(window.close)
-        stack.enter_context(_made({target.parent for target in targets}))
+        stack.enter_context(
+            _made({target.parent for target in targets} | ({folder} if args.format else set()))
+        )
         results = stack.enter_context(Document(document, "images"))
         spec, size, opened = _shaped(args, sources, stack)
         model = stack.enter_context(load(args.model if spec is None else spec, args, size))
         _remove(earlier, sources)
-        work = _Run(args, model, results, drawn, window, opened)
+        labels = None
+        if args.format:
+            labels = Labels(args.format, folder, model.spec, overwrite=args.overwrite)
+        work = _Run(args, model, results, drawn, window, opened, labels)
         try:
             work.run(sources)
         finally:
             # Whatever has ended it, what was found until then is not lost.
             with interrupt.noted():
                 results.end(interrupted=work.left)
+                if labels is not None and work.done:
+                    labels.end()
         with interrupt.noted():
             work.summarize(folder, document, len(problems))
     if interrupt.came and not work.done:
@@ -221,6 +232,7 @@ class _Run:
         drawn: dict[Path, Path],
         window: Window | None,
         opened: Stream | None,
+        labels: Labels | None,
     ) -> None:
         self.done = self.failed = self.found = self.written = 0
         self.left = True
@@ -229,6 +241,8 @@ class _Run:
         self._model = model
         self._results = results
         self._head = _account(model)
+        self._options = result_options(args, model)
+        self._labels = labels
         self._drawn = drawn
         self._window = window
         self._opened = opened
@@ -269,7 +283,7 @@ class _Run:
                 frame = read_image(path, max_pixels=self._args.max_pixels)
                 decode = 1e3 * (time.perf_counter() - started)
                 # As a frame in memory: drawing needs it too, and decoding it again would take longer than the network.
-                detections = self._model.infer(frame, **result_options(self._args))
+                detections = self._model.infer(frame, **self._options)
             except (OSError, ValueError) as error:
                 self._fail({"file": str(path)}, str(path), error)
                 return True
@@ -345,10 +359,8 @@ class _Run:
 
     def _stream(self, source: Moving) -> Stream:
         if self._opened is None:
-            return self._model.stream(
-                source.source, max_pixels=self._args.max_pixels, **result_options(self._args)
-            )
-        self._model._serve(self._opened, **result_options(self._args))
+            return self._model.stream(source.source, max_pixels=self._args.max_pixels, **self._options)
+        self._model._serve(self._opened, **self._options)
         return self._opened
 
     def _draw_frame(self, frame: Any, detections: Detections, saved: bool) -> Any:
@@ -365,6 +377,9 @@ class _Run:
         self._results.write(self._head, entry)
         self.done += 1
         self.found += len(detections)
+        if self._labels is not None:
+            now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")[:-6] + "Z"
+            self._labels.add(entry["file"], detections, time=now, frame=entry.get("frame"))
 
     def _fail(self, entry: dict[str, Any], name: str, error: Exception) -> None:
         why = sentence(error).removeprefix("image: ").removeprefix("source: ")
@@ -372,11 +387,6 @@ class _Run:
         self._results.write(self._head, {**entry, "error": why})
         self.done += 1
         self.failed += 1
-
-
-def result_options(args: argparse.Namespace) -> dict[str, Any]:
-    """What the options say of the results, for ``infer`` and ``stream``."""
-    return {"threshold": args.threshold}
 
 
 def _entry(

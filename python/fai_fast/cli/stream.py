@@ -32,12 +32,13 @@ from fai_fast.cli.options import (
     add_max_pixels,
     add_model_options,
     add_old_model,
+    add_result_options,
     check_order,
     check_target,
     count,
     is_model,
     load,
-    number,
+    result_options,
     shaped,
     unsized,
     usage,
@@ -48,7 +49,7 @@ from fai_fast.errors import FaiFastError
 
 if TYPE_CHECKING:
     from fai_fast import Detections
-    from fai_fast.stream import Frame, Stream
+    from fai_fast.stream import Frame, Stream, StreamStats
 
 HELP = "find objects in a video or a camera's pictures, live"
 DESCRIPTION = f"""\
@@ -116,8 +117,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="frames in the model at once; default: %(default)s",
     )
+    add_result_options(parser)
     parser.add_argument(
-        "--threshold", type=number, metavar="T", help="leave out what scores less; default: the model's own"
+        "--track",
+        action="store_true",
+        help=f"number objects from frame to frame, as tracker_id: {install('track')}",
     )
     parser.add_argument("--max-frames", type=count, metavar="N", help="end after N results")
     group = parser.add_argument_group("source")
@@ -181,6 +185,7 @@ def run(args: argparse.Namespace) -> int:
                 format=args.format,
                 options=dict(args.option),
                 max_pixels=args.max_pixels,
+                track=args.track,
             )
         stack.enter_context(stream)
         spec = unsized(args.model, args)
@@ -188,7 +193,7 @@ def run(args: argparse.Namespace) -> int:
         size = None if spec is None else shaped(spec, stream._first_size(), "the source's frames")
         model = stack.enter_context(load(args.model if spec is None else spec, args, size))
         with usage():
-            model._serve(stream, threshold=args.threshold)
+            model._serve(stream, **result_options(args, model))
         lines = None if args.json is None else stack.enter_context(Lines(args.json))
         video = None if args.save is None else stack.enter_context(Video(Path(args.save), args.stride))
         statistics = stack.enter_context(_Statistics(stream, quiet=args.quiet))
@@ -230,16 +235,22 @@ def run(args: argparse.Namespace) -> int:
     written = " and ".join(item for item in (args.json, args.save) if item not in (None, STDOUT))
     if stats.frames or not failed:
         _log.info(
-            "%s, %.1f fps, p50 %.1f ms, p99 %.1f ms, %d dropped%s%s",
+            "%s, %.1f fps, %s, %d dropped%s%s",
             counted(stats.frames, "frame"),
             stats.fps,
-            stats.p50,
-            stats.p99,
+            _latency(stream, stats),
             stats.dropped,
             f", {failed} failed" if failed else "",
             f"; wrote {written}" if written and stats.frames else "",
         )
     return interrupt.code if interrupt.came else 1 if failed else 0
+
+
+def _latency(stream: Stream, stats: StreamStats) -> str:
+    """What a frame took: of a live source from its capture; of others, where every frame waits, in the model alone."""
+    if stream.policy == "latest":
+        return f"p50 {stats.p50:.1f} ms, p99 {stats.p99:.1f} ms from capture (model {stats.model_p50:.1f})"
+    return f"model {stats.model_p50:.1f} ms a frame"
 
 
 def _model_and_source(args: argparse.Namespace) -> tuple[str, str]:
@@ -448,9 +459,8 @@ class _Statistics:
         stats = self._stream.stats()
         text = (
             f"frame {frame.id}{'' if frame.pts is None else f' at {frame.pts:.1f} s'}, "
-            f"{counted(len(detections), 'object')}, {stats.fps:.1f} fps, p50 {stats.p50:.0f} p90 {stats.p90:.0f} "
-            f"p99 {stats.p99:.0f} ms, waiting {stats.queue_age:.0f} ms, {stats.dropped} dropped"
-            + (f", {stats.reconnects} reconnects" if stats.reconnects else "")
+            f"{counted(len(detections), 'object')}, {stats.fps:.1f} fps, {_latency(self._stream, stats)}, "
+            f"{stats.dropped} dropped" + (f", {stats.reconnects} reconnects" if stats.reconnects else "")
         )
         if self._bar.disable:
             self._next = now + REPORT
