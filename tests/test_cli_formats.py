@@ -147,3 +147,20 @@ def test_outlines_need_opencv(pictures, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
     assert predict(pictures[0], "--format", "yolo") == 1
     assert "pip install 'fai-fast[polygons]'" in capsys.readouterr().err
+
+
+def test_tracks_are_asked_for(monkeypatch, pictures, capsys):
+    asked = {}
+
+    class Stream:
+        def __init__(self, model, source, **options):
+            asked.update(options)
+            raise ValueError("far enough")
+
+    monkeypatch.setattr("fai_fast.stream.Stream", Stream)
+    assert cli.main(["stream", "fai-mf-n-shapes", str(pictures[0]), "--track"]) == 2
+    assert asked["track"] is True
+    assert "far enough" in capsys.readouterr().err
+    asked.clear()
+    assert cli.main(["stream", "fai-mf-n-shapes", str(pictures[0])]) == 2
+    assert "track" not in asked

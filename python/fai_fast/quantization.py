@@ -103,7 +103,7 @@ def quantize(
     """Makes a model's int8 form for CPUs, which runs two to four times as fast there as fp32, from some pictures.
 
     No labels and no training are needed: the ranges of what flows through the network are taken from the pictures, by
-    NNCF (``pip install 'fai-fast[quantize]'``). The result is held against fp32 before it counts: by what both find on
+    NNCF (the extra ``quantize``). The result is held against fp32 before it counts: by what both find on
     up to 32 of the pictures (docs/low_precision.md), or, where labels are given, by AP or mIoU. Where it loses too
     much with all products in int8, it is made once more without those of attention, masks and classes.
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fai_fast._extras import install
 from fai_fast.cli.messages import STDOUT, UsageError, write_json, write_line
 from fai_fast.cli.options import check_target, count, number, size, usage
 
@@ -14,13 +15,13 @@ if TYPE_CHECKING:
 
 SUFFIX = ".openvino"
 HELP = "make a model's int8 form for CPUs, from some pictures"
-DESCRIPTION = """\
+DESCRIPTION = f"""\
 Makes the int8 form of a model, which runs two to four times as fast as fp32 on CPUs with instructions for it (VNNI,
 AMX; `fai-fast doctor` says whether there are any here), from some hundred pictures of what the model is for. They need
 no labels. The result counts once it finds on the pictures what fp32 finds; with --coco or --ade, once its AP or mIoU
 falls by no more than --tolerance. Without -o it goes into the cache, from which `fai-fast predict MODEL` takes it.
 
-Needs pip install 'fai-fast[quantize]'; running the result does not.
+Needs {install("quantize")}; running the result does not.
 """
 EPILOG = """\
 examples:

@@ -173,6 +173,8 @@ def run(args: argparse.Namespace) -> int:
         if args.show:
             window = open_window()
             stack.callback(window.close)
+        # Not at all where it is not asked for: it imports a tracker.
+        tracking: dict[str, Any] = {"track": True} if args.track else {}
         with _reconnectable():
             stream = Stream(
                 None,
@@ -185,7 +187,7 @@ def run(args: argparse.Namespace) -> int:
                 format=args.format,
                 options=dict(args.option),
                 max_pixels=args.max_pixels,
-                track=args.track,
+                **tracking,
             )
         stack.enter_context(stream)
         spec = unsized(args.model, args)
