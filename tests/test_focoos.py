@@ -13,7 +13,6 @@ import zlib
 import numpy as np
 import pytest
 from fai_fast import Detections, Latency, PackedMasks
-from fai_fast.detections.result import _rebuild
 from PIL import Image
 
 SIZE = (61, 150)
@@ -46,8 +45,7 @@ def found(stack, **options):
 
 
 def timed(result, latency):
-    fields, _ = result.__reduce__()[1]
-    return _rebuild(fields, latency)
+    return result[:]._with_latency(latency)
 
 
 def theirs(document, size):
