@@ -294,12 +294,13 @@ def test_evaluation_gives_what_the_entry_says(train_shapes) -> None:
     assert metrics["segm/AP"] == pytest.approx(shipped.metrics["segm/AP"], abs=10)
 
 
-def test_every_object_of_the_sample_is_found_once_and_nothing_else(train_shapes) -> None:
+@pytest.mark.parametrize("frame", [None, (720, 960)])
+def test_every_object_of_the_sample_is_found_once_and_nothing_else(train_shapes, frame) -> None:
     sample = registry.FOLDER / "samples" / "shapes.jpg"
     _, labels, masks = shapes.scene(
         train_shapes.SAMPLE_SEED, train_shapes.SAMPLE_SIZE, train_shapes.SAMPLE_OBJECTS
     )
-    with fai_fast.load(NAME, precision="fp32") as model:
+    with fai_fast.load(NAME, precision="fp32", frame=frame) as model:
         detections = model.infer(sample)
     assert len(detections) == len(labels) == train_shapes.SAMPLE_OBJECTS
     found = detections.mask

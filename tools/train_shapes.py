@@ -54,8 +54,8 @@ CROP_SIZE = 64
 FIRST_TRAINING_SEED = 1_000_000  # scenes of smaller seeds are held out
 HELD_OUT_SCENES, HELD_OUT_SIZE = 500, 256
 HELD_OUT_PICTURES, PICTURE_SIZES, FIRST_PICTURE_SEED = 100, ((720, 960), (720, 1280)), 10_000
-# One of the pictures on which the model finds every object, once, and nothing else.
-SAMPLE_SEED, SAMPLE_SIZE, SAMPLE_OBJECTS = 111, (720, 960), 7
+# A picture on which the model finds every object, once, and nothing else, at the sizes that it is run at.
+SAMPLE_SEED, SAMPLE_SIZE, SAMPLE_OBJECTS = 200, (720, 960), 7
 SLOTS = 11  # objects in a picture to learn from, at most
 
 # What is learnt from: scenes as those of the figures, wide ones as the sample, and ones of any size and aspect; drawn
@@ -436,7 +436,7 @@ def train(args: argparse.Namespace) -> None:
     model = model.to(memory_format=torch.channels_last)
     if state is None and pretrained > 0:
         backbone = model.pixel_decoder.backbone
-        pretrain(backbone, backbone.out_dims, pretrained, args.log_every)
+        pretrain(backbone, list(spec.config.backbone_config.out_dims()), pretrained, args.log_every)
     teacher = Teacher(spec.config.pixel_decoder_feat_dim, len(shapes.CLASSES))
     everything = nn.ModuleList([model, teacher])
     config = spec.config
