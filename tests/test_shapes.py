@@ -292,3 +292,17 @@ def test_evaluation_gives_what_the_entry_says(train_shapes) -> None:
     assert set(per_class) == set(shipped.per_class)
     # 25 scenes tell 500 to within some points.
     assert metrics["segm/AP"] == pytest.approx(shipped.metrics["segm/AP"], abs=10)
+
+
+def test_every_object_of_the_sample_is_found_once_and_nothing_else(train_shapes) -> None:
+    sample = registry.FOLDER / "samples" / "shapes.jpg"
+    _, labels, masks = shapes.scene(
+        train_shapes.SAMPLE_SEED, train_shapes.SAMPLE_SIZE, train_shapes.SAMPLE_OBJECTS
+    )
+    with fai_fast.load(NAME, precision="fp32") as model:
+        detections = model.infer(sample)
+    assert len(detections) == len(labels) == train_shapes.SAMPLE_OBJECTS
+    found = detections.mask
+    for label, mask in zip(labels.tolist(), masks, strict=True):
+        overlap = (found & mask).sum((1, 2)) / (found | mask).sum((1, 2))
+        assert detections.class_id[overlap > 0.6].tolist() == [label]
