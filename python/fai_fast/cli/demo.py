@@ -55,12 +55,15 @@ def run(args: argparse.Namespace) -> int:
     with load(MODEL, args) as model:
         model.warmup()
         detections = model.infer(image)
+        latency = detections.latency
+        # A stray pixel far away would make a box of half the picture.
+        detections = detections.clean()
         write_line(header(model))
         write_line("")
         write_line(found(detections))
         write_line("")
-        if detections.latency is not None:
-            write_line(stages(detections.latency))
+        if latency is not None:
+            write_line(stages(latency))
         render.save(output, render.draw(frame, detections, color_by="instance"))
     write_line(f"picture: {output.absolute()}")
     return 0
