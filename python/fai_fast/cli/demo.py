@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fai_fast.cli.messages import UsageError, table, write_line
-from fai_fast.cli.options import add_model_options, check_target, load, unsized
+from fai_fast.cli.options import add_model_options, check_target, load
 
 if TYPE_CHECKING:
     from fai_fast import Detections, Latency, Model
@@ -45,28 +45,25 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from fai_fast import fit_size, render, samples
+    from fai_fast import render, samples
     from fai_fast.images import read_image
 
     image = samples.path(SAMPLE) if args.image is None else Path(args.image)
     output = Path(args.output)
     check_output(output, image)
     frame = read_image(image)
-    spec = unsized(MODEL, args)
-    size = None
-    if spec is not None:
-        height, width = spec.input_size
-        # A picture is not stretched, whatever its shape is: then more of what is there is found.
-        size = fit_size(frame.shape[:2], area=height * width)
-    with load(MODEL, args, size) as model:
+    with load(MODEL, args) as model:
         model.warmup()
         detections = model.infer(image)
+        latency = detections.latency
+        # A stray pixel far away would make a box of half the picture.
+        detections = detections.clean()
         write_line(header(model))
         write_line("")
         write_line(found(detections))
         write_line("")
-        if detections.latency is not None:
-            write_line(stages(detections.latency))
+        if latency is not None:
+            write_line(stages(latency))
         render.save(output, render.draw(frame, detections, color_by="instance"))
     write_line(f"picture: {output.absolute()}")
     return 0
