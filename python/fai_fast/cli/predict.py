@@ -76,7 +76,7 @@ examples:
   fai-fast predict fai-mf-s-coco-ins street.mp4 photos 'more/*.png'
   fai-fast predict fai-mf-m-coco-ins photos --recursive --output found --threshold 0.7
   fai-fast predict fai-mf-s-coco-ins 'photos/2026-*.png' --im-size 384x640 --no-images --json found.json
-  fai-fast predict fai-mf-s-coco-ins photos --classes person,car --threshold person=0.7 --format coco --format yolo
+  fai-fast predict fai-mf-s-coco-ins photos --classes person,car --threshold person=0.7 --format yolo
   fai-fast predict my_model_folder frame.png --json - --no-images | jq '.images[].detections[].class_name'
 """
 
