@@ -777,7 +777,7 @@ def test_damaged_blobs(file, tmp_path):
 def test_a_blob_of_another_kind_of_graph(file, tmp_path):
     """What a damaged name comes to, which OpenVINO does not notice."""
     names = ("imageq", *NAMES[1:])
-    model = ov_engine._read(file(names=names))
+    model = ov_engine.read_graph(file(names=names))
     compiled = ov_engine.package().Core().compile_model(model, "CPU")
     (tmp_path / "graph.blob").write_bytes(compiled.export_model().getbuffer())
     with pytest.raises(EngineError) as raised:
