@@ -54,6 +54,7 @@ CROP_SIZE = 64
 FIRST_TRAINING_SEED = 1_000_000  # scenes of smaller seeds are held out
 HELD_OUT_SCENES, HELD_OUT_SIZE = 500, 256
 HELD_OUT_PICTURES, PICTURE_SIZES, FIRST_PICTURE_SEED = 100, ((720, 960), (720, 1280)), 10_000
+SHAPED = {(720, 960): (192, 256), (720, 1280): (192, 352)}  # the network's sizes in the shape of a picture
 # A picture on which the model finds every object, once, and nothing else, at the sizes that it is run at.
 SAMPLE_SEED, SAMPLE_SIZE, SAMPLE_OBJECTS = 200, (720, 960), 7
 SLOTS = 11  # objects in a picture to learn from, at most
@@ -525,9 +526,12 @@ def load(checkpoint: Path | None) -> reference.QueryMaskModel:
     return model.eval()
 
 
-def detect(model: reference.QueryMaskModel, image: Image, threshold: float = 0.0) -> fai_fast.Detections:
-    """What the network finds, by the package's own pre- and postprocessing."""
-    pixels = torch.from_numpy(fai_fast.preprocess(image, (IM_SIZE, IM_SIZE), mean=0.0, std=1.0))
+def detect(
+    model: reference.QueryMaskModel, image: Image, threshold: float = 0.0, *, shaped: bool = False
+) -> fai_fast.Detections:
+    """What the network finds, by the package's own pre- and postprocessing: in a square, or in the picture's shape."""
+    size = SHAPED.get(image.shape[:2], (IM_SIZE, IM_SIZE)) if shaped else (IM_SIZE, IM_SIZE)
+    pixels = torch.from_numpy(fai_fast.preprocess(image, size, mean=0.0, std=1.0))
     with torch.inference_mode():
         output = model(pixels)
     return fai_fast.postprocess(
@@ -552,7 +556,7 @@ def held_out_pictures(count: int) -> Iterator[shapes.Scene]:
 
 
 def evaluate(
-    model: reference.QueryMaskModel, scenes: Iterable[shapes.Scene]
+    model: reference.QueryMaskModel, scenes: Iterable[shapes.Scene], *, shaped: bool = False
 ) -> tuple[dict[str, float], dict[str, float]]:
     """COCO's mask AP, and that of each class; percent."""
     from pycocotools.coco import COCO
@@ -572,7 +576,7 @@ def evaluate(
                 {"id": len(truth) + 1, "image_id": number, "category_id": int(label), "iscrowd": 0}
                 | {"segmentation": rle, "area": area, "bbox": box}
             )
-        detections = detect(model, image)
+        detections = detect(model, image, shaped=shaped)
         for rle, label, score in zip(
             detections.to_rle(), detections.class_id, detections.confidence, strict=True
         ):
@@ -726,6 +730,8 @@ def main() -> None:
         model = load(None if args.evaluate == Path() else args.evaluate)
         report(f"{args.scenes} scenes", *evaluate(model, held_out_scenes(args.scenes)))
         report(f"{args.pictures} pictures", *evaluate(model, held_out_pictures(args.pictures)))
+        found = evaluate(model, held_out_pictures(args.pictures), shaped=True)
+        report(f"{args.pictures} pictures, in sizes of their shapes,", *found)
 
 
 if __name__ == "__main__":
