@@ -127,12 +127,12 @@ def test_the_command_line(name, capsys, monkeypatch):
     pixels[3:9, 4:12] = 255
     with path.open("wb") as file:
         Image.fromarray(pixels).save(file, "PNG")
-    for form in (str(path), os.path.abspath(path)):
-        argv = ["predict", "--output", "out:1", "--json", "f:o-und.json", "m", "--", form]
+    for number, form in enumerate((str(path), os.path.abspath(path))):
+        argv = ["predict", "--output", f"out:{number}", "--json", "f:o-und.json", "m", "--", form]
         assert cli.main(argv) == 0, capsys.readouterr().err
         [entry] = json.loads(Path("f:o-und.json").read_text())["images"]
         assert (entry["file"], len(entry["detections"])) == (form, 1)
-        assert [item.name for item in Path("out:1").iterdir()] == [path.name]
+        assert [item.name for item in Path(f"out:{number}").iterdir()] == [path.name]
 
 
 def test_coco(name):

@@ -9,6 +9,7 @@ import io
 import signal
 import sys
 import threading
+import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -150,10 +151,13 @@ def test_arguments(kind, frame):
 @pytest.mark.parametrize("kind", KINDS)
 def test_files(kind, tmp_path, monkeypatch):
     torch.save({"a": torch.zeros(3)}, tmp_path / "a.pth")
+    torch.save({"a": torch.zeros(3)}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     Image.fromarray(picture(0)).save(tmp_path / "a.png")
     with limited(kind) as raised:
         raises(raised, kind, lambda: read_image(File()))
         monkeypatch.setattr(torch, "load", now)
+        raises(raised, kind, lambda: read_file(tmp_path / "old.pth"))
+        monkeypatch.setattr(zipfile.ZipFile, "open", now)
         raises(raised, kind, lambda: read_file(tmp_path / "a.pth"))
         monkeypatch.setattr(Image.Image, "convert", now)
         monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", now)
