@@ -63,6 +63,7 @@ def test_types_and_tuples_are_the_same_words():
         typing.get_args(getattr(_options, name))
         for name in _options.__all__
         if typing.get_origin(getattr(_options, name)) is typing.Literal
+        and name != "Device"  # of which a machine decides what there is
     ]
     assert sorted(words) == sorted(literals)
     assert ("stretch", "letterbox") in words
