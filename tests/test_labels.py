@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -326,6 +327,7 @@ ROW = {"category_id": 0, "bbox": [0, 0, 1, 1], "segmentation": RLE}
         ({"segmentation": {**RLE, "counts": "o" * 40 + "1"}}, ValueError, r"\.counts: got a run of more"),
         ({"segmentation": {**RLE, "counts": "é"}}, ValueError, r"\.counts: got a text"),
         ({"segmentation": {**RLE, "counts": None}}, TypeError, r"\.counts: got NoneType"),
+        ({"segmentation": {**RLE, "size": 5}}, ValueError, r"\.size: got 5, expected \["),
     ],
 )
 def test_coco_that_is_none(change, error, text):
@@ -408,3 +410,66 @@ def test_what_is_refused(call, error, text):
 
 def labelme(shape):
     return Detections.from_labelme({"imageHeight": 9, "imageWidth": 9, "shapes": [shape]})
+
+
+RUNS_OF_A_LARGE_FRAME = [8000 * 4000, 3, 8000 * 4000 - 3]
+OUTLINE = [[10, 10], [40, 10], [40, 30]]
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda size, n: Detections.from_yolo("0 .1 .1 .2 .1 .2 .15\n" * n, size=size),
+        lambda size, n: Detections.from_coco(
+            [{**ROW, "segmentation": [np.ravel(OUTLINE).tolist()]}] * n, size=size
+        ),
+        lambda size, n: Detections.from_coco(
+            [{**ROW, "segmentation": {"size": list(size), "counts": RUNS_OF_A_LARGE_FRAME}}] * n, size=size
+        ),
+        lambda size, n: Detections.from_labelme(
+            {
+                "imageHeight": size[0],
+                "imageWidth": size[1],
+                "shapes": [{"label": "a", "points": OUTLINE, "shape_type": "polygon"}] * n
+                + [
+                    {"label": "b", "points": OUTLINE, "shape_type": "polygon", "group_id": i % 2}
+                    for i in range(n)
+                ],
+            }
+        ),
+    ],
+)
+def test_small_masks_of_a_large_frame_take_little_memory(read):
+    size, n = (8000, 8000), 50
+    read(size, 1)
+    tracemalloc.start()
+    try:
+        result = read(size, n)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(result) >= n
+    assert result.area.min() > 0
+    assert peak < size[0] * size[1]
+
+
+def test_parts_of_one_group_are_united():
+    one, other = [[0, 0], [3, 0], [3, 2], [0, 2]], [[70, 5], [72, 5], [72, 7], [70, 7]]
+    shapes = [
+        {"label": "a", "points": points, "shape_type": "polygon", "group_id": 7}
+        for points in (one, other, one)
+    ]
+    result = Detections.from_labelme({"imageHeight": 9, "imageWidth": 80, "shapes": shapes})
+    expected = np.zeros((1, 9, 80), bool)
+    expected[0, :3, :4] = expected[0, 5:8, 70:73] = True
+    assert (result.mask == expected).all()
+    assert result.xyxy.tolist() == [[0, 0, 73, 8]]
+
+
+@pytest.mark.parametrize(
+    "counts", [[12 * 90], [0, 12 * 90], [5, 0, 12 * 90 - 5], [11, 2, 500, 1, 566], [12 * 90 - 1, 1]]
+)
+def test_run_lengths_begin_and_end_anywhere(counts):
+    row = {**ROW, "segmentation": {"size": [12, 90], "counts": counts}}
+    expected = np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(90, 12).T
+    assert (Detections.from_coco([row], size=(12, 90)).mask[0] == expected).all()

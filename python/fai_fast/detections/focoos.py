@@ -254,16 +254,7 @@ def _packed(rows: Sequence[_FocoosRow], size: tuple[int, int]) -> PackedMasks:
     parts = []
     for row in rows:
         assert row.mask is not None
-        left, top, pixels = row.mask
-        height, width = pixels.shape
-        # Words of 64 columns need not be packed where there is nothing.
-        first = left // 64 * 64
-        frame = np.zeros((1, height, left - first + width), bool)
-        frame[0, :, left - first :] = pixels
-        part = PackedMasks.from_bool(frame)
-        has_pixels = part.boxes[:, 2:3] > 0
-        boxes = np.where(has_pixels, part.boxes + np.array([first, top, first, top], np.int32), np.int32(0))
-        parts.append(PackedMasks._wrap(part.bits, part.offsets, boxes.astype(np.int32), size))
+        parts.append(PackedMasks._placed(row.mask.pixels, row.mask.left, row.mask.top, size))
     return PackedMasks.concatenate(parts)
 
 

@@ -22,7 +22,7 @@ from fai_fast._arguments import check_choice, check_int, check_names, check_numb
 from fai_fast._coco import category_ids_of
 from fai_fast._foreign import explained
 from fai_fast.detections import formats
-from fai_fast.detections.arrays import Bool, Int32
+from fai_fast.detections.arrays import Int32
 from fai_fast.detections.masks import PackedMasks
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def from_dict(cls: type[Detections], content: object) -> Detections:
         size=size,
         class_names=check_names("class_names", fields.get("class_names")),
         tracker_id=_trackers([row.get("tracker_id") for row in rows]),
-        packed=_packed(masks, size),
+        packed=_packed(masks),
     )
 
 
@@ -88,7 +88,7 @@ def from_coco(
         class_id=class_ids,
         size=frame,
         class_names=names,
-        packed=_packed(masks, frame),
+        packed=_packed(masks),
     )
 
 
@@ -102,7 +102,7 @@ def _class_of_category(
     return {check_int("category_ids", category): check_int("category_ids", key) for key, category in pairs}
 
 
-def _segmentation(value: object, size: tuple[int, int], name: str) -> Bool | None:
+def _segmentation(value: object, size: tuple[int, int], name: str) -> PackedMasks | None:
     """A mask of run lengths or of polygons; None where there is none."""
     if value is None or (isinstance(value, (list, tuple)) and not value):
         return None
@@ -117,11 +117,12 @@ def _segmentation(value: object, size: tuple[int, int], name: str) -> Bool | Non
     return _filled(parts, size)
 
 
-def _rle_mask(value: object, size: tuple[int, int], name: str) -> Bool:
+def _rle_mask(value: object, size: tuple[int, int], name: str) -> PackedMasks:
     """The mask of COCO's run lengths, compressed (str or bytes) or as a list of numbers."""
     fields = _object(value, name)
-    if list(fields.get("size") or ()) != list(size):
-        raise ValueError(f"{name}.size: got {fields.get('size')!r:.60}, expected {list(size)}, the frame's")
+    sides = fields.get("size")
+    if not isinstance(sides, (list, tuple)) or list(sides) != list(size):
+        raise ValueError(f"{name}.size: got {sides!s:.60}, expected {list(size)}, the frame's")
     counts = fields.get("counts")
     if isinstance(counts, (str, bytes)):
         if isinstance(counts, str) and not counts.isascii():
@@ -132,8 +133,16 @@ def _rle_mask(value: object, size: tuple[int, int], name: str) -> Bool:
         runs = np.array([check_int(f"{name}.counts", item) for item in numbers], np.int64)
     if (runs < 0).any() or runs.sum() != size[0] * size[1] or (runs > size[0] * size[1]).any():
         raise ValueError(f"{name}.counts: got runs of another number of pixels, expected {size[0] * size[1]}")
-    values = np.arange(len(runs)) % 2 == 1
-    return np.repeat(values, runs).reshape(size[::-1]).T
+    # Runs go down the columns; those on both sides of the mask need not be unpacked.
+    ends = np.cumsum(runs)
+    inside = np.flatnonzero((np.arange(len(runs)) % 2 == 1) & (runs > 0))
+    if not len(inside):
+        return PackedMasks._placed(np.zeros((1, 1), bool), 0, 0, size)
+    begin, end = ends[inside[0]] - runs[inside[0]], ends[inside[-1]]
+    left, right = begin // size[0], -(-end // size[0])
+    edges = np.clip(np.concatenate([[0], ends]), left * size[0], right * size[0])
+    pixels = np.repeat(np.arange(len(runs)) % 2 == 1, np.diff(edges))
+    return PackedMasks._placed(pixels.reshape(right - left, size[0]).T, int(left), 0, size)
 
 
 def _uncompressed(text: bytes, name: str) -> npt.NDArray[np.int64]:
@@ -198,7 +207,7 @@ def from_yolo(
     if not isinstance(text, str):
         raise TypeError(f"text: got {type(text).__name__}, expected the text of a label file")
     boxes: list[list[float]] = []
-    masks: list[Bool | None] = []
+    masks: list[PackedMasks | None] = []
     class_ids, scores = [], []
     lines = [line.split() for line in text.splitlines() if line.strip()]
     if len(lines) > _MOST_ROWS:
@@ -237,7 +246,7 @@ def from_yolo(
         class_id=class_ids,
         size=frame,
         class_names=class_names,
-        packed=_packed(masks, frame),
+        packed=_packed(masks),
     )
 
 
@@ -281,7 +290,7 @@ def from_labelme(cls: type[Detections], content: object, class_names: Sequence[s
     size = check_size("imageHeight, imageWidth", [fields.get("imageHeight"), fields.get("imageWidth")])
     names = None if class_names is None else list(check_names("class_names", class_names) or ())
     labels: list[str] = []
-    rows: dict[Any, tuple[str, list[Bool], list[list[float]], float]] = {}
+    rows: dict[Any, tuple[str, list[PackedMasks], list[list[float]], float]] = {}
     for i, item in enumerate(_list(fields.get("shapes"), "shapes")):
         name = f"shapes[{i}]"
         shape = _object(item, name)
@@ -292,7 +301,7 @@ def from_labelme(cls: type[Detections], content: object, class_names: Sequence[s
             [_numbers(point, f"{name}.points", 2) for point in _list(shape.get("points"), f"{name}.points")]
         ).reshape(-1, 2)
         kind = shape.get("shape_type", "polygon")
-        masks: list[Bool] = []
+        masks: list[PackedMasks] = []
         if kind == "polygon" and len(points) >= 3:
             masks = [_filled([points], size)]
             box = _box_of(masks[0], points)
@@ -324,7 +333,7 @@ def from_labelme(cls: type[Detections], content: object, class_names: Sequence[s
         class_id=[names.index(label) for label, *_ in found],
         size=size,
         class_names=names or None,
-        packed=_packed([np.logical_or.reduce(m) if m else None for _, m, _, _ in found], size),
+        packed=_packed([_united(m) if m else None for _, m, _, _ in found]),
     )
 
 
@@ -337,7 +346,7 @@ def _score(text: object) -> float:
     return score if 0 <= score <= 1 else 1.0
 
 
-def _labelme_mask(text: object, points: npt.NDArray[Any], size: tuple[int, int], name: str) -> Bool:
+def _labelme_mask(text: object, points: npt.NDArray[Any], size: tuple[int, int], name: str) -> PackedMasks:
     if not isinstance(text, str):
         raise TypeError(f"{name}: got {type(text).__name__}, expected a base64 PNG")
     x1, y1 = (int(edge) for edge in points[0])
@@ -349,27 +358,43 @@ def _labelme_mask(text: object, points: npt.NDArray[Any], size: tuple[int, int],
     except ValueError as error:
         raise ValueError(f"{name}: got a text that is not base64: {error}") from None
     pixels = _read_png(content, name, (y2 - y1 + 1, x2 - x1 + 1))
-    mask = np.zeros(size, bool)
-    mask[y1 : y2 + 1, x1 : x2 + 1] = pixels > 0
-    return mask
+    return PackedMasks._placed(pixels > 0, x1, y1, size)
 
 
-def _box_of(mask: Bool, corners: npt.NDArray[Any]) -> list[float]:
+def _united(masks: Sequence[PackedMasks]) -> PackedMasks:
+    """The pixels of any of some masks, each alone in its PackedMasks, as one mask."""
+    present = [mask for mask in masks if mask.boxes[0, 2] > 0]
+    if len(present) < 2:
+        return (present or masks)[0]
+    boxes = np.concatenate([mask.boxes for mask in present])
+    left, top = boxes[:, :2].min(axis=0).tolist()
+    right, bottom = boxes[:, 2:].max(axis=0).tolist()
+    pixels = np.zeros((bottom - top, right - left), bool)
+    for mask, (x1, y1, x2, y2) in zip(present, boxes.tolist(), strict=True):
+        pixels[y1 - top : y2 - top, x1 - left : x2 - left] |= mask.crops()[0]
+    return PackedMasks._placed(pixels, left, top, present[0].size)
+
+
+def _box_of(mask: PackedMasks, corners: npt.NDArray[Any]) -> list[float]:
     """The tight box of a mask; where it has no pixels, that of its corners."""
-    box = PackedMasks.from_bool(mask[None]).boxes[0]
+    box = mask.boxes[0]
     if box[2] > 0:
         return [float(edge) for edge in box]
     return [*corners.min(axis=0).tolist(), *corners.max(axis=0).tolist()]
 
 
-def _filled(parts: Sequence[npt.NDArray[Any]], size: tuple[int, int]) -> Bool:
+def _filled(parts: Sequence[npt.NDArray[Any]], size: tuple[int, int]) -> PackedMasks:
     """The pixels whose centers are inside outlines, and those on them."""
     cv2 = formats._require("cv2", "polygons", "polygons")
-    mask = np.zeros(size, np.uint8)
     limit = 4 * max(size)
-    corners = [np.rint(np.clip(part, -limit, limit)).astype(np.int32).reshape(-1, 1, 2) for part in parts]
-    cv2.fillPoly(mask, corners, 1)
-    return mask.view(np.bool_)
+    outlines = [np.rint(np.clip(part, -limit, limit)).astype(np.int32) for part in parts]
+    corners = np.concatenate(outlines)
+    # Nothing is drawn beyond the corners: a picture with many small outlines is not drawn anew for each.
+    first = np.clip(corners.min(axis=0), 0, [size[1] - 1, size[0] - 1])
+    width, height = np.clip(corners.max(axis=0) + 1, first + 1, [size[1], size[0]]) - first
+    mask = np.zeros((height, width), np.uint8)
+    cv2.fillPoly(mask, [(outline - first).astype(np.int32).reshape(-1, 1, 2) for outline in outlines], 1)
+    return PackedMasks._placed(mask.view(np.bool_), int(first[0]), int(first[1]), size)
 
 
 # ------------------------------------------------------------------------------------------------ label images
@@ -544,10 +569,8 @@ def _trackers(values: Sequence[Any]) -> list[int] | None:
     return known or None
 
 
-def _packed(masks: Sequence[Bool | None], size: tuple[int, int]) -> PackedMasks | None:
+def _packed(masks: Sequence[PackedMasks | None]) -> PackedMasks | None:
     present = [mask for mask in masks if mask is not None]
     if 0 < len(present) < len(masks):
         raise ValueError(f"mask: got {len(present)} for {len(masks)} rows, expected one in all or in none")
-    if not present:
-        return None
-    return PackedMasks.concatenate([PackedMasks.from_bool(mask[None]) for mask in present])
+    return PackedMasks.concatenate(present) if present else None

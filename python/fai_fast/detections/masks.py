@@ -131,6 +131,19 @@ class PackedMasks(_Immutable):
             sizes.pop(),
         )
 
+    @classmethod
+    def _placed(cls, pixels: Bool, left: int, top: int, size: tuple[int, int]) -> PackedMasks:
+        """One mask of a frame of `size` from a part of it, bool (h, w), that begins at left, top."""
+        height, width = pixels.shape
+        # Words begin at columns that 64 divides.
+        first = left // 64 * 64
+        frame = np.zeros((1, height, left - first + width), bool)
+        frame[0, :, left - first :] = pixels
+        part = cls.from_bool(frame)
+        has_pixels = part.boxes[:, 2:3] > 0
+        boxes = np.where(has_pixels, part.boxes + np.array([first, top, first, top], np.int32), np.int32(0))
+        return cls._wrap(part.bits, part.offsets, boxes.astype(np.int32), size)
+
     def __len__(self) -> int:
         return len(self.boxes)
 
