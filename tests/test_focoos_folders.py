@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import re
 import zipfile
 
 import fai_fast
@@ -462,3 +463,23 @@ def test_the_losses_of_sigmoid_classes_are_those_of_focoos():
     changed[..., -1] += 5
     again = SetCriterion(config, torch.Generator().manual_seed(1))(Output(masks, changed), targets)
     assert again["loss_ce"].item() == losses["loss_ce"].item()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model_family": "rtdetr"}, r": model_family: got 'rtdetr', expected one of 'fai_mf'"),
+        ({"model_family": 3}, r": model_family: got 3, expected one of"),
+        ({"description": 3}, r": description: got int, expected a str"),
+        ({"val_dataset": ["a"]}, r": val_dataset: got list, expected a str"),
+        ({"config": {"postprocessing_type": "panoptic"}}, r": config\.postprocessing_type: got 'panoptic'"),
+        ({"config": {"postprocessing_type": 1}}, r": config\.postprocessing_type: got 1, expected one of"),
+    ],
+)
+def test_what_is_refused_is_called_as_the_file_calls_it(tmp_path, caplog, fields, message):
+    record = json.loads((focoos_folders.folder("instance-two-layers") / "model_info.json").read_text("utf-8"))
+    record = {**record, **fields, "config": {**record["config"], **fields.get("config", {})}}
+    (tmp_path / "model_info.json").write_text(json.dumps(record), "utf-8")
+    with pytest.raises(ValueError, match=message):
+        fai_fast.registry.load_spec(tmp_path)
+    assert not re.search(r"taken as (?!semantic)", caplog.text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -650,6 +651,9 @@ def test_the_command_writes_the_file(graph, tmp_path, capsys, verdicts):
     assert main(["quantize", str(graph), "--images", str(tmp_path), "-o", str(out)]) == 0
     said = capsys.readouterr()
     assert f"wrote {out}" in said.out
+    # Whoever can read other new files of this user can read it.
+    (tmp_path / "other").touch()
+    assert stat.S_IMODE(out.stat().st_mode) == stat.S_IMODE((tmp_path / "other").stat().st_mode)
     assert "panoptic quality 0.97" in said.out
     verdicts += [BAD] * (2 * rests())
     assert main(["quantize", str(graph), "--images", str(tmp_path), "-o", str(out), "--json", "-"]) == 1
@@ -669,9 +673,12 @@ def test_the_command_writes_the_file(graph, tmp_path, capsys, verdicts):
         (["m", "--images", ".", "-o", "nowhere/a.openvino"], "--output: no such folder: nowhere"),
         (["m", "--images", ".", "--coco", "a", "--ade", "b"], "not allowed with"),
         (["m", "--images", ".", "--subset", "0"], "--subset"),
+        (["fai-mf-n-shapes", "--images", "empty"], "--images: got none of empty, expected at least one"),
     ],
 )
-def test_wrong_usage(arguments, text, capsys):
+def test_wrong_usage(arguments, text, capsys, tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
     assert main(["quantize", *arguments]) == 2
     assert text in capsys.readouterr().err
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import pickle
 import tracemalloc
 
@@ -457,6 +458,22 @@ def test_the_folders_top_k_cuts_instances_and_never_a_semantic_result(models, fr
             assert (result.label_map >= 0).all()
             with pytest.raises(ValueError, match=r"^top_k: got 2 for a semantic model.*top_k\(n\) selects"):
                 model.infer(frame, top_k=2)
+
+
+def test_top_k_does_not_cut_a_semantic_result_whose_regions_overlap(frame, tmp_path):
+    spec = small_spec("bisenetformer", "semantic", transformer_predictor_dec_layers=1, threshold=0.2)
+    spec = dataclasses.replace(spec, config=dataclasses.replace(spec.config, predict_all_pixels=False))
+    state = network(spec, 6).state_dict()
+    options = {"weights": state, "im_size": (64, 96), "cache_dir": tmp_path, "precision": "fp32"}
+    with fai_fast.load(spec, **options) as model:
+        everything = model.infer(frame)
+    assert everything.label_map is None
+    limited = dataclasses.replace(spec, config=dataclasses.replace(spec.config, top_k=1))
+    with fai_fast.load(limited, **options) as model:
+        assert len(everything) > 1
+        assert model.infer(frame) == everything
+        with pytest.raises(ValueError, match=r"^top_k: got 2 for a semantic model"):
+            model.infer(frame, top_k=2)
 
 
 def test_there_is_no_limit_unless_a_folder_has_one():

@@ -527,6 +527,8 @@ class Model:
     def _selection(self, threshold: Any, classes: Any, top_k: Any) -> tuple[float, Selection]:
         """The threshold of postprocessing, and which of the rows above it are wanted."""
         config, names = self.spec.config, self.spec.classes
+        # FocoosAI's own trainings do not set predict_all_pixels: then the regions of a semantic result may overlap.
+        semantic = config.predict_all_pixels or self.spec.task == "semantic"
         wanted = thresholds = None
         if classes is not None:
             wanted = np.zeros(len(names), bool)
@@ -542,12 +544,12 @@ class Model:
             threshold = config.threshold if threshold is None else check_fraction("threshold", threshold)
         if top_k is not None:
             top_k = check_count("top_k", top_k)
-            if config.predict_all_pixels:
+            if semantic:
                 raise ValueError(
                     f"top_k: got {top_k} for a semantic model, whose pixels would lose their class, expected None; "
                     "detections.top_k(n) selects regions"
                 )
-        elif not config.predict_all_pixels:
+        elif not semantic:
             top_k = config.top_k
         return threshold, Selection(wanted, thresholds, top_k)
 

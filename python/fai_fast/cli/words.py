@@ -47,6 +47,8 @@ def words_of(parser: argparse.ArgumentParser) -> Words:
             names[action.dest] = long[0]
         elif action.metavar == "OUT":
             names["path"] = "OUT"
+    if "images" in names:  # where quantize() has pictures
+        names.setdefault("pictures", names["images"])
     return Words(parser.prog, names)
 
 

@@ -59,18 +59,19 @@ def write(path: Path, model: Any, account: Mapping[str, Any], package: Any) -> N
     Raises:
         OSError: the file cannot be written.
     """
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     with tempfile.TemporaryDirectory(prefix="fai_fast-") as folder:
         xml, binary = Path(folder) / "model.xml", Path(folder) / "model.bin"
         package.serialize(model, str(xml), str(binary))
         graph, weights = xml.read_bytes(), binary.read_bytes()
     said = json.dumps(dict(account), sort_keys=True, ensure_ascii=False, allow_nan=False)
-    save_file(
+    content = save(
         {"graph": np.frombuffer(graph, np.uint8), "weights": np.frombuffer(weights, np.uint8)},
-        path,
         metadata={_ACCOUNT: said, _DIGEST: _digest(said, graph, weights)},
     )
+    # safetensors' save_file() makes files that only their owner can read; these are made to be passed on.
+    path.write_bytes(content)
 
 
 def read(path: str | os.PathLike[str]) -> Contents:

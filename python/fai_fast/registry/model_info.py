@@ -14,10 +14,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fai_fast._arguments import check_choice
 from fai_fast._sizes import STRIDE, size_text, square_or_sides
 from fai_fast.registry.focoos_config import read_config
 from fai_fast.registry.focoos_weights import WEIGHTS_SUFFIXES, find_weights, is_url
-from fai_fast.registry.spec import ModelSpec, PublishedLatency
+from fai_fast.registry.spec import FAMILIES, TASKS, ModelSpec, PublishedLatency
 
 __all__ = ["FILE_NAME", "read", "read_record"]
 
@@ -119,21 +120,28 @@ def _from_model_info(record: Mapping[str, Any], source: str) -> ModelSpec:
         raise ValueError(
             f"task: got {record['task']!r}, expected instseg or semseg: other tasks are not supported"
         )
-    if config.setdefault("postprocessing_type", task) != task:
+    of_config = check_choice(
+        "config.postprocessing_type", config.setdefault("postprocessing_type", task), TASKS
+    )
+    if of_config != task:
         _log.warning(
             "%s: task is %s, config.postprocessing_type %s: taken as %s",
             source,
             record["task"],
-            config["postprocessing_type"],
-            config["postprocessing_type"],
+            of_config,
+            of_config,
         )
-        task = config["postprocessing_type"]
+        task = of_config
     config["pixel_decoder_transformer_layers"] = (
         config.get("pixel_decoder_transformer_layers", 0) if record["model_family"] != "bisenetformer" else 0
     )
     uri = record.get("weights_uri")
     classes = _names(record["classes"])
     metrics, per_class = _metrics(record.get("val_metrics"), classes)
+    check_choice("model_family", record["model_family"], FAMILIES)
+    for name in ("val_dataset", "description"):
+        if record.get(name) and not isinstance(record[name], str):
+            raise TypeError(f"{name}: got {type(record[name]).__name__}, expected a str or null")
     return ModelSpec.from_dict(
         {
             "name": record["name"],
