@@ -152,6 +152,7 @@ SHAPED = "fai-fast: the network's input is"
         ((48, 64), ["--frame", "1920x1080"], {"im_size": None, "frame": (1080, 1920)}),
         ((48, 64), "a.onnx", {"im_size": None, "frame": None}),
         ((48, 64), "a.engine", {"im_size": None, "frame": None}),
+        ((48, 64), "a.openvino", {"im_size": None, "frame": None}),
         ((48, 64), "unheard-of", {"im_size": None, "frame": None}),
     ],
 )

@@ -342,6 +342,7 @@ def test_the_digest_is_of_the_content(folder):
     [
         ("nowhere", FileNotFoundError, "pictures: no such folder: .*nowhere; expected a folder, or a list"),
         (7, TypeError, "pictures: got int, expected a folder, or several pictures"),
+        (["nowhere.png"], FileNotFoundError, "pictures: no such file: .*nowhere.png"),
         (b"bytes", TypeError, "pictures: got bytes"),
         (np.zeros((2, 2, 3), np.uint8), TypeError, "pictures: got ndarray"),
         ([], ValueError, "pictures: got none, expected at least one"),

@@ -659,6 +659,9 @@ def test_the_command_writes_the_file(graph, tmp_path, capsys, verdicts):
     assert main(["quantize", str(graph), "--images", str(tmp_path), "-o", str(out), "--json", "-"]) == 1
     assert "int8 loses too much" in capsys.readouterr().err
     assert fai_fast.load(out, cache_dir=tmp_path / "cache").spec.name == SPEC.name
+    frame = ["--frame", "96x64", "-o", str(tmp_path / "b.openvino")]
+    assert main(["quantize", str(graph), "--images", str(tmp_path), *frame]) == 2
+    assert "--frame: got (64, 96) with" in capsys.readouterr().err
     assert main(["predict", str(out), str(tmp_path / "0.png"), "--cache-dir", str(tmp_path / "cache")]) == 0
 
 
@@ -673,6 +676,8 @@ def test_the_command_writes_the_file(graph, tmp_path, capsys, verdicts):
         (["m", "--images", ".", "-o", "nowhere/a.openvino"], "--output: no such folder: nowhere"),
         (["m", "--images", ".", "--coco", "a", "--ade", "b"], "not allowed with"),
         (["m", "--images", ".", "--subset", "0"], "--subset"),
+        (["m", "--images", ".", "--frame", "1920"], "--frame: got '1920', expected 1920x1080"),
+        (["fai-mf-n-shapes", "--images", ".", "--frame", "64x64", "--im-size", "64"], "not allowed with"),
         (["fai-mf-n-shapes", "--images", "empty"], "--images: got none of empty, expected at least one"),
     ],
 )

@@ -694,7 +694,7 @@ def test_weights_are_told_by_their_content_too(tmp_path, begins):
         load_spec(tmp_path / "checkpoint")
 
 
-@pytest.mark.parametrize("name", ["a.onnx", "A.ONNX", "a.engine"])
+@pytest.mark.parametrize("name", ["a.onnx", "A.ONNX", "a.openvino", "a.engine"])
 def test_a_graph_is_no_record(tmp_path, name):
     (tmp_path / name).write_bytes(b"anything")
     with pytest.raises(ValueError, match=r"holds a graph, which fai_fast\.load\(\)"):

@@ -90,6 +90,8 @@ class Pictures:
             argument, where = items, ""
         if not items:
             raise ValueError(f"pictures: got none{where}, expected at least one")
+        if gone := [item for item in items if isinstance(item, Path) and not item.is_file()]:
+            raise FileNotFoundError(f"pictures: no such file: {redacted(str(gone[0]))}")
         chosen = [items[index] for index in np.linspace(0, len(items) - 1, min(most, len(items))).astype(int)]
         if argument is items:
             argument = chosen

@@ -255,6 +255,10 @@ def load(
         )
 
 
+# Files whose input has its size.
+_FIXED = (".onnx", ".openvino", ".engine")
+
+
 def unsized(model: str, args: argparse.Namespace) -> ModelSpec | None:
     """The record of a model whose input may still get any size; None where an option or its file has settled it.
 
@@ -262,7 +266,7 @@ def unsized(model: str, args: argparse.Namespace) -> ModelSpec | None:
     """
     from fai_fast.registry import load_spec
 
-    if args.im_size is not None or args.frame is not None or model.lower().endswith((".onnx", ".engine")):
+    if args.im_size is not None or args.frame is not None or model.lower().endswith(_FIXED):
         return None
     try:
         return load_spec(model)

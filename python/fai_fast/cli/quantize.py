@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from fai_fast._extras import install
 from fai_fast.cli.messages import STDOUT, UsageError, write_json, write_line
-from fai_fast.cli.options import check_target, count, number, size, usage
+from fai_fast.cli.options import add_size_options, check_target, count, number, usage
 
 if TYPE_CHECKING:
     from fai_fast import QuantizeReport
@@ -57,9 +57,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights", metavar="W", help="a file (.pth, .safetensors), an http(s) address, or `random`"
     )
-    parser.add_argument(
-        "--im-size", type=size, metavar="N|HxW", help="multiples of 32; default: the model's own"
-    )
+    add_size_options(parser)
     parser.add_argument(
         "--batch", type=count, default=1, metavar="N", help="pictures at once; default: %(default)s"
     )
@@ -85,6 +83,7 @@ def run(args: argparse.Namespace) -> int:
             args.output,
             subset=args.subset,
             im_size=args.im_size,
+            frame=args.frame,
             batch=args.batch,
             weights=args.weights,
             coco=args.coco,

@@ -62,7 +62,7 @@ def read(path: Path) -> ModelSpec:
 def _refuse_other_files(path: Path) -> None:
     """ValueError that says where weights and graphs belong, which do not say what network they are for."""
     suffix = path.suffix.lower()
-    if suffix in (".onnx", ".engine"):
+    if suffix in (".onnx", ".openvino", ".engine"):
         raise ValueError(
             f"model: {path} holds a graph, which fai_fast.load() and the commands that run a model take; here a name, "
             f"a folder or file with {FILE_NAME}, or a ModelSpec is expected"
