@@ -72,12 +72,23 @@ def test_what_is_wanted_reaches_the_model(model, pictures):
         (["--threshold", "=0.5"], "expected 0 to 1, or CLASS=0.7"),
         (["--threshold", "persn=0.5"], "did you mean 'person'"),
         (["--top-k", "0"], "expected a positive integer"),
+        (
+            ["--classes", "car,persn"],
+            "error: --classes: got 'persn', which is none of the 80 classes; did you mean 'person'",
+        ),
         (["--format", "docx"], "invalid choice: 'docx'"),
     ],
 )
 def test_what_is_wrong_is_told(pictures, capsys, argv, text):
     assert predict(pictures[0], *argv) == 2
     assert text in capsys.readouterr().err
+    assert not (pictures[0].parents[1] / "out").exists()
+
+
+def test_a_semantic_model_has_no_top_k(pictures, monkeypatch, capsys):
+    monkeypatch.setattr(Asked, "spec", fai_fast.spec("fai-mf-m-ade"))
+    assert predict(*pictures, "--top-k", "3") == 2
+    assert capsys.readouterr().err.count("--top-k: got 3 for a semantic model") == 1
 
 
 def test_names_with_commas(model, pictures, monkeypatch):

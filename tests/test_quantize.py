@@ -688,6 +688,13 @@ def test_wrong_usage(arguments, text, capsys, tmp_path, monkeypatch):
     assert text in capsys.readouterr().err
 
 
+def test_labels_that_are_not_there_are_called_by_their_option(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.png").touch()
+    assert main(["quantize", "fai-mf-n-shapes", "--images", ".", "--coco", "nowhere.json"]) == 1
+    assert "error: --coco: no such file: nowhere.json" in capsys.readouterr().err
+
+
 def test_doctor_says_whether_int8_is_fast_here(host):
     said = doctor.report()["precision"]["int8"]
     if {"avx512_vnni", "avx_vnni", "amx_int8"} & set(host.features):

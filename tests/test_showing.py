@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from fai_fast import Detections, render
 from fai_fast.detections import Source
-from PIL import Image
+from PIL import Image, ImageShow
 
 av = pytest.importorskip("av")
 
@@ -166,12 +166,18 @@ def test_save_reads_the_frame_again(tmp_path, picture):
 
 def test_show_opens_a_viewer(monkeypatch, picture):
     shown = []
-    monkeypatch.setattr(Image.Image, "show", lambda self, *_: shown.append(np.asarray(self)))
+    monkeypatch.setattr(ImageShow, "show", lambda image: shown.append(np.asarray(image)) or True)
     result(Source(str(picture))).show(labels=False)
     result().show(frame()[:, :, ::-1], color="bgr", labels=False)
     for seen in shown:
         np.testing.assert_array_equal(seen, result().plot(frame(), labels=False))
     assert len(shown) == 2
+
+
+def test_show_without_a_viewer_says_so(monkeypatch):
+    monkeypatch.setattr(ImageShow, "_viewers", [])
+    with pytest.raises(OSError, match=r"^show: no viewer .*; save\(path\) writes"):
+        result().show(frame())
 
 
 def test_show_in_a_notebook(monkeypatch, picture):

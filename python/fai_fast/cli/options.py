@@ -44,6 +44,9 @@ __all__ = [
 
 _log = logging.getLogger("fai_fast")
 
+# Files whose input has its size.
+_FIXED = (".onnx", ".openvino", ".engine")
+
 MODEL_HELP = (
     "a name that `fai-fast models` lists, a folder or file with FocoosAI's model_info.json, or an .onnx or .openvino "
     "file that `fai-fast export` or `fai-fast quantize` wrote"
@@ -166,7 +169,14 @@ def result_options(args: argparse.Namespace, model: Model) -> dict[str, Any]:
             for text in args.classes
             for name in ([text] if text.strip() in known else [part.strip() for part in text.split(",")])
         ]
+        # Told once, rather than of each picture.
+        with usage():
+            class_ids_of("classes", options["classes"], model.spec.classes)
     if args.top_k is not None:
+        if model.spec.task == "semantic":
+            raise UsageError(
+                f"--top-k: got {args.top_k} for a semantic model, whose pixels would lose their class, expected none"
+            )
         options["top_k"] = args.top_k
     return options
 
@@ -192,7 +202,7 @@ def is_model(text: str) -> bool:
     path = Path(text)
     return (
         text in models()
-        or path.suffix.lower() in (".onnx", ".engine", ".json", ".pth", ".safetensors")
+        or path.suffix.lower() in (*_FIXED, ".json", ".pth", ".safetensors")
         or (path / FILE_NAME).is_file()
     )
 
@@ -253,10 +263,6 @@ def load(
             pictures=args.pictures,
             verify_precision=verify_precision,
         )
-
-
-# Files whose input has its size.
-_FIXED = (".onnx", ".openvino", ".engine")
 
 
 def unsized(model: str, args: argparse.Namespace) -> ModelSpec | None:

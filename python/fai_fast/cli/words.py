@@ -47,8 +47,9 @@ def words_of(parser: argparse.ArgumentParser) -> Words:
             names[action.dest] = long[0]
         elif action.metavar == "OUT":
             names["path"] = "OUT"
-    if "images" in names:  # where quantize() has pictures
-        names.setdefault("pictures", names["images"])
+    for name, other in (("images", "pictures"), ("coco", "annotations")):
+        if name in names:
+            names.setdefault(other, names[name])
     return Words(parser.prog, names)
 
 

@@ -65,16 +65,19 @@ class _Showing:
     def show(self: Any, image: Any = None, **options: Unpack[DrawOptions]) -> None:
         """Shows :meth:`plot` in a window of the system's viewer for pictures, or below the cell of a notebook.
 
-        Raises what :meth:`plot` raises.
+        Raises what :meth:`plot` raises, and OSError where there is no viewer.
         """
-        from PIL import Image
+        from PIL import Image, ImageShow
 
         picture = self.plot(image, **options)
         turned = image is not None and options.get("color") == "bgr" and isinstance(image, np.ndarray)
         shown = Image.fromarray(np.ascontiguousarray(picture[:, :, ::-1]) if turned else picture)
         display = _notebook_display()
         if display is None:
-            shown.show()
+            if not ImageShow.show(shown):
+                raise OSError(
+                    "show: no viewer for pictures is installed here; save(path) writes the picture to a file"
+                )
         else:
             display(shown)
 
