@@ -399,6 +399,11 @@ MASK_SHAPE = {"label": "a", "points": [[0, 0], [3, 2]], "shape_type": "mask"}
             ValueError,
             r"^content: got a PNG of mode RGB, expected gray",
         ),
+        (
+            lambda: Detections(xyxy=[[0, 0, 1, 1]], confidence=[1], class_id=[-1], size=SIZE).to_yolo(),
+            ValueError,
+            r"^class_id: got rows of class -1, expected",
+        ),
         (lambda: boxes().to_label_png(), ValueError, r"^masks: these Detections hold boxes only"),
         (lambda: found(masks()).to_label_image(values="x"), ValueError, r"^values: got 'x'"),
     ],

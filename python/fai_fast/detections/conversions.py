@@ -160,7 +160,7 @@ class _Conversions:
 
         Where there are boxes only, the class and the box's center and sides. Holes are left out; the parts of a mask
         are joined to one outline, which walks from one to the next and back; a mask of one or two corners has no line.
-        ``confidence`` adds the score. Masks need OpenCV (ImportError).
+        ``confidence`` adds the score. Masks need OpenCV (ImportError). Rows of class -1 are a ValueError.
         """
         return labels.to_yolo(self, confidence)
 

@@ -169,6 +169,10 @@ def _uncompressed(text: bytes, name: str) -> npt.NDArray[np.int64]:
 
 def to_yolo(detections: Detections, confidence: bool) -> str:
     height, width = detections.size
+    if len(detections) and detections.class_id.min() < 0:
+        raise ValueError(
+            "class_id: got rows of class -1, expected classes of 0 or more in YOLO's label files"
+        )
     parts = None if detections.packed is None else formats.to_polygons(detections)
     lines = []
     for i, row in enumerate(detections.rows()):
