@@ -662,7 +662,8 @@ def test_the_command_writes_the_file(graph, tmp_path, capsys, verdicts):
     frame = ["--frame", "96x64", "-o", str(tmp_path / "b.openvino")]
     assert main(["quantize", str(graph), "--images", str(tmp_path), *frame]) == 2
     assert "--frame: got (64, 96) with" in capsys.readouterr().err
-    assert main(["predict", str(out), str(tmp_path / "0.png"), "--cache-dir", str(tmp_path / "cache")]) == 0
+    files = ["--cache-dir", str(tmp_path / "cache"), "--output", str(tmp_path / "drawn")]
+    assert main(["predict", str(out), str(tmp_path / "0.png"), *files]) == 0
 
 
 @pytest.mark.parametrize(

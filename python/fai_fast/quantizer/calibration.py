@@ -69,7 +69,8 @@ def nncf() -> Any:
         finally:
             # It makes its own class that of all loggers of the process.
             logging.setLoggerClass(logger)
-    module.set_log_level(logging.ERROR)
+    # Not its set_log_level(), which sets the level of all handlers that others hung on its logger, too.
+    logging.getLogger("nncf").setLevel(logging.ERROR)
     return module
 
 
