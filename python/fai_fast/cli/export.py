@@ -24,7 +24,8 @@ printed. The file brings its name and classes with it, so that `fai-fast predict
 `images` is normalized RGB (B, 3, h, w), its outputs are `mask_logits` and `class_logits`.
 
 With --format tensorrt that graph is built for the GPUs of --target, which need not be here (TensorRT-RTX must be
-installed). It runs there with the same version of TensorRT; keep OUT.engine.json, its record, beside it.
+installed). It runs there with the same version of TensorRT; keep OUT.engine.json, its record, beside it. In int8 it is
+held against fp32 by what both find on the pictures.
 """
 EPILOG = """\
 examples:
