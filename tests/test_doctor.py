@@ -266,7 +266,7 @@ def test_a_gpu_engine_and_its_precisions(runtime, monkeypatch):
     assert report["precision"] == {
         "native": ["fp16", "fp32"],
         "auto": "tries fp16 and keeps it where it finds on pictures what fp32 finds",
-        "int8": "for CPUs alone: with device='cpu'",
+        "int8": "by itself for CPUs alone (device='cpu'); for TensorRT as a file of fai-fast export --precision int8",
     }
     monkeypatch.setattr(select.module("torch-cuda"), "native_precisions", lambda device: ("fp32",))
     assert doctor.report()["precision"]["auto"] == "fp32, the only one that torch-cuda has on this GPU"

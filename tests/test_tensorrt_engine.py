@@ -647,6 +647,21 @@ def test_an_engine_is_exported_with_its_record(machine, file):
     assert machine.engine.load_blob(file).inputs[0].shape == (2, 3, 32, 32)
 
 
+def test_an_engine_in_int8_is_loaded_as_such(machine, file):
+    pytest.importorskip("onnxruntime")
+    pictures = [np.arange(48 * 48 * 3, dtype=np.uint8).reshape(48, 48, 3)]
+    export(file, precision="int8", pictures=pictures)
+    assert read_record(file).precision == "int8"
+    with pytest.raises(EngineError, match=r"is for something else: precision int8, expected fp16"):
+        machine.engine.load_blob(file)
+    engine = machine.engine.load_blob(file, precision="int8")
+    # What goes in and comes out is float16.
+    assert str(engine.inputs[0]) == "images float16 (1, 3, 32, 32)"
+    assert engine.info()["precision"] == "int8"
+    with pytest.raises(ValueError, match=r"precision: got 'fp16' with m\.engine, expected 'auto' or 'int8'"):
+        fai_fast.load(file, precision="fp16")
+
+
 @only("tensorrt_rtx")
 def test_targets_need_not_be_here_but_must_be_where_it_runs(machine, file):
     machine.cards = []

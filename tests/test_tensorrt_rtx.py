@@ -7,10 +7,10 @@ import importlib.util
 import fai_fast
 import numpy as np
 import pytest
-from fai_fast import _core
+from fai_fast import _core, _scenes
 from fai_fast.engines.tensorrt import flavour
 from fai_fast.errors import CudaError, EngineError, ExportError
-from fai_fast.exporter import tensorrt
+from fai_fast.exporter import qdq, tensorrt
 from fai_fast.exporter.builder import Builder, Value
 from fai_fast.exporter.graph import build_graph
 from fai_fast.weights import state_shapes
@@ -62,6 +62,15 @@ def test_every_model_builds_for_every_target(name, target, graph_of):
     engine = tensorrt.build_engine(graph_of(name), target)
     # The weights, in float16, are in it.
     assert len(engine) > 0.8 * sum(value.size for value in state_of(name).values()) * 2
+
+
+@pytest.mark.parametrize(("name", "target"), CASES)
+def test_every_model_builds_with_int8_convolutions_for_every_target(name, target, graph_of, tmp_path):
+    # Which scales they are makes no difference to what is built.
+    graph = onnx.load(graph_of(name))
+    scales = {node.input[0]: 0.05 for node in graph.graph.node if node.op_type == "Conv"}
+    onnx.save(qdq.quantized(graph, scales), tmp_path / "int8.onnx")
+    assert len(tensorrt.build_engine(tmp_path / "int8.onnx", target)) > 1_000_000
 
 
 def test_the_same_network_under_another_name_needs_no_build_of_its_own():
@@ -137,6 +146,22 @@ def test_the_demo_model_is_exported_as_an_engine(exported):
     record = tensorrt.read_record(path)
     assert (record.spec, record.size, record.batch) == (exported.spec, exported.size, 1)
     assert record.verification == exported.verification
+
+
+def test_the_demo_model_is_exported_in_int8(tmp_path):
+    pytest.importorskip("torch")
+    pytest.importorskip("onnxruntime")
+    pictures = [_scenes.draw(seed, (192, 192)) for seed in range(16)]
+    report = fai_fast.export(
+        "fai-mf-n-shapes",
+        tmp_path / "shapes.engine",
+        precision="int8",
+        pictures=pictures,
+        format="tensorrt",
+        target=TARGETS,
+    )
+    assert (report.verified, report.precision, report.targets) == (True, "int8", tuple(TARGETS))
+    assert tensorrt.read_record(report.path).precision == "int8"
 
 
 def test_loading_an_engine_without_a_gpu_is_an_error(exported, monkeypatch):

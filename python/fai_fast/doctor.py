@@ -188,7 +188,7 @@ def _int8(on_gpu: bool) -> str:
     from fai_fast.engines import cpu
 
     if on_gpu:
-        return "for CPUs alone: with device='cpu'"
+        return "by itself for CPUs alone (device='cpu'); for TensorRT as a file of fai-fast export --precision int8"
     if found := cpu.int8_instructions():
         return (
             f"fast on this CPU ({', '.join(found)}); auto takes the form that fai-fast quantize made, or that a model "

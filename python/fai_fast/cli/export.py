@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fai_fast.cli.messages import UsageError, write_line
 from fai_fast.cli.options import add_size_options, check_target, count, usage
@@ -24,7 +24,8 @@ printed. The file brings its name and classes with it, so that `fai-fast predict
 `images` is normalized RGB (B, 3, h, w), its outputs are `mask_logits` and `class_logits`.
 
 With --format tensorrt that graph is built for the GPUs of --target, which need not be here (TensorRT-RTX must be
-installed). It runs there with the same version of TensorRT; keep OUT.engine.json, its record, beside it.
+installed). It runs there with the same version of TensorRT; keep OUT.engine.json, its record, beside it. In int8 it is
+held against fp32 by what both find on the pictures.
 """
 EPILOG = """\
 examples:
@@ -32,6 +33,7 @@ examples:
   fai-fast export bisenetformer-m-ade camera.onnx --frame 1920x1080 --precision fp16
   fai-fast export my_model_folder mine.onnx --weights best.pth --batch 4
   fai-fast export fai-mf-n-shapes shapes.engine --format tensorrt --target sm75
+  fai-fast export fai-mf-n-shapes shapes.engine --target sm75 --precision int8 --pictures scenes/
 """
 
 
@@ -54,8 +56,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--precision",
-        choices=("fp32", "fp16"),
-        help="of weights and arithmetic; default: fp32 in ONNX, fp16 in TensorRT",
+        choices=("fp32", "fp16", "int8"),
+        help="of weights and arithmetic; default: fp32 in ONNX, fp16 in TensorRT; int8 for TensorRT, with --pictures",
+    )
+    parser.add_argument(
+        "--pictures",
+        metavar="DIR",
+        help="for int8: some hundred pictures of what the model is for, without labels",
     )
     parser.add_argument("--no-verify", action="store_true", help="do not compare with the reference network")
     parser.add_argument("--cache-dir", metavar="DIR", help="default: see `fai-fast cache path`")
@@ -75,6 +82,10 @@ def run(args: argparse.Namespace) -> int:
     check_target(f"OUT{SUFFIXES[kind]}", args.output)
     if args.target and kind != "tensorrt":
         raise UsageError("--target: only with --format tensorrt")
+    if args.precision == "int8" and kind != "tensorrt":
+        raise UsageError("--precision int8: only with --format tensorrt; for CPUs: fai-fast quantize")
+    if (args.precision == "int8") != (args.pictures is not None):
+        raise UsageError("--pictures: with --precision int8, and only there")
     with usage():
         report = fai_fast.export(
             load_spec(args.model),
@@ -88,6 +99,7 @@ def run(args: argparse.Namespace) -> int:
             cache_dir=args.cache_dir,
             format=kind,
             target=args.target.split(",") if args.target else None,
+            pictures=args.pictures,
         )
     write_line(f"wrote {output}, {output.stat().st_size / 1e6:.1f} MB, in {report.seconds:.1f} s")
     for line in _lines(report):
@@ -101,12 +113,27 @@ def _lines(report: ExportReport) -> list[str]:
     items = {
         "model": report.spec.name,
         "weights": report.weights,
-        "input": f"images ({report.batch}, 3, {height}, {width}), {report.precision}",
+        "input": f"images ({report.batch}, 3, {height}, {width}), "
+        + ("fp16, convolutions in int8" if report.precision == "int8" else report.precision),
         **({"target": ", ".join(report.targets), "built by": report.version} if report.targets else {}),
         **{
-            ("verified " if name == "against" else "  ") + name.replace("_", " "): v
+            ("verified " if name == "against" else "  ") + name.replace("_", " "): _shown(name, v)
             for name, v in verification.items()
         },
     }
     width = max(map(len, items))
     return [f"{name:<{width}}  {f'{v:.3g}' if isinstance(v, float) else v}" for name, v in items.items()]
+
+
+def _shown(name: str, value: Any) -> Any:
+    """What was measured, to read."""
+    if name == "agreement":
+        from fai_fast._gate import Verdict
+
+        return str(Verdict.from_dict(value))
+    if name == "fp32":
+        if value is None:
+            return "not verified"
+        largest = max(value["mask_difference"], value["class_difference"])
+        return f"within {largest:.1g} of {value['against']}"
+    return value

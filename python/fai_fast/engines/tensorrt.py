@@ -36,7 +36,8 @@ BUILDER = 1
 """Counts changes of how engines are built: a file of another count is built again."""
 GRAPH_PRECISION = {"fp16": "fp16", "fp32": "fp32"}
 PRECISIONS = tuple(GRAPH_PRECISION)
-_DTYPES = {"fp16": "float16", "fp32": "float32"}
+_DTYPES = {"fp16": "float16", "fp32": "float32", "int8": "float16"}
+"""Of ports. Only files that ``fai_fast.export`` wrote are int8: their graphs say so."""
 _TURING = (7, 5)
 _TURING_TARGET = "sm75"
 _PRODUCTS = ("Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul")
@@ -100,7 +101,7 @@ class Flavour:
         return {
             "engine": self.name,
             "version": self.version(),
-            "precision": check_choice("precision", precision, PRECISIONS),
+            "precision": check_choice("precision", precision, tuple(_DTYPES)),
             "builder": BUILDER,
             **gpu.depends(device),
         }
@@ -211,7 +212,7 @@ class Flavour:
                 precision or GPU; the text says which.
         """
         file = check_file(self.name, path)
-        check_choice("precision", precision, PRECISIONS)
+        check_choice("precision", precision, tuple(_DTYPES))
         self._check_gpu(check_int("device", device))
         plan, record = self._verified(file, precision, device)
         trt = self.package()

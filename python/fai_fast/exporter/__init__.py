@@ -20,6 +20,7 @@ from fai_fast import _progress
 from fai_fast._arguments import check_bool, check_choice, check_int, check_size
 from fai_fast._core import __version__
 from fai_fast._files import replacing
+from fai_fast._pictures import Pictures
 from fai_fast._redaction import redacted
 from fai_fast._sizes import LARGEST_SIDE, STRIDE, fit_size
 from fai_fast.errors import ExportError
@@ -41,6 +42,7 @@ __all__ = [
 VERSION = 1
 """Counts changes of what is exported: a file of another version is exported again."""
 PRECISIONS = ("fp32", "fp16")
+INT8 = "int8"
 FORMATS = {"onnx": ".onnx", "tensorrt": ".engine"}
 MAX_BATCH = 256
 _KEY = "fai_fast."
@@ -58,11 +60,12 @@ class ExportReport:
         spec: of the model, its depth as in the weights.
         size: (height, width) of the images.
         batch: how many at once.
-        precision: "fp32" or "fp16".
+        precision: "fp32", "fp16" or, of TensorRT engines, "int8".
         weights: where they are from.
         weights_sha256: of their file.
         verification: what was measured against the reference network, None if nothing was; see
-            :class:`fai_fast.exporter.verify.Verification`.
+            :class:`fai_fast.exporter.verify.Verification`. Of int8 it is how it agrees with fp32, "agreement", and of
+            that, "fp32", what was measured against the reference network.
         seconds: building, verifying and writing.
         format: "onnx" or "tensorrt".
         targets: compute capabilities that an engine was built for, such as "sm86"; none for ONNX.
@@ -95,7 +98,7 @@ class ExportReport:
 
     @property
     def verified(self) -> bool:
-        """Whether the graph was held against the reference network and is equal."""
+        """Whether the graph was held against the reference network and is equal; in int8: finds what fp32 finds."""
         return self.verification is not None
 
     def to_dict(self) -> dict[str, Any]:
@@ -145,6 +148,7 @@ def export(
     cache_dir: str | os.PathLike[str] | None = None,
     format: str = "onnx",
     target: str | Sequence[str] | None = None,
+    pictures: Any = None,
 ) -> ExportReport:
     """Writes a model's deployed graph as an ONNX file that ``fai_fast.load`` and any ONNX engine run.
 
@@ -168,17 +172,22 @@ def export(
             chooses a size with about as many pixels as the model's own.
         batch: images at once.
         precision: "fp32", or "fp16" for GPUs: input, outputs, weights and all products are float16. None for "fp32"
-            in ONNX and "fp16" in TensorRT.
+            in ONNX and "fp16" in TensorRT. "int8", for TensorRT: convolutions in int8, with ranges from `pictures`, and
+            all else as in "fp16". That needs ONNX Runtime.
         weights: as for :func:`fai_fast.load`; None where `model` brings its own.
-        verify: whether to hold the graph against the reference network, which needs PyTorch.
+        verify: whether to hold the graph against the reference network, which needs PyTorch; one in int8 against the
+            fp32 graph too, by what both find on up to 32 of the pictures (docs/low_precision.md).
         cache_dir: where downloaded weights are kept.
         format: "onnx" or "tensorrt".
         target: for TensorRT, compute capabilities: "sm75" (T4), "sm86", ..., or several, which needs TensorRT-RTX; or
             None or "current" for the GPU that is here, which the full TensorRT builds for too.
+        pictures: with "int8" alone, and necessary there: of what the model is for, a folder, or several pictures, each
+            as :meth:`fai_fast.Model.infer` takes it. Some hundred are enough, of more 300 are taken. No labels.
 
     Raises:
-        TypeError, ValueError: an argument is of the wrong type or value.
-        FileNotFoundError, OSError: the folder is not there, or cannot be written to.
+        TypeError, ValueError: an argument is of the wrong type or value, or a picture is damaged.
+        FileNotFoundError, OSError: a folder is not there, or cannot be written to.
+        EngineError: "int8", and ONNX Runtime is not installed.
         WeightsError: the weights cannot be found or do not fit.
         CudaError: an engine for the GPU that is here, and there is none.
         ExportError: TensorRT is not installed, or cannot build for the target; or the graph is not equal to the
@@ -202,15 +211,22 @@ def export(
     batch = _check_batch(batch)
     if precision is None:
         precision = "fp16" if format == "tensorrt" else "fp32"
-    check_choice("precision", precision, PRECISIONS)
+    check_choice("precision", precision, (*PRECISIONS, INT8) if format == "tensorrt" else PRECISIONS)
     check_bool("verify", verify)
+    chosen = _pictures_for(precision, pictures)
     if format == "tensorrt":
         targets = _check_targets(target, precision)
     elif target is not None:
         raise ValueError(f"target: got {target!r} with format='onnx', expected None, or format='tensorrt'")
     found = weights_of(model, weights, cache_dir)
     size = input_size(found.spec.input_size, im_size, frame)
-    options: dict[str, Any] = {"size": size, "batch": batch, "precision": precision, "verify": verify}
+    options: dict[str, Any] = {
+        "size": size,
+        "batch": batch,
+        "precision": precision,
+        "verify": verify,
+        "pictures": chosen,
+    }
     height, width = size
     said = f"{found.spec.name}: exporting {height}x{width} in {precision} as {format}{', and checking it' * verify}"
     with _progress.job(said):
@@ -251,22 +267,20 @@ def write(
     batch: int = 1,
     precision: str = "fp32",
     verify: bool = True,
+    pictures: Pictures | None = None,
 ) -> ExportReport:
     """:func:`export` of checked arguments, straight into the file at `path`."""
     import onnx
 
-    from fai_fast.exporter.graph import build_graph, float32_products
-    from fai_fast.exporter.verify import verify as verify_graph
+    from fai_fast.exporter.graph import float32_products
 
     start = time.perf_counter()
     spec = weights.spec
-    model = build_graph(spec, weights.state, size, batch, precision)
-    if precision == "fp16" and (names := float32_products(model)):
+    model, verification = _made(weights, size, batch, precision, verify, pictures)
+    if precision != "fp32" and (names := float32_products(model)):
         raise ExportError(
-            f"{spec.name}: float32 products in the fp16 graph: {', '.join(names[:5])}: a bug of fai_fast"
+            f"{spec.name}: float32 products in the {precision} graph: {', '.join(names[:5])}: a bug of fai_fast"
         )
-    verified = verify_graph(model, weights, size, batch, precision) if verify else None
-    verification = None if verified is None else verified.to_dict()
     said = {
         "spec": spec.to_dict(),
         "name": spec.name,
@@ -304,6 +318,47 @@ def write(
         _in_words(verification),
     )
     return report
+
+
+def _made(
+    weights: Weights,
+    size: tuple[int, int],
+    batch: int,
+    precision: str,
+    verify: bool,
+    pictures: Pictures | None,
+) -> tuple[Any, dict[str, Any] | None]:
+    """The graph, and what was measured of it."""
+    if pictures is not None:
+        from fai_fast.exporter import qdq
+
+        return qdq.make(weights, size, batch, pictures, verify)
+    from fai_fast.exporter.graph import build_graph
+    from fai_fast.exporter.verify import verify as verify_graph
+
+    model = build_graph(weights.spec, weights.state, size, batch, precision)
+    verified = verify_graph(model, weights, size, batch, precision) if verify else None
+    return model, None if verified is None else verified.to_dict()
+
+
+def _pictures_for(precision: str, pictures: Any) -> Pictures | None:
+    """What int8 takes its ranges from; other precisions take them from nothing."""
+    if precision != INT8:
+        if pictures is not None:
+            raise ValueError(
+                f"pictures: got some with precision {precision!r}, expected None, or precision='int8'"
+            )
+        return None
+    if pictures is None:
+        raise ValueError(
+            "pictures: got None with precision 'int8', expected a folder, or several pictures, of what the model is for"
+        )
+    from fai_fast.engines import onnxruntime
+    from fai_fast.exporter.qdq import SUBSET
+
+    chosen = Pictures.given(pictures, SUBSET)
+    onnxruntime.package()  # what is not installed is better known now
+    return chosen
 
 
 def read_metadata(path: str | os.PathLike[str]) -> ExportedInfo:
@@ -368,6 +423,10 @@ def _in_words(verification: dict[str, Any] | None) -> str:
     """What was measured against the reference network, short."""
     if verification is None:
         return "not verified"
+    if verification["against"] == "fp32":
+        from fai_fast._gate import Verdict
+
+        return f"verified against the fp32 graph ({Verdict.from_dict(verification['agreement'])})"
     largest = max(verification["mask_difference"], verification["class_difference"])
     against = {"reference": "the reference network", "stored": "stored outputs of the reference network"}
     return f"verified against {against.get(verification['against'], verification['against'])} (within {largest:.1g})"
@@ -416,9 +475,9 @@ def _check_targets(target: str | Sequence[str] | None, precision: str) -> tuple[
     from fai_fast.exporter import tensorrt
 
     targets = tensorrt.check_targets(tensorrt.CURRENT if target is None else target)
-    if "sm75" in targets and precision != "fp16":
+    if "sm75" in targets and precision == "fp32":
         raise ValueError(
-            f"precision: got {precision!r} with target 'sm75', expected 'fp16', all that it takes"
+            f"precision: got {precision!r} with target 'sm75', expected 'fp16' or 'int8', all that it takes"
         )
     tensorrt.check_builder(targets)
     return targets

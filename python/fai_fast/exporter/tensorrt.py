@@ -35,7 +35,7 @@ __all__ = [
 
 CURRENT = "current"
 TARGETS = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121", CURRENT)
-"""Compute capabilities as TensorRT-RTX names them: sm75 is Turing (T4), which takes float16 products alone."""
+"""Compute capabilities as TensorRT-RTX names them: sm75 is Turing (T4), which takes float16 and int8 products alone."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class EngineRecord:
         spec: of the model, its depth as in the weights.
         size: (height, width) of the images.
         batch: how many at once.
-        precision: "fp32" or "fp16".
+        precision: "fp32", "fp16", or "int8" with all but convolutions in float16.
         package: "tensorrt" or "tensorrt_rtx", which built it and runs it.
         version: of that package.
         targets: compute capabilities that it runs on, such as "sm86".
