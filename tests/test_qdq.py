@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import fai_fast
 import numpy as np
@@ -274,6 +275,18 @@ def test_the_demo_model_finds_in_int8_what_it_finds_in_fp32(builder, tmp_path):
     agreement = Verdict.from_dict(report.verification["agreement"])
     assert agreement.metric == "panoptic quality"
     assert agreement.holds
+
+
+def test_the_demo_model_keeps_its_average_precision(monkeypatch):
+    for package in ("cv2", "faster_coco_eval"):
+        pytest.importorskip(package)
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "tools"))
+    import qdq_shapes
+
+    monkeypatch.setattr(qdq_shapes, "CALIBRATION_SCENES", 64)
+    (_, exact), (_, low) = qdq_shapes.precision_of(100)
+    assert exact > 55
+    assert low > exact - 1
 
 
 def test_without_verification_nothing_is_run_but_for_ranges(weights, builder, tmp_path, monkeypatch):

@@ -62,7 +62,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pictures",
         metavar="DIR",
-        help="for int8: some hundred pictures of what the model is for, without labels",
+        help="for int8: a hundred pictures of what the model is for, without labels",
     )
     parser.add_argument("--no-verify", action="store_true", help="do not compare with the reference network")
     parser.add_argument("--cache-dir", metavar="DIR", help="default: see `fai-fast cache path`")

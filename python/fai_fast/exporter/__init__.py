@@ -182,7 +182,7 @@ def export(
         target: for TensorRT, compute capabilities: "sm75" (T4), "sm86", ..., or several, which needs TensorRT-RTX; or
             None or "current" for the GPU that is here, which the full TensorRT builds for too.
         pictures: with "int8" alone, and necessary there: of what the model is for, a folder, or several pictures, each
-            as :meth:`fai_fast.Model.infer` takes it. Some hundred are enough, of more 300 are taken. No labels.
+            as :meth:`fai_fast.Model.infer` takes it. Up to 100 of them are taken, evenly spread. No labels.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong type or value, or a picture is damaged.

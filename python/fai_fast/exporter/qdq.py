@@ -32,8 +32,8 @@ __all__ = ["OPSET", "SUBSET", "make", "quantized", "runner", "scales"]
 
 OPSET = 19
 """The first in which scales may be float16, so that products are."""
-SUBSET = 300
-"""Pictures that ranges are taken from, where there are so many."""
+SUBSET = 100
+"""Pictures that ranges are taken from, where there are so many. Of the largest network each takes seconds."""
 STEPS = 127
 _BINS = 4096
 _SAMPLES = 1 << 16  # of a tensor, in each picture
