@@ -199,3 +199,43 @@ def test_a_notebook_shows_the_picture_or_else_the_text(tmp_path, picture):
     assert result()._repr_png_() is None
     assert result(Source(str(tmp_path / "gone.png")))._repr_png_() is None
     assert result(Source("rtsp://camera/1", 3))._repr_png_() is None
+
+
+# -------------------------------------------------------------------------------------------- held pixels
+
+
+def test_held_pixels_are_drawn_on_without_an_image(model, picture):
+    pixels = frame(1)
+    held = result().with_picture(pixels)
+    np.testing.assert_array_equal(held.plot(), result().plot(pixels))
+    np.testing.assert_array_equal(held[[0]].plot(), held.plot())
+    # What is asked for counts more than where the frame came from.
+    of_file = model.infer(picture)
+    held = of_file.with_picture(np.asarray(Image.fromarray(255 - frame())))
+    np.testing.assert_array_equal(held.plot(), of_file.plot(255 - frame()))
+    assert held == of_file
+    assert held._repr_png_() is not None
+    np.testing.assert_array_equal(
+        result().with_picture(Image.fromarray(pixels)).plot(), result().plot(pixels)
+    )
+
+
+def test_pixels_are_held_and_not_copied_and_a_pickle_has_none():
+    pixels = frame()
+    held = result().with_picture(pixels)
+    assert np.shares_memory(held._picture, pixels)
+    assert pickle.loads(pickle.dumps(held))._picture is None
+
+
+@pytest.mark.parametrize(
+    ("image", "error", "text"),
+    [
+        (None, TypeError, r"^image: got NoneType, expected a uint8 array \(H, W, 3\) or a Pillow image$"),
+        (np.zeros((*SIZE, 3)), TypeError, "^image: got float64 array, expected a uint8 array"),
+        (np.zeros(SIZE, np.uint8), ValueError, r"^image: got shape \(64, 96\), expected \(64, 96, 3\)"),
+        (np.zeros((64, 95, 3), np.uint8), ValueError, r"^image: got shape \(64, 95, 3\), expected"),
+    ],
+)
+def test_pixels_that_are_not_the_frame_are_refused(image, error, text):
+    with pytest.raises(error, match=text):
+        result().with_picture(image)

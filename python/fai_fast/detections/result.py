@@ -78,7 +78,8 @@ class Detections(_Rows, _Conversions, _Showing, _Immutable):
         tracker_id: int64 (N,) or None.
         latency: what finding them took, where a :class:`fai_fast.Model` did it, else None. No part of equality.
         source: where the frame is (its ``path`` and, of a stream, its ``frame`` number), where a model was given a file
-            or a stream's source by name, else None. No part of equality; the pixels are not held.
+            or a stream's source by name, else None. No part of equality; the pixels are held by :meth:`with_picture`
+            alone.
         masks_device: bool (N, H, W) in a GPU's memory, where :meth:`fai_fast.Model.infer` was asked for it, else
             None: an object with ``__dlpack__`` and ``__cuda_array_interface__``, for ``torch.from_dlpack``,
             ``cupy.asarray`` and the like. A selection of rows does not keep it.
@@ -115,6 +116,7 @@ class Detections(_Rows, _Conversions, _Showing, _Immutable):
     __slots__ = (
         "_area",
         "_packed",
+        "_picture",
         "_source",
         "_source_rows",
         "class_id",
@@ -139,6 +141,7 @@ class Detections(_Rows, _Conversions, _Showing, _Immutable):
     source: Source | None
     masks_device: Any
     _packed: PackedMasks | None
+    _picture: npt.NDArray[np.uint8] | None
     _source: _SegmentSource | None
     _source_rows: Int64 | None
     _area: Int64 | None
@@ -187,6 +190,7 @@ class Detections(_Rows, _Conversions, _Showing, _Immutable):
             _area=None,
             latency=None,
             source=None,
+            _picture=None,
             masks_device=None,
         )
 
@@ -194,7 +198,7 @@ class Detections(_Rows, _Conversions, _Showing, _Immutable):
     def _make(cls, **fields: Any) -> Detections:
         """All fields, known to be right, in arrays that nobody else writes to."""
         self = cls.__new__(cls)
-        self._set(**{"source": None, **fields})
+        self._set(**{"source": None, "_picture": None, **fields})
         return self
 
     @classmethod
@@ -278,6 +282,7 @@ class Detections(_Rows, _Conversions, _Showing, _Immutable):
             _area=None,
             latency=None,
             source=sources.pop() if len(sources) == 1 else None,
+            _picture=None,
             masks_device=None,
         )
 
@@ -318,6 +323,7 @@ class Detections(_Rows, _Conversions, _Showing, _Immutable):
             _area=None if self._area is None else self._area[rows],
             latency=self.latency,
             source=self.source,
+            _picture=self._picture,
             masks_device=None,
         )
 
@@ -326,6 +332,27 @@ class Detections(_Rows, _Conversions, _Showing, _Immutable):
         ids = None if tracker_id is None else _ids("tracker_id", tracker_id, len(self))
         fields = {name: getattr(self, name) for name in self.__slots__}
         return self._make(**{**fields, "tracker_id": ids})
+
+    def with_picture(self, image: Any) -> Detections:
+        """A copy that holds its frame's pixels, for :meth:`plot`, :meth:`show` and :meth:`save` without an image.
+
+        Selections of rows hold them, too; a pickle does not. :attr:`source` is not looked at any more.
+
+        Args:
+            image: uint8 RGB (H, W, 3), such as ``frame.image()``, which is held and not copied, or a Pillow image.
+
+        Raises:
+            TypeError, ValueError: ``image`` is of another type, dtype or shape than the frame; the text has both.
+        """
+        if hasattr(image, "convert") and hasattr(image, "mode"):
+            image = np.asarray(image.convert("RGB"))
+        if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
+            kind = f"{image.dtype} array" if isinstance(image, np.ndarray) else type(image).__name__
+            raise TypeError(f"image: got {kind}, expected a uint8 array (H, W, 3) or a Pillow image")
+        if image.shape != (*self.size, 3):
+            raise ValueError(f"image: got shape {image.shape}, expected {(*self.size, 3)}, the frame's")
+        fields = {name: getattr(self, name) for name in self.__slots__}
+        return self._make(**{**fields, "_picture": image})
 
     def _with_latency(self, latency: Latency, masks_device: Any = None) -> Detections:
         """This result, which nobody else has seen yet, with what it took and its masks on the device."""

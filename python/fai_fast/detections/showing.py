@@ -26,7 +26,8 @@ class _Showing:
         """A new picture of the frame with masks, boxes and labels on it.
 
         Args:
-            image: the frame, uint8 RGB (H, W, 3) or a Pillow image; not modified. None reads it again from ``source``.
+            image: the frame, uint8 RGB (H, W, 3) or a Pillow image; not modified. None takes the
+                pixels of :meth:`Detections.with_picture`, or reads them again from ``source``.
             options: of :func:`fai_fast.render.draw`: ``masks``, ``boxes``, ``labels``, ``opacity``, ``color_by``,
                 ``palette``; and ``color``, "rgb", "bgr" or "gray", of an array.
 
@@ -83,7 +84,7 @@ class _Showing:
 
     def _repr_png_(self: Any) -> bytes | None:
         """What a notebook shows of a result: its picture, where the frame is still to be had; else its text."""
-        if self.source is None:
+        if self.source is None and self._picture is None:
             return None
         from PIL import Image
 
@@ -96,9 +97,13 @@ class _Showing:
         return file.getvalue()
 
     def _frame_again(self: Any) -> npt.NDArray[np.uint8]:
+        if self._picture is not None:
+            held: npt.NDArray[np.uint8] = self._picture
+            return held
         if self.source is None:
             raise ValueError(
-                "image: got None, expected the frame: this result neither holds its pixels nor knows where they are"
+                "image: got None, expected the frame: this result neither holds its pixels (with_picture) nor knows "
+                "where they are (source)"
             )
         picture: npt.NDArray[np.uint8] = self.source.read()
         if picture.shape[:2] != self.size:
