@@ -727,3 +727,11 @@ def test_every_network_quantizes_and_runs(name, tmp_path, gate):
         image = model.queries(PICTURES[0])
     assert np.isfinite(image[1]).all()
     assert report.precision == quantizer.PRECISION
+
+
+def test_a_file_says_of_a_folder_how_its_path_ends():
+    from fai_fast.quantizer import _without_folders
+
+    assert _without_folders("300 pictures of /home/me/pears/images") == "300 pictures of pears/images"
+    assert _without_folders("1 picture of images") == "1 picture of images"
+    assert _without_folders("6 drawn pictures") == "6 drawn pictures"

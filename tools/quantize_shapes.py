@@ -26,7 +26,7 @@ def ship(scenes: int = SCENES) -> Path:
     """Writes the file into the package; raises fai_fast.ExportError where AP falls by more than half a point."""
     target = bundled_path(f"{NAME}{SUFFIX}")
     with tempfile.TemporaryDirectory() as folder:
-        coco = shapes_dataset.write(Path(folder), scenes, SIZES, FIRST_SEED)
+        coco = shapes_dataset.write(Path(folder) / "shapes", scenes, SIZES, FIRST_SEED)
         report = fai_fast.quantize(NAME, coco.parent / "images", target, coco=coco, cache_dir=folder)
     target.chmod(0o644)
     print(

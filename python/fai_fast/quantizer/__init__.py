@@ -219,13 +219,19 @@ def _account(subject: Subject, kept: str, pictures: Pictures) -> dict[str, Any]:
         "weights_sha256": subject.weights_sha256,
         "graph_sha256": subject.sha256,
         "kept": kept,
-        "pictures": pictures.source,
+        "pictures": _without_folders(pictures.source),
         "versions": {
             "fai_fast": __version__,
             "openvino": openvino.version(),
             "nncf": calibration.version(),
         },
     }
+
+
+def _without_folders(source: str) -> str:
+    """Where pictures are from, with the end of a folder's path: the file goes to others, where the rest is not."""
+    count, of, folder = source.partition(" of ")
+    return f"{count}{of}{'/'.join(Path(folder).parts[-2:])}"
 
 
 def _inputs(subject: Subject, pictures: Pictures, bar: Any) -> Iterator[Any]:
