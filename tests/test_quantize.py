@@ -208,6 +208,40 @@ def test_what_loses_too_much_twice_is_refused_with_the_figures(graph, tmp_path, 
     assert list(tmp_path.iterdir()) == [place]
 
 
+def test_what_openvino_does_not_compile_is_made_again_with_the_rest_kept(
+    graph, tmp_path, verdicts, monkeypatch
+):
+    verdicts += [GOOD] * rests()
+    whole = openvino.load
+
+    def load(path, *, precision="fp32", **options):
+        if (
+            precision.startswith("int8")
+            and openvino_file.read_account(path)["kept"] == calibration.ATTEMPTS[0].name
+        ):
+            raise EngineError("openvino: cannot be compiled")
+        return whole(path, precision=precision, **options)
+
+    monkeypatch.setattr(openvino, "load", load)
+    report = fai_fast.quantize(graph, PICTURES, tmp_path / "a.openvino", progress=False)
+    assert report.kept == calibration.ATTEMPTS[1].name
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_openvino_never_compiles_is_its_error(graph, tmp_path, monkeypatch):
+    whole = openvino.load
+
+    def load(path, *, precision="fp32", **options):
+        if precision.startswith("int8"):
+            raise EngineError("openvino: cannot be compiled")
+        return whole(path, precision=precision, **options)
+
+    monkeypatch.setattr(openvino, "load", load)
+    with pytest.raises(EngineError, match=r"^openvino: cannot be compiled$"):
+        fai_fast.quantize(graph, PICTURES, tmp_path / "a.openvino", progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.skipif(rests() < 2, reason="this CPU computes in fp32 alone")
 def test_the_rest_is_computed_in_what_it_was_verified_for(graph, tmp_path, verdicts):
     verdicts += [BAD] * (rests() - 1) + [GOOD]

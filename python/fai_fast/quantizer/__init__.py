@@ -147,7 +147,13 @@ def write(
             )
         account = _account(subject, attempt.name, pictures)
         openvino_file.write(place, model, {**account, "rest": rests, "verification": {}}, openvino.package())
-        verification = {rest: _verified(subject, place, rest, pictures) for rest in rests}
+        try:
+            verification = {rest: _verified(subject, place, rest, pictures) for rest in rests}
+        except EngineError:
+            # OpenVINO's kernels do not take every scale that NNCF finds, such as for few tokens of attention.
+            if attempt is calibration.ATTEMPTS[-1]:
+                raise
+            continue
         if accuracy is not None and exact is not None:
             for rest, said in verification.items():
                 metric, value = accuracy(place, f"{PRECISION}+{rest}")
