@@ -1,6 +1,6 @@
 // One instruction set's table of kernels.
-#include "csrc/cpu/isa.h"
 #include "csrc/cpu/drawing.inl"
+#include "csrc/cpu/isa.h"
 #include "csrc/cpu/postprocess.inl"
 #include "csrc/cpu/preprocess.inl"
 
