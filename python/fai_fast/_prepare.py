@@ -89,7 +89,7 @@ def prepare(
     # Importing an engine takes as long as reading a checkpoint's hash, and they do not need each other.
     with ThreadPoolExecutor(1) as beside:
         chosen = beside.submit(select.candidates, engine, on)
-        source = _source(name_or_path, weights, im_size, frame, batch_size, cache_dir, chosen)
+        source = source_of(name_or_path, weights, im_size, frame, batch_size, cache_dir, chosen)
     with _progress.job(f"{source.spec.name}: being made ready for this machine, which is done once"):
         return _with_first_engine(source, chosen.result(), precision, threads, trial)
 
@@ -134,20 +134,6 @@ def _said_by_all(refusals: Mapping[str, Exception]) -> str:
     return f"no engine can be used: {'; '.join(said)}"
 
 
-def _source(
-    name_or_path: Any,
-    weights: Any,
-    im_size: int | Sequence[int] | None,
-    frame: Sequence[int] | None,
-    batch_size: int,
-    cache_dir: Any,
-    chosen: Future[list[select.Choice]],
-) -> Source:
-    if _ends_in(".onnx", name_or_path):
-        return _graph_source(Path(os.fsdecode(name_or_path)), weights, im_size, frame, batch_size, cache_dir)
-    return _exported_source(load_spec(name_or_path), weights, im_size, frame, batch_size, cache_dir, chosen)
-
-
 def source_of(
     model: Any,
     weights_of_it: Any,
@@ -155,12 +141,14 @@ def source_of(
     frame: Sequence[int] | None,
     batch_size: int,
     cache_dir: Any,
+    chosen: Future[list[select.Choice]] | None = None,
 ) -> Source:
-    """What :func:`prepare` would make a model of, without an engine for it.
+    """What :func:`prepare` makes a model of, and others something else.
 
     Args:
         model: as :func:`fai_fast.load` takes it, or weights that were located.
         weights_of_it, im_size, frame, batch_size, cache_dir: as there.
+        chosen: the engines that are being looked for beside this; None where none is needed.
 
     Raises:
         What :func:`fai_fast.load` raises of these.
@@ -170,6 +158,8 @@ def source_of(
     spec = model.spec if isinstance(model, Located) else load_spec(model)
     size = exporter.input_size(spec.input_size, im_size, frame)
     found = model if isinstance(model, Located) else weights.locate(spec, weights_of_it, cache_dir=cache_dir)
+    if chosen is not None:
+        chosen.result()  # an engine that does not work is better known before minutes of export
     return _source_of(found, spec, size, batch_size, cache_dir)
 
 
@@ -218,21 +208,6 @@ def _given_graph(
         },
         weights_sha256=exported.weights_sha256,
     )
-
-
-def _exported_source(
-    spec: ModelSpec,
-    source: Any,
-    im_size: int | Sequence[int] | None,
-    frame: Sequence[int] | None,
-    batch_size: int,
-    cache_dir: Any,
-    chosen: Future[list[select.Choice]],
-) -> Source:
-    size = exporter.input_size(spec.input_size, im_size, frame)
-    found = weights.locate(spec, source, cache_dir=cache_dir)
-    chosen.result()  # an engine that does not work is better known before minutes of export
-    return _source_of(found, spec, size, batch_size, cache_dir)
 
 
 def _source_of(

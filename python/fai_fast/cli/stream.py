@@ -412,6 +412,8 @@ class Video(_Output):
     def _fitted(self, picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         height, width = self._stream.height, self._stream.width
         lower, right = height - picture.shape[0], width - picture.shape[1]
+        if lower == right == 0:
+            return picture
         if lower in (0, 1) and right in (0, 1):
             return np.pad(picture, ((0, lower), (0, right), (0, 0)), mode="edge")
         from PIL import Image, ImageOps
