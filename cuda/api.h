@@ -13,6 +13,7 @@
 
 #include "csrc/core/frame_layout.h"
 #include "csrc/core/pixel_axis.h"
+#include "csrc/core/rules.h"
 #include "csrc/core/tap.h"
 #include "csrc/core/types.h"
 
@@ -47,7 +48,8 @@ struct GraphSpec {
     int32_t queries = 0, rows = 0, columns = 0;  // of mask_logits
     int32_t class_columns = 0;                   // with softmax one more than there are classes
     DType mask_logits = DType::f16, class_logits = DType::f16;
-    bool predict_all_pixels = false, softmax = true;
+    bool predict_all_pixels = false, softmax = true;  // panoptic: predict_all_pixels too
+    Rules rules;
 };
 
 // A frame, and what is asked of it. Tables are borrowed until submit() returns.

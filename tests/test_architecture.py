@@ -38,6 +38,7 @@ BASE = {
     "_redaction",
     "_coco",
     "_sizes",
+    "_rules",
     "_extras",
     "_progress",
 }
@@ -50,6 +51,7 @@ MAY_IMPORT = {
     "_arguments": {"_foreign"},
     "_foreign": set(),
     "_sizes": {"_arguments"},
+    "_rules": {"_arguments"},
     "_locks": set(),
     "errors": set(),
     "_files": BASE,

@@ -221,7 +221,7 @@ class BoundFrameGraph {
                     std::array<int64_t, 3> mask_logits, const std::string& mask_dtype,
                     std::array<int64_t, 2> class_logits, const std::string& class_dtype,
                     std::array<float, 3> mean, std::array<float, 3> stddev, bool predict_all_pixels,
-                    bool softmax) {
+                    bool softmax, const py::dict& rules) {
         ops::check_sides("size", size[0], size[1]);
         ops::check_sides("mask_logits", mask_logits[1], mask_logits[2]);
         cuda::GraphSpec spec;
@@ -242,6 +242,7 @@ class BoundFrameGraph {
         spec.class_logits = choose("class_dtype", class_dtype, kDtypes);
         spec.predict_all_pixels = predict_all_pixels;
         spec.softmax = softmax;
+        spec.rules = rules_of(rules, class_logits[1] - softmax);
         float means[3], stddevs[3];
         std::copy(mean.begin(), mean.end(), means);
         std::copy(stddev.begin(), stddev.end(), stddevs);
@@ -542,10 +543,11 @@ void register_cuda(py::module_& m) {
     py::class_<BoundFrameGraph>(m, "FrameGraph")
         .def(py::init<int, int, std::array<int64_t, 2>, const std::string&, std::array<int64_t, 3>,
                       const std::string&, std::array<int64_t, 2>, const std::string&, std::array<float, 3>,
-                      std::array<float, 3>, bool, bool>(),
+                      std::array<float, 3>, bool, bool, const py::dict&>(),
              py::kw_only(), py::arg("device"), py::arg("batch"), py::arg("size"), py::arg("dtype"),
              py::arg("mask_logits"), py::arg("mask_dtype"), py::arg("class_logits"), py::arg("class_dtype"),
-             py::arg("mean"), py::arg("std"), py::arg("predict_all_pixels"), py::arg("softmax"))
+             py::arg("mean"), py::arg("std"), py::arg("predict_all_pixels"), py::arg("softmax"),
+             py::arg("rules") = py::dict())
         .def_property_readonly("stream", &BoundFrameGraph::stream)
         .def_property_readonly("images", &BoundFrameGraph::images)
         .def_property_readonly("mask_logits", &BoundFrameGraph::mask_logits)

@@ -14,6 +14,7 @@
 #include "csrc/bindings/arrays.h"
 #include "csrc/bindings/bindings.h"
 #include "csrc/bindings/gil.h"
+#include "csrc/bindings/options.h"
 #include "csrc/bindings/results.h"
 #include "csrc/core/error.h"
 #include "csrc/ops/checks.h"
@@ -48,7 +49,7 @@ py::list postprocess(py::object mask_logits, py::object class_logits, bool batch
                      const std::vector<std::array<int64_t, 2>>& sizes, double threshold,
                      double mask_threshold, bool use_mask_score, bool predict_all_pixels, bool softmax,
                      int64_t class_names, const std::vector<std::optional<LetterboxTuple>>& letterboxes,
-                     int num_threads, int64_t min_area) {
+                     int num_threads, int64_t min_area, const py::dict& rules) {
     constexpr const char* kMasks = "a float32 or float16 array (Q, h, w) in the CPU's memory";
     constexpr const char* kMaskBatch = "a float32 or float16 array (B, Q, h, w) in the CPU's memory";
     constexpr const char* kClasses = "a float32 or float16 array (Q, K) in the CPU's memory";
@@ -103,6 +104,7 @@ py::list postprocess(py::object mask_logits, py::object class_logits, bool batch
         }
         ops::check(arguments);
         const int64_t class_count = arguments.class_logits.shape[1] - softmax;
+        arguments.rules = rules_of(rules, class_count);
         if (class_names >= 0 && class_names != class_count) {
             throw ValueError(message("class_names: got ", class_names, " names, expected ", class_count,
                                      " for class_logits ", ops::shape_of(arguments.class_logits),
@@ -144,7 +146,7 @@ void register_postprocess(py::module_& m) {
     m.def("postprocess", postprocess, py::arg("mask_logits"), py::arg("class_logits"), py::arg("batched"),
           py::arg("sizes"), py::arg("threshold"), py::arg("mask_threshold"), py::arg("use_mask_score"),
           py::arg("predict_all_pixels"), py::arg("softmax"), py::arg("class_names"), py::arg("letterboxes"),
-          py::arg("num_threads"), py::arg("min_area") = ops::PostprocessArguments{}.min_area);
+          py::arg("num_threads"), py::arg("min_area") = ops::PostprocessArguments{}.min_area, py::arg("rules") = py::dict());
 }
 
 }  // namespace fai

@@ -4,6 +4,7 @@
 #include <memory>
 #include <vector>
 
+#include "csrc/core/rules.h"
 #include "csrc/core/types.h"
 #include "csrc/math/rows.h"
 #include "csrc/ops/preprocess.h"
@@ -20,6 +21,7 @@ struct PostprocessArguments {
     bool use_mask_score = false;
     bool predict_all_pixels = false;
     bool softmax = true;
+    Rules rules;
     // Pixels that a row has at least; 0 keeps the queries without any, NaN in their masks too.
     int64_t min_area = math::kMinArea;
     bool letterboxed = false;

@@ -11,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from fai_fast._core import __version__
+from fai_fast._rules import Panoptic, Resampling
 from fai_fast._sizes import fit_size
 from fai_fast.detections import Detections, Latency, MaskSequence, PackedMasks, Row
 from fai_fast.errors import CudaError, EngineError, ExportError, FaiFastError, WeightsError
@@ -41,7 +42,9 @@ __all__ = [
     "ModelConfig",
     "ModelSpec",
     "PackedMasks",
+    "Panoptic",
     "QuantizeReport",
+    "Resampling",
     "Row",
     "Stream",
     "StreamStats",

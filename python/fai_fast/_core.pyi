@@ -38,6 +38,7 @@ def postprocess(
     letterboxes: Sequence[tuple[tuple[int, int], tuple[int, int], tuple[int, int]] | None],
     num_threads: int,
     min_area: int = ...,
+    rules: dict[str, Any] = ...,
 ) -> list[dict[str, Any]]: ...
 
 class Masks:
@@ -139,6 +140,7 @@ class FrameGraph:
         std: Sequence[float],
         predict_all_pixels: bool,
         softmax: bool,
+        rules: dict[str, Any] = ...,
     ) -> None: ...
     @property
     def stream(self) -> int: ...

@@ -21,6 +21,7 @@ from fai_fast._arguments import check_wait
 from fai_fast._foreign import explained, from_signal_handler
 from fai_fast._forks import ProcessGuard
 from fai_fast._locks import SignalSafeLock
+from fai_fast._rules import rules_of
 from fai_fast.detections import Detections, Latency, Source
 from fai_fast.detections.selection import Selection
 from fai_fast.engines.base import Context, Engine
@@ -143,6 +144,13 @@ class CpuPipeline(Pipeline):
     def __init__(self, spec: ModelSpec, engine: Engine, num_threads: int | None) -> None:
         self._spec = spec
         self._num_threads = num_threads
+        rules = rules_of(spec.config)
+        self._rules: dict[str, Any] = {
+            "combine": rules.combine,
+            "panoptic": rules.panoptic,
+            "multi_label": rules.multi_label,
+            "resampling": rules.resampling,
+        }
         self.contexts = ContextPool(engine.context, MAX_CONTEXTS)
         self._guard = ProcessGuard(engine.name)
         self._lock = SignalSafeLock()
@@ -174,6 +182,7 @@ class CpuPipeline(Pipeline):
                 use_mask_score=request.use_mask_score,
                 predict_all_pixels=self._spec.config.predict_all_pixels,
                 class_activation="sigmoid" if self._spec.config.cls_sigmoid else "softmax",
+                **self._rules,
                 class_names=self._spec.classes,
                 num_threads=self._num_threads,
             )
@@ -427,6 +436,7 @@ class _Slot:
             std=spec.config.pixel_std,
             predict_all_pixels=spec.config.predict_all_pixels,
             softmax=not spec.config.cls_sigmoid,
+            rules=rules_of(spec.config).plain(),
         )
         try:
             self._context: GpuContext = engine.bind(

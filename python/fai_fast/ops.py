@@ -33,6 +33,7 @@ from fai_fast._options import (
     YuvMatrix,
     YuvRange,
 )
+from fai_fast._rules import Combine, Panoptic, Resampling, check_rules
 from fai_fast.detections import Detections
 from fai_fast.letterbox import Letterbox
 
@@ -230,6 +231,10 @@ def postprocess(
     predict_all_pixels: bool = False,
     class_activation: Activation = "softmax",
     class_names: Sequence[str] | None = None,
+    panoptic: Panoptic | None = None,
+    combine: Combine = "contest",
+    multi_label: bool = False,
+    resampling: Resampling | None = None,
     letterbox: Letterbox | None = None,
     num_threads: int | None = None,
 ) -> Detections:
@@ -252,6 +257,13 @@ def postprocess(
             mask probability, instead of instances that may overlap.
         class_activation: "softmax" or "sigmoid" (no 'no object' column).
         class_names: one per class, kept in the result.
+        panoptic: a panoptic result: segments that do not overlap, things one by one and stuff fused; None for another.
+        combine: semantic: "contest", as said at ``predict_all_pixels``; or "sum": each pixel goes to the class with
+            the largest sum, over all queries, of class probability times mask probability, as in the papers of
+            MaskFormer and Mask2Former.
+        multi_label: instances: a query is a row for each of its classes; of all pairs of query and class as many as
+            there are queries are considered, the best.
+        resampling: how masks get their size; None for the way of docs/postprocess.md.
         letterbox: the geometry that :func:`preprocess` returned, where it letterboxed the frame.
         num_threads: at most this many threads; None for all cores. The result does not depend on it.
 
@@ -273,6 +285,10 @@ def postprocess(
         predict_all_pixels=predict_all_pixels,
         class_activation=class_activation,
         class_names=class_names,
+        panoptic=panoptic,
+        combine=combine,
+        multi_label=multi_label,
+        resampling=resampling,
         num_threads=num_threads,
     )[0]
 
@@ -288,6 +304,10 @@ def postprocess_batch(
     predict_all_pixels: bool = False,
     class_activation: Activation = "softmax",
     class_names: Sequence[str] | None = None,
+    panoptic: Panoptic | None = None,
+    combine: Combine = "contest",
+    multi_label: bool = False,
+    resampling: Resampling | None = None,
     letterbox: Letterbox | Sequence[Letterbox | None] | None = None,
     num_threads: int | None = None,
 ) -> list[Detections]:
@@ -314,6 +334,10 @@ def postprocess_batch(
         predict_all_pixels=predict_all_pixels,
         class_activation=class_activation,
         class_names=class_names,
+        panoptic=panoptic,
+        combine=combine,
+        multi_label=multi_label,
+        resampling=resampling,
         num_threads=num_threads,
     )
 
@@ -390,10 +414,18 @@ def _postprocess(
     class_activation: Activation,
     class_names: Sequence[str] | None,
     num_threads: int | None,
+    panoptic: Panoptic | None = None,
+    combine: Combine = "contest",
+    multi_label: bool = False,
+    resampling: Resampling | None = None,
     min_area: int = 2,
 ) -> list[Detections]:
     softmax = check_choice("class_activation", class_activation, ACTIVATIONS) == "softmax"
     names = check_names("class_names", class_names)
+    check_bool("predict_all_pixels", predict_all_pixels)
+    rules = check_rules(combine, panoptic, multi_label, resampling, predict_all_pixels=predict_all_pixels)
+    if panoptic is not None and predict_all_pixels:
+        raise ValueError("predict_all_pixels: got True with panoptic, expected False: one or the other")
     results = _core.postprocess(
         mask_logits,
         class_logits,
@@ -402,12 +434,13 @@ def _postprocess(
         threshold,
         check_threshold("mask_threshold", mask_threshold),
         check_bool("use_mask_score", use_mask_score),
-        check_bool("predict_all_pixels", predict_all_pixels),
+        predict_all_pixels or panoptic is not None,
         softmax,
         len(names) if names is not None else -1,
         [_letterbox_tuple(item, size) for item, size in zip(letterboxes, sizes, strict=True)],
         check_threads("num_threads", num_threads),
         min_area,
+        rules.plain(),
     )
     return [Detections._from_core(rows, size, names) for rows, size in zip(results, sizes, strict=True)]
 

@@ -1,0 +1,36 @@
+// How a network's outputs become a result, where there is more than one way (docs/postprocess.md).
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "csrc/core/types.h"
+
+namespace fai {
+
+struct Rules {
+    // Semantic: each pixel goes to the class with the largest sum, over all queries, of class probability times
+    // mask probability, instead of to one query. Labels are classes.
+    bool by_sum = false;
+
+    // Panoptic: queries compete for pixels as in a semantic contest; those that win too little of what is theirs
+    // are no segments, and segments of a class of `stuff` are one.
+    bool panoptic = false;
+    double overlap_threshold = 0.8;
+    // What is a query's own are the pixels whose probability, times its score where `weighted`, is at least
+    // mask_threshold.
+    bool weighted = true;
+    std::vector<uint8_t> stuff;  // (C) not 0 where segments of the class are fused; empty where none are
+
+    // Instances: a query may be a row for each of several classes.
+    bool multi_label = false;
+
+    // Mask logits are first resized to this, bilinearly; 0 x 0 where they are not.
+    Size logits_size;
+    // Logits are resized to the frame, and the sigmoid is taken of what that gives.
+    bool of_logits = false;
+    // Instances: a pixel is what the node nearest to it is.
+    bool nearest = false;
+};
+
+}  // namespace fai

@@ -1,0 +1,149 @@
+"""How a network's outputs become a result, where there is more than one way: see docs/postprocess.md."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from fai_fast._arguments import check_bool, check_choice, check_fraction, check_int, check_items, check_size
+
+__all__ = ["COMBINES", "Combine", "Panoptic", "Resampling", "Rules", "rules_of"]
+
+Combine = Literal["contest", "sum"]
+Resampled = Literal["probabilities", "logits"]
+
+COMBINES: tuple[Combine, ...] = get_args(Combine)
+RESAMPLED: tuple[Resampled, ...] = get_args(Resampled)
+
+
+@dataclass(frozen=True)
+class Panoptic:
+    """How queries become the segments of a panoptic result.
+
+    Those whose best column is a class and whose score is above ``threshold`` compete for each pixel with score times
+    mask probability. A query is a segment where the pixels that it won are more than ``overlap_threshold`` of those
+    that are its own. Segments of a stuff class are one. Source: ``post_process_panoptic_segmentation`` of
+    transformers, after DETR's and MaskFormer's papers.
+
+    Attributes:
+        stuff: ids of the classes that are stuff, such as sky; the others are things, of which each is a segment.
+        overlap_threshold: 0 to 1.
+        weighted: a query's own pixels are those where its score times its mask probability is at least
+            ``mask_threshold`` (MaskFormer, Mask2Former, OneFormer); where False those where its mask probability is
+            (EoMT).
+
+    Raises:
+        TypeError, ValueError: a field is not as said here; the text names it.
+    """
+
+    stuff: tuple[int, ...] = ()
+    overlap_threshold: float = 0.8
+    weighted: bool = True
+
+    def __post_init__(self) -> None:
+        ids = check_items("panoptic.stuff", self.stuff, "a sequence of class ids")
+        ids = tuple(sorted({check_int("panoptic.stuff", item) for item in ids}))
+        if ids and ids[0] < 0:
+            raise ValueError(f"panoptic.stuff: got class {ids[0]}, expected ids of 0 or more")
+        object.__setattr__(self, "stuff", ids)
+        object.__setattr__(
+            self, "overlap_threshold", check_fraction("panoptic.overlap_threshold", self.overlap_threshold)
+        )
+        check_bool("panoptic.weighted", self.weighted)
+
+
+@dataclass(frozen=True)
+class Resampling:
+    """How mask logits become masks of a frame's size, for networks whose own library does it in another way.
+
+    Attributes:
+        logits_size: (h, w) to which the logits are resized first, bilinearly; None for none. Where the frame was put
+            into a part of the network's input (``letterbox``), the same part of this size is what is used.
+        of: what is resized to the frame's size: "probabilities", or "logits", of which the sigmoid is taken then.
+        nearest: instances: a pixel is inside where the node nearest to it is, and with ``use_mask_score`` the mean is
+            taken over the nodes inside.
+
+    Raises:
+        TypeError, ValueError: a field is not as said here; the text names it.
+    """
+
+    logits_size: tuple[int, int] | None = None
+    of: Resampled = "probabilities"
+    nearest: bool = False
+
+    def __post_init__(self) -> None:
+        if self.logits_size is not None:
+            object.__setattr__(self, "logits_size", check_size("resampling.logits_size", self.logits_size))
+        check_choice("resampling.of", self.of, RESAMPLED)
+        check_bool("resampling.nearest", self.nearest)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """All of it, as the kernels take it. Checked where it is made."""
+
+    combine: Combine = "contest"
+    panoptic: Panoptic | None = None
+    multi_label: bool = False
+    resampling: Resampling = Resampling()
+
+    def plain(self) -> dict[str, Any]:
+        """The arguments of ``_core``, by name; those that say nothing are left out."""
+        plain: dict[str, Any] = {}
+        if self.combine == "sum":
+            plain["by_sum"] = True
+        if self.panoptic is not None:
+            plain["panoptic"] = True
+            plain["overlap_threshold"] = self.panoptic.overlap_threshold
+            plain["weighted"] = self.panoptic.weighted
+            plain["stuff"] = list(self.panoptic.stuff)
+        if self.multi_label:
+            plain["multi_label"] = True
+        if self.resampling.logits_size is not None:
+            plain["logits_size"] = self.resampling.logits_size
+        if self.resampling.of == "logits":
+            plain["of_logits"] = True
+        if self.resampling.nearest:
+            plain["nearest"] = True
+        return plain
+
+
+def check_rules(
+    combine: object,
+    panoptic: object,
+    multi_label: object,
+    resampling: object,
+    *,
+    predict_all_pixels: bool,
+) -> Rules:
+    """The arguments of postprocess, checked, and whether they go together. Raises TypeError, ValueError."""
+    combine = check_choice("combine", combine, COMBINES)
+    if panoptic is not None and not isinstance(panoptic, Panoptic):
+        raise TypeError(f"panoptic: got {type(panoptic).__name__}, expected a fai_fast.Panoptic or None")
+    multi_label = check_bool("multi_label", multi_label)
+    if resampling is None:
+        resampling = Resampling()
+    if not isinstance(resampling, Resampling):
+        raise TypeError(
+            f"resampling: got {type(resampling).__name__}, expected a fai_fast.Resampling or None"
+        )
+    if combine == "sum" and (panoptic is not None or not predict_all_pixels):
+        raise ValueError(
+            "combine: got 'sum' for a result that is not semantic, expected 'contest', or predict_all_pixels=True "
+            "without panoptic"
+        )
+    if multi_label and (panoptic is not None or predict_all_pixels):
+        raise ValueError("multi_label: got True for a result that is not of instances, expected False")
+    if resampling.nearest and (panoptic is not None or predict_all_pixels):
+        raise ValueError("resampling.nearest: got True for a result that is not of instances, expected False")
+    return Rules(combine, panoptic, multi_label, resampling)
+
+
+def rules_of(config: Any) -> Rules:
+    """Those of a network's configuration."""
+    return Rules(
+        getattr(config, "combine", "contest"),
+        getattr(config, "panoptic", None),
+        getattr(config, "multi_label", False),
+        getattr(config, "resampling", None) or Resampling(),
+    )
