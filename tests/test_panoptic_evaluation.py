@@ -492,6 +492,35 @@ def test_comparisons_take_it(tmp_path):
     assert comparison.table().splitlines()[2].split()[:4] == ["percent", "PQ", "SQ", "RQ"]
 
 
+class Shaped(Oracle):
+    """Finds what is there with an input of the picture's shape, and nothing with its own."""
+
+    _size_is_open = True
+
+    def _tell_no_aspect(self):
+        pass
+
+    def _with_size(self, size):
+        made = Shaped(GOOD, self.spec)
+        made.size = size
+        return made
+
+
+def test_pictures_of_another_shape_get_an_input_of_theirs(tmp_path):
+    write(tmp_path, TRUTH)  # 3x5 and 1x6
+    nothing = {i: found[[]] for i, found in GOOD.items()}
+    report = evaluate.panoptic(Shaped(nothing), tmp_path / "images", tmp_path / "truth.json")
+    assert report.metrics == read(tmp_path).metrics
+    assert sum(images for _, images in report.sizes) == 2
+    assert all(size != (64, 64) for size, _ in report.sizes)
+    effect = report.size_effect
+    assert (effect.images, effect.own_size, effect.own) == (2, (64, 64), 0)
+    assert effect.shaped == report.headline
+    assert "panoptic/PQ" in report.table().splitlines()[-1]
+    plain = evaluate.panoptic(Shaped(GOOD), tmp_path / "images", tmp_path / "truth.json", buckets=1)
+    assert (plain.sizes, plain.size_effect) == ((), None)
+
+
 def test_other_models_are_refused(tmp_path):
     write(tmp_path, TRUTH)
     data = evaluate.PanopticData.read(None, tmp_path / "truth.json")
