@@ -41,8 +41,8 @@ class Panoptic:
     weighted: bool = True
 
     def __post_init__(self) -> None:
-        ids = check_items("panoptic.stuff", self.stuff, "a sequence of class ids")
-        ids = tuple(sorted({check_int("panoptic.stuff", item) for item in ids}))
+        given = check_items("panoptic.stuff", self.stuff, "a sequence of class ids")
+        ids = tuple(sorted({check_int("panoptic.stuff", item) for item in given}))
         if ids and ids[0] < 0:
             raise ValueError(f"panoptic.stuff: got class {ids[0]}, expected ids of 0 or more")
         object.__setattr__(self, "stuff", ids)
