@@ -14,12 +14,18 @@ from fai_fast.errors import EngineError, ExportError
 from fai_fast.networks.onnx_file import graphs_of
 from fai_fast.networks.ports import Tensor, inferred
 
-__all__ = ["deployed", "in_float16"]
+__all__ = ["deployed", "drop_unused", "in_float16"]
 
 # What is written with these is at least of this version: weights stand beside the inputs, not among them.
 _IR_VERSION = 8
 # Sums over many values: in float16 they overflow, or lose what they are for.
-_IN_FLOAT32 = ("LayerNormalization", "GroupNormalization", "InstanceNormalization", "ReduceSumSquare", "ReduceL2")
+_IN_FLOAT32 = (
+    "LayerNormalization",
+    "GroupNormalization",
+    "InstanceNormalization",
+    "ReduceSumSquare",
+    "ReduceL2",
+)
 
 _log = logging.getLogger("fai_fast")
 
@@ -44,7 +50,8 @@ def deployed(model: Any, image: Tensor, outputs: tuple[Tensor, Tensor], size: tu
     batch = (outputs[0].shape or (1,))[0]
     ours = {image.name: INPUT, outputs[0].name: OUTPUTS[0], outputs[1].name: OUTPUTS[1]}
     _rename(graph, _without_collisions(graph, ours))
-    before, after = [], []
+    before: list[Any] = []
+    after: list[Any] = []
     for given, name in ((image, INPUT), *zip(outputs, OUTPUTS, strict=True)):
         if given.kind == "float32":
             continue
@@ -52,7 +59,9 @@ def deployed(model: Any, image: Tensor, outputs: tuple[Tensor, Tensor], size: tu
         _rename(graph, {name: inner})
         pair = ([name], [inner]) if name == INPUT else ([inner], [name])
         kind = getattr(TensorProto, given.kind.upper()) if name == INPUT else TensorProto.FLOAT
-        (before if name == INPUT else after).append(helper.make_node("Cast", *pair, name=f"{name}/cast", to=kind))
+        (before if name == INPUT else after).append(
+            helper.make_node("Cast", *pair, name=f"{name}/cast", to=kind)
+        )
     nodes = [*before, *graph.node, *after]
     graph = helper.make_graph(
         nodes,
@@ -88,7 +97,7 @@ def in_float16(model: Any, shown: str) -> Any:
 
     onnxruntime.package()
     try:
-        from onnxruntime.transformers import float16  # type: ignore[import-untyped]
+        from onnxruntime.transformers import float16
     except ImportError as error:
         raise EngineError(
             f"onnxruntime: its converter to float16 cannot be imported ({error}); install a release with it: "
@@ -107,7 +116,9 @@ def in_float16(model: Any, shown: str) -> Any:
     except Exception as error:
         if not explained(error, "onnx", "onnxruntime"):
             raise
-        raise ExportError(f"{shown} cannot be converted to float16: {type(error).__name__}: {error}") from error
+        raise ExportError(
+            f"{shown} cannot be converted to float16: {type(error).__name__}: {error}"
+        ) from error
     return result
 
 
@@ -124,6 +135,11 @@ def _used(node: Any) -> Iterator[str]:
                     yield from item.input
                 for output in graph.output:
                     yield output.name
+
+
+def drop_unused(graph: Any) -> None:
+    """Takes out nodes and constants that none of the outputs depends on."""
+    _drop_what_is_not_needed(graph, {item.name for item in graph.output})
 
 
 def _drop_what_is_not_needed(graph: Any, outputs: set[str]) -> None:

@@ -97,7 +97,7 @@ def _check_model(model: Any, shown: str) -> None:
     import onnx
 
     # Almost any bytes decode as a message of which nothing is known.
-    if not model.HasField("graph") or not model.graph.node or not 1 <= model.ir_version:
+    if not model.HasField("graph") or not model.graph.node or not model.ir_version >= 1:
         raise ValueError(f"{shown} is no ONNX model, or is damaged: there is no graph in it")
     if model.ir_version > onnx.IR_VERSION:
         raise ValueError(
@@ -110,8 +110,8 @@ def _check_model(model: Any, shown: str) -> None:
         raise ValueError(f"{shown} names {len(versions)} versions of ONNX's operators (opset), expected one")
     if not OLDEST_OPSET <= versions[0] <= newest:
         raise ValueError(
-            f"{shown} has opset {versions[0]}, expected {OLDEST_OPSET} to {newest}; export it with opset 18, or convert "
-            "it with onnx.version_converter"
+            f"{shown} has opset {versions[0]}, expected {OLDEST_OPSET} to {newest}; export it with opset 18, or "
+            "convert it with onnx.version_converter"
         )
 
 
@@ -141,7 +141,9 @@ def _without_functions(model: Any, shown: str) -> Any:
         return total
 
     if (nodes := sum(count(graph.node, ()) for graph in graphs_of(model.graph))) > MOST_NODES:
-        raise ValueError(f"{shown} has {nodes} nodes with its functions written out, expected at most {MOST_NODES}")
+        raise ValueError(
+            f"{shown} has {nodes} nodes with its functions written out, expected at most {MOST_NODES}"
+        )
     try:
         return onnx.inliner.inline_local_functions(model)
     except Exception as error:
@@ -162,8 +164,8 @@ def _check_operators(model: Any, shown: str) -> None:
     if others:
         raise ValueError(
             f"{shown} has operators that are not ONNX's own, {', '.join(others[:5])}"
-            f"{', ...' if len(others) > 5 else ''}, which not every engine runs; expected ONNX's alone: export it again "
-            "without optimizing it for one engine"
+            f"{', ...' if len(others) > 5 else ''}, which not every engine runs; expected ONNX's alone: export it "
+            "again without optimizing it for one engine"
         )
 
 
@@ -260,8 +262,8 @@ def _bytes_of(tensor: Any, what: str) -> int:
         raise ValueError(f"{what} have the unknown type {tensor.data_type}") from None
     if kind in ("STRING", "UNDEFINED"):
         raise ValueError(f"{what} are of the type {kind}, expected numbers")
-    count = math.prod(tensor.dims)
-    return (count + 1) // 2 if kind in _HALF_BYTES else count * width
+    count = math.prod(int(side) for side in tensor.dims)
+    return (count + 1) // 2 if kind in _HALF_BYTES else count * int(width)
 
 
 def _check_tensors(model: Any, shown: str) -> None:
@@ -276,12 +278,14 @@ def _check_tensors(model: Any, shown: str) -> None:
         if tensor.HasField("raw_data"):
             if len(tensor.raw_data) != expected:
                 raise ValueError(
-                    f"{what} have {len(tensor.raw_data)} bytes, expected {expected} for shape {tuple(tensor.dims)}: the "
-                    "file is damaged"
+                    f"{what} have {len(tensor.raw_data)} bytes, expected {expected} for shape {tuple(tensor.dims)}: "
+                    "the file is damaged"
                 )
         # One value may take a byte of the message, and none less than that.
         elif expected > 16 * LARGEST_FILE or math.prod(tensor.dims) > LARGEST_FILE:
-            raise ValueError(f"{what} have the shape {tuple(tensor.dims)}, which no file holds: it is damaged")
+            raise ValueError(
+                f"{what} have the shape {tuple(tensor.dims)}, which no file holds: it is damaged"
+            )
 
 
 def _line(error: BaseException) -> str:

@@ -95,7 +95,9 @@ def find_input(model: Any, name: str | None, shown: str) -> Tensor:
     inputs = inputs_of(model)
     found = [item for item in inputs if name in (None, item.name)]
     if name is not None and not found:
-        raise ValueError(f"config.input_name: got {name!r}, expected an input of {shown}, which are {listed(inputs)}")
+        raise ValueError(
+            f"config.input_name: got {name!r}, expected an input of {shown}, which are {listed(inputs)}"
+        )
     if len(inputs) != 1:
         raise ValueError(
             f"{shown} has the inputs {listed(inputs)}, expected a single one, the image (B, 3, H, W): export it with "
@@ -171,7 +173,10 @@ def find_outputs(outputs: Sequence[Tensor], wanted: Wanted, shown: str) -> tuple
         "mask_logits": f"(B, Q, h, w) = ({wanted.batch}, {wanted.queries or 'Q'}, h, w)",
         "class_logits": f"(B, Q, K) = ({wanted.batch}, {wanted.queries or 'Q'}, {wanted.columns}), {wanted.why}",
     }
-    for kind, name, candidates in (("mask_logits", wanted.masks, masks), ("class_logits", wanted.classes, classes)):
+    for kind, name, candidates in (
+        ("mask_logits", wanted.masks, masks),
+        ("class_logits", wanted.classes, classes),
+    ):
         if name is not None and by_name[name] not in candidates:
             raise ValueError(
                 f"config.{kind}_name: {by_name[name]} cannot be the {kind}, expected float32 or float16 {what[kind]}"
