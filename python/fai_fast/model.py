@@ -250,9 +250,10 @@ class Model:
             threshold: rows whose score is not above it are left out; None for the model's own. A mapping from class
                 names or ids gives some classes a threshold of their own, such as ``{"person": 0.7}``.
             classes: names or ids of the classes that are wanted; None for all. In a semantic result all classes go on
-                competing for pixels; those that others win have no label (-1 in ``label_map``).
+                competing for pixels; those that others win have no label (-1 in ``label_map``). So have in a panoptic
+                result the segments of classes that are not wanted.
             top_k: objects at most, the best of those that are wanted; None for the model's own limit
-                (``config.top_k``), which most do not have. Semantic results are never cut.
+                (``config.top_k``), which most do not have. Semantic and panoptic results are never cut.
             mask_threshold, use_mask_score: see :func:`fai_fast.postprocess`; None for the model's own.
             color, resize, yuv_matrix, yuv_range: see :func:`fai_fast.preprocess`.
             masks_device: leave boolean masks in the GPU's memory too, as ``Detections.masks_device``.
@@ -379,7 +380,7 @@ class Model:
             stride: use every n-th frame.
             threshold, classes, top_k, mask_threshold, use_mask_score, resize, masks_device: see :meth:`infer`.
             track: True numbers objects from frame to frame with ByteTrack, which needs the extra ``track``:
-                ``tracker_id``, -1 for what was not seen often enough yet. Or a tracker of your own, whose
+                ``tracker_id``, -1 for what was not seen often enough yet and for stuff. Or a tracker of your own, whose
                 ``update(supervision.Detections)`` gives rows with ``tracker_id``. Rows keep their order and masks.
             on_error: what to do when a live source ends or fails: "raise" the error, or "reconnect": open it again.
             timeout: seconds without a frame after which the source counts as failed; None for 10 with cameras,
@@ -535,7 +536,7 @@ class Model:
         """The threshold of postprocessing, and which of the rows above it are wanted."""
         config, names = self.spec.config, self.spec.classes
         # FocoosAI's own trainings do not set predict_all_pixels: then the regions of a semantic result may overlap.
-        semantic = config.predict_all_pixels or self.spec.task == "semantic"
+        areas = config.predict_all_pixels or self.spec.task in ("semantic", "panoptic")
         wanted = thresholds = None
         if classes is not None:
             wanted = np.zeros(len(names), bool)
@@ -551,12 +552,12 @@ class Model:
             threshold = config.threshold if threshold is None else check_fraction("threshold", threshold)
         if top_k is not None:
             top_k = check_count("top_k", top_k)
-            if semantic:
+            if areas:
                 raise ValueError(
-                    f"top_k: got {top_k} for a semantic model, whose pixels would lose their class, expected None; "
-                    "detections.top_k(n) selects regions"
+                    f"top_k: got {top_k} for a {self.spec.task} model, whose pixels would lose their class, expected "
+                    "None; detections.top_k(n) selects regions"
                 )
-        elif not semantic:
+        elif not areas:
             top_k = config.top_k
         return threshold, Selection(wanted, thresholds, top_k)
 
