@@ -8,8 +8,8 @@ from pathlib import Path
 import fai_fast
 import numpy as np
 import pytest
-import test_panoptic_evaluation as evaluated
 from fai_fast import Detections, Latency, cli, evaluate
+from helpers import panoptic as evaluated
 from helpers.models import Bright
 from PIL import Image
 
