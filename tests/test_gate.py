@@ -541,3 +541,19 @@ def test_a_model_pickles_with_its_pictures(damaged, put_on, cache_dir, folder):
 def test_scenes_have_a_version():
     """Whoever changes them raises it, so that verdicts on others are not taken for those on these."""
     assert (_scenes.VERSION, round(float(_scenes.draw(0, (64, 64)).mean()))) == (1, 112)
+
+
+# --------------------------------------------------------------------------------------- networks of others
+
+
+def theirs(task, **settings):
+    """The record of a network that is not FocoosAI's; classes c and d are stuff where that matters."""
+    config = fai_fast.NetworkConfig(CLASSES, postprocessing_type=task, **settings)
+    return fai_fast.ModelSpec(name="theirs", task=task, classes=("a", "b", "c", "d"), config=config, im_size=SIDE)
+
+
+def test_segments_of_a_panoptic_result_are_compared():
+    spec = theirs("panoptic", panoptic=fai_fast.Panoptic(stuff=(2, 3)))
+    found = quality(scene(), scene(), spec)
+    # Twelve things of a grid, of which six are stuff of two classes.
+    assert str(found) == "panoptic quality 1 (at least 0.9) of 8 detections on 1 picture"
