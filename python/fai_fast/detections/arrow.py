@@ -201,7 +201,7 @@ def from_parquet(
 def _rows_of(
     cls: type[Detections], files: Sequence[Path], given: Sequence[str] | None, skip_errors: bool
 ) -> Iterator[Detections]:
-    parquet = _parquet()
+    refusals = OSError, _pyarrow().lib.ArrowException
     for file in files:
         with _opened(file) as content:
             there = content.schema_arrow
@@ -219,7 +219,7 @@ def _rows_of(
                         yield _detections(
                             cls, {name: row.get(name) for name in COLUMNS}, names, _source_of(row)
                         )
-            except (OSError, parquet.lib.ArrowException) as error:
+            except refusals as error:
                 if not explained(error, "pyarrow"):
                     raise
                 raise ValueError(f"path: {file} is damaged: {error}") from error
@@ -267,10 +267,10 @@ def _parquet() -> Any:
 
 
 def _opened(file: Path) -> Any:
-    parquet = _parquet()
+    refusals = OSError, _pyarrow().lib.ArrowException
     try:
-        return parquet.ParquetFile(file)
-    except (OSError, parquet.lib.ArrowException) as error:
+        return _parquet().ParquetFile(file)
+    except refusals as error:
         if (isinstance(error, OSError) and error.errno is not None) or not explained(error, "pyarrow"):
             raise
         raise ValueError(f"path: {file} is no Parquet file, or a damaged one: {error}") from error

@@ -60,7 +60,7 @@ class VideoDetector:
         ...     fai_fast.ray.VideoDetector,
         ...     fn_constructor_kwargs={"model": "fai-mf-s-coco-ins", "stride": 5},
         ...     batch_size=1,
-        ...     concurrency=4,
+        ...     compute=ray.data.ActorPoolStrategy(size=4),
         ... )
     """
 
@@ -89,7 +89,7 @@ class VideoDetector:
         color = self._options.get("color", "rgb")
         blank = np.full(frame_shape(*self.model.size, color), 114, np.uint8)
         common = {name: value for name, value in self._options.items() if name not in _OF_FILES}
-        with self.model.stream([blank], **common) as stream:  # type: ignore[arg-type]
+        with self.model.stream([blank], **common) as stream:
             for _ in stream:
                 pass
 
@@ -157,7 +157,9 @@ def _source(kind: str, item: Any) -> Any:
         return io.BytesIO(item)
     if kind == "bytes" or not isinstance(item, str):
         came = "null" if item is None else type(item).__name__
-        raise TypeError(f"{kind}: got {came}, expected {'a path' if kind == 'path' else 'the bytes of a video'}")
+        raise TypeError(
+            f"{kind}: got {came}, expected {'a path' if kind == 'path' else 'the bytes of a video'}"
+        )
     if "://" not in item and not os.path.isfile(item):
         raise FileNotFoundError(f"source: no such file: {redacted(item)}")
     return item
