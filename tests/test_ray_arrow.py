@@ -6,21 +6,19 @@ Needs pyarrow, of the extra `ray`; FAI_FAST_REQUIRE_RAY=1 makes its absence a fa
 from __future__ import annotations
 
 import json
-import os
 
 import fai_fast
 import numpy as np
 import pytest
 from fai_fast import Detections, Latency, samples
 from fai_fast.detections import Source, arrow
+from helpers.clusters import without_ray
 
 try:
     import pyarrow as pa
     import pyarrow.parquet as pq
-except ImportError:
-    if os.environ.get("FAI_FAST_REQUIRE_RAY") == "1":
-        raise
-    pytest.skip("needs pyarrow, pip install 'fai-fast[ray]'", allow_module_level=True)
+except ImportError as error:
+    without_ray(error)
 
 NAMES = ("cat", "dog", "none of both")
 
@@ -94,7 +92,8 @@ def test_a_models_result_comes_back_with_latency_and_source(model):
     assert len(found) > 3
     again = Detections.from_arrow(found.to_arrow())
     assert_same(again, found)
-    assert again.latency == found.latency and isinstance(again.latency, Latency)
+    assert again.latency == found.latency
+    assert isinstance(again.latency, Latency)
     assert again.source == found.source
 
 
@@ -151,7 +150,8 @@ def test_many_pictures_and_errors_are_rows_of_one_table(tmp_path):
     (tmp_path / ".half.parquet").write_bytes(b"what somebody writes")
     again = list(Detections.from_parquet(tmp_path, skip_errors=True))
     assert [each.size for each in again] == [(6, 8)] * 4
-    assert len(again[0]) == 0 and again[2].label_map is not None
+    assert len(again[0]) == 0
+    assert again[2].label_map is not None
     assert np.array_equal(again[1].mask, masks())
     with pytest.raises(ValueError, match="it is damaged"):
         list(Detections.from_parquet(tmp_path))
