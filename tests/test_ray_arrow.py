@@ -53,6 +53,10 @@ RESULTS = {
     "labels": Detections(**LABELED, query=[4, 0], label_source=label_source(), class_names=NAMES),
     "wide labels": Detections(**LABELED, query=[300, 0], label_source=label_source(np.uint16, 300)),
     "labels without a row": Detections(**LABELED, query=[4, 0], label_source=label_source())[:1],
+    "panoptic": Detections(**LABELED, query=[4, 0], label_source=label_source(), is_thing=[False, True]),
+    "panoptic, nothing": Detections(
+        **LABELED, query=[4, 0], label_source=label_source(), is_thing=[False, True]
+    )[:0],
     "nothing": Detections.empty((6, 8)),
     "nothing, boxes": Detections(xyxy=[], confidence=[], class_id=[], size=(6, 8)),
     "nothing, labels": Detections(**LABELED, query=[4, 0], label_source=label_source())[:0],

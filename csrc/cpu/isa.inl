@@ -3,6 +3,7 @@
 #include "csrc/cpu/isa.h"
 #include "csrc/cpu/postprocess.inl"
 #include "csrc/cpu/preprocess.inl"
+#include "csrc/cpu/semantic.inl"
 
 namespace fai::cpu::FAI_ISA {
 

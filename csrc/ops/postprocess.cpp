@@ -1,50 +1,18 @@
 #include "csrc/ops/postprocess.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <limits>
-#include <numeric>
 
 #include "csrc/core/error.h"
 #include "csrc/core/parallel.h"
-#include "csrc/core/scratch.h"
 #include "csrc/cpu/kernels.h"
 #include "csrc/math/rows.h"
-#include "csrc/math/sampling.h"
 #include "csrc/ops/checks.h"
-#include "csrc/ops/pixel_axis.h"
+#include "csrc/ops/queries.h"
 
 namespace fai::ops {
 namespace {
-
-using cpu::Region;
-
-// A semantic task: few enough cell rows to share the work evenly, enough to reuse the row between two of
-// them.
-constexpr int32_t kCellRowsPerTask = 8;
-// And not so few that the tasks' own regions take up much memory.
-constexpr int64_t kMaxTaskRegions = int64_t{1} << 20;
-// The CPU's sigmoid is within 2e-7 of the true one, so this much below the threshold is surely outside.
-constexpr double kSigmoidSlack = 1e-6;
-
-struct ScoredQuery {
-    int32_t index;
-    double score;
-    int64_t class_id;
-    Region region = Region::empty();
-};
-
-struct MaskLogits {
-    int32_t queries, rows, columns;
-    int64_t query_stride, row_stride;  // in values
-    int dtype_index;                   // index into the kernels' pairs
-    const char* data;
-    size_t item;
-
-    const void* query(int32_t q) const { return data + q * query_stride * static_cast<int64_t>(item); }
-    cpu::Plane plane(int32_t q) const { return {query(q), rows, columns, row_stride}; }
-};
 
 void check_logits(const char* name, const View& view, int ndim, const char* expected) {
     if (view.dtype == DType::u8) {
@@ -71,80 +39,6 @@ void check_rows(const char* name, const View& view) {
     for (int i = 0; i < last; ++i) usable = usable && view.strides[i] % item == 0;
     if (!usable)
         throw ValueError(message(name, ": got rows that are not contiguous, expected contiguous ones"));
-}
-
-MaskLogits mask_logits_of(const View& masks) {
-    const size_t item = item_size(masks.dtype);
-    const auto bytes = static_cast<int64_t>(item);
-    return {.queries = static_cast<int32_t>(masks.shape[0]),
-            .rows = static_cast<int32_t>(masks.shape[1]),
-            .columns = static_cast<int32_t>(masks.shape[2]),
-            .query_stride = masks.strides[0] / bytes,
-            .row_stride = masks.strides[1] / bytes,
-            .dtype_index = masks.dtype == DType::f16,
-            .data = static_cast<const char*>(masks.data),
-            .item = item};
-}
-
-// Step 1. A score that is NaN takes its query out.
-std::vector<ScoredQuery> score_queries(const PostprocessArguments& arguments, const cpu::Kernels& kernels) {
-    const View& logits = arguments.class_logits;
-    std::vector<ScoredQuery> queries;
-    queries.reserve(static_cast<size_t>(logits.shape[0]));
-    for (int64_t q = 0; q < logits.shape[0]; ++q) {
-        ScoredQuery query{static_cast<int32_t>(q), 0.0, 0};
-        kernels.class_score[logits.dtype == DType::f16](
-            static_cast<const char*>(logits.data) + q * logits.strides[0],
-            static_cast<int32_t>(logits.shape[1]), arguments.softmax, &query.score, &query.class_id);
-        if (!std::isnan(query.score)) queries.push_back(query);
-    }
-    return queries;
-}
-
-// Scratch of the thread that calls postprocess, and of each that works for it.
-struct CallerScratch {
-    PixelAxisTable x, y;
-    Scratch<uint64_t> words;
-    Scratch<Region> regions;
-    Scratch<uint8_t> has_nan;
-};
-struct WorkerScratch {
-    Scratch<float> floats;
-    Scratch<uint64_t> words;
-    Scratch<cpu::Candidate> candidates;
-    Scratch<int32_t> integers;
-};
-thread_local CallerScratch t_caller;
-thread_local WorkerScratch t_worker;
-
-struct Axes {
-    cpu::PixelAxis x, y;
-};
-
-Axes build_axes(const PostprocessArguments& arguments, const MaskLogits& logits) {
-    const Size masks{logits.rows, logits.columns};
-    const MaskAxes axes = arguments.letterboxed
-                              ? letterboxed_axes(masks, arguments.size, arguments.tensor, arguments.placement)
-                              : stretched_axes(masks, arguments.size);
-    return {t_caller.x.build(axes.x, arguments.size.width), t_caller.y.build(axes.y, arguments.size.height)};
-}
-
-// Steps 4 to 6 for a query whose region is known.
-bool keep(const PostprocessArguments& arguments, ScoredQuery& query) {
-    if (!math::enough_pixels(query.region.area, arguments.min_area)) return false;
-    if (query.region.area == 0) query.region = {};  // its box is zeros, not an inverted one
-    if (arguments.use_mask_score) {
-        query.score = math::fused_score(query.score, query.region.sum, query.region.area);
-    }
-    return math::above(query.score, arguments.threshold);
-}
-
-// By the score as it is handed out, so that equal ones are in order of their queries.
-void sort_by_score(std::vector<ScoredQuery>& queries) {
-    std::sort(queries.begin(), queries.end(), [](const ScoredQuery& a, const ScoredQuery& b) {
-        const float x = static_cast<float>(a.score), y = static_cast<float>(b.score);
-        return x != y ? x > y : a.index < b.index;
-    });
 }
 
 void write_rows(const std::vector<ScoredQuery>& rows, Postprocessed& result) {
@@ -266,94 +160,6 @@ void draw_instances(const PostprocessArguments& arguments, const MaskLogits& log
         }
     }
     queries = std::move(rows);
-}
-
-void draw_semantic(const PostprocessArguments& arguments, const MaskLogits& logits,
-                   const cpu::Kernels& kernels, int threads, std::vector<ScoredQuery>& queries,
-                   void* segments) {
-    const Axes axes = build_axes(arguments, logits);
-    const bool wide = segment_item_size(arguments) == 2;
-    const auto rows_per_task = static_cast<int32_t>(
-        std::max<int64_t>(kCellRowsPerTask, int64_t{logits.rows} * logits.queries / kMaxTaskRegions));
-    const int64_t tasks = (logits.rows + rows_per_task - 1) / rows_per_task;
-
-    // A query with NaN in its mask must not compete, but looking for NaN everywhere first would read what
-    // nobody needs. So all compete, and where one that has NaN was met, everything is drawn again without it.
-    std::vector<ScoredQuery> without_mask;
-    for (;;) {
-        sort_by_score(queries);
-        const size_t competitors = queries.size();
-        std::vector<int32_t> index(competitors);
-        std::vector<float> score(competitors);
-        for (size_t i = 0; i < competitors; ++i) {
-            index[i] = queries[i].index;
-            score[i] = static_cast<float>(queries[i].score);
-        }
-        Region* const regions = t_caller.regions.get(competitors * static_cast<size_t>(tasks) + 1);
-        uint8_t* const has_nan = t_caller.has_nan.get(competitors * static_cast<size_t>(tasks) + 1);
-        std::fill_n(regions, competitors * static_cast<size_t>(tasks), Region::empty());
-        std::fill_n(has_nan, competitors * static_cast<size_t>(tasks), uint8_t{0});
-        parallel_for(tasks, threads, [&](int64_t task) {
-            const auto begin = static_cast<int32_t>(task * rows_per_task);
-            const int64_t mine = task * static_cast<int64_t>(competitors);
-            const auto count = static_cast<int32_t>(competitors);
-            kernels.draw_segments[logits.dtype_index](
-                {.logits = logits.data,
-                 .rows = logits.rows,
-                 .columns = logits.columns,
-                 .query_stride = logits.query_stride,
-                 .row_stride = logits.row_stride,
-                 .competitors = count,
-                 .query = index.data(),
-                 .score = score.data(),
-                 .x = axes.x,
-                 .y = axes.y,
-                 .row_begin = begin,
-                 .row_end = std::min(begin + rows_per_task, logits.rows),
-                 .segments = segments,
-                 .wide = wide,
-                 .want_sum = arguments.use_mask_score,
-                 .has_nan = has_nan + mine,
-                 .regions = regions + mine,
-                 .scratch = t_worker.floats.get(static_cast<size_t>(cpu::semantic_scratch(count))),
-                 .candidates = t_worker.candidates.get(competitors + 1),
-                 .integers = t_worker.integers.get(static_cast<size_t>(cpu::semantic_integers(count)))});
-        });
-        std::vector<uint8_t> rejected(competitors, 0);
-        for (int64_t task = 0; task < tasks; ++task) {
-            for (size_t i = 0; i < competitors; ++i) {
-                const Region& part =
-                    regions[task * static_cast<int64_t>(competitors) + static_cast<int64_t>(i)];
-                Region& whole = queries[i].region;
-                if (task == 0) whole = Region::empty();
-                whole.x1 = std::min(whole.x1, part.x1);
-                whole.y1 = std::min(whole.y1, part.y1);
-                whole.x2 = std::max(whole.x2, part.x2);
-                whole.y2 = std::max(whole.y2, part.y2);
-                whole.area += part.area;
-                whole.sum += part.sum;
-                rejected[i] |= has_nan[task * static_cast<int64_t>(competitors) + static_cast<int64_t>(i)];
-            }
-        }
-        // Winners may have NaN where they were not read.
-        parallel_for(static_cast<int64_t>(competitors), threads, [&](int64_t i) {
-            if (queries[i].region.area == 0 || rejected[i]) return;
-            constexpr float kAboveAll = std::numeric_limits<float>::infinity();
-            rejected[i] =
-                kernels.find_extent[logits.dtype_index](logits.plane(queries[i].index), kAboveAll).has_nan;
-        });
-        const bool clean = std::find(rejected.begin(), rejected.end(), 1) == rejected.end();
-        if (clean) break;
-        size_t i = 0;
-        std::erase_if(queries, [&](const ScoredQuery& query) {
-            if (rejected[i++] == 0) return false;
-            without_mask.push_back({query.index, query.score, query.class_id});
-            return true;
-        });
-    }
-    queries.insert(queries.end(), without_mask.begin(), without_mask.end());
-    std::erase_if(queries, [&](ScoredQuery& query) { return !keep(arguments, query); });
-    sort_by_score(queries);
 }
 
 }  // namespace

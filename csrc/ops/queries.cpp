@@ -1,0 +1,61 @@
+#include "csrc/ops/queries.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "csrc/math/rows.h"
+
+namespace fai::ops {
+
+MaskLogits mask_logits_of(const View& masks) {
+    const size_t item = item_size(masks.dtype);
+    const auto bytes = static_cast<int64_t>(item);
+    return {.queries = static_cast<int32_t>(masks.shape[0]),
+            .rows = static_cast<int32_t>(masks.shape[1]),
+            .columns = static_cast<int32_t>(masks.shape[2]),
+            .query_stride = masks.strides[0] / bytes,
+            .row_stride = masks.strides[1] / bytes,
+            .dtype_index = masks.dtype == DType::f16,
+            .data = static_cast<const char*>(masks.data),
+            .item = item};
+}
+
+std::vector<ScoredQuery> score_queries(const PostprocessArguments& arguments, const cpu::Kernels& kernels) {
+    const View& logits = arguments.class_logits;
+    std::vector<ScoredQuery> queries;
+    queries.reserve(static_cast<size_t>(logits.shape[0]));
+    for (int64_t q = 0; q < logits.shape[0]; ++q) {
+        ScoredQuery query{static_cast<int32_t>(q), 0.0, 0};
+        kernels.class_score[logits.dtype == DType::f16](
+            static_cast<const char*>(logits.data) + q * logits.strides[0],
+            static_cast<int32_t>(logits.shape[1]), arguments.softmax, &query.score, &query.class_id);
+        if (!std::isnan(query.score)) queries.push_back(query);
+    }
+    return queries;
+}
+
+Axes build_axes(const PostprocessArguments& arguments, const MaskLogits& logits) {
+    const Size masks{logits.rows, logits.columns};
+    const MaskAxes axes = arguments.letterboxed
+                              ? letterboxed_axes(masks, arguments.size, arguments.tensor, arguments.placement)
+                              : stretched_axes(masks, arguments.size);
+    return {t_caller.x.build(axes.x, arguments.size.width), t_caller.y.build(axes.y, arguments.size.height)};
+}
+
+bool keep(const PostprocessArguments& arguments, ScoredQuery& query) {
+    if (!math::enough_pixels(query.region.area, arguments.min_area)) return false;
+    if (query.region.area == 0) query.region = {};  // its box is zeros, not an inverted one
+    if (arguments.use_mask_score) {
+        query.score = math::fused_score(query.score, query.region.sum, query.region.area);
+    }
+    return math::above(query.score, arguments.threshold);
+}
+
+void sort_by_score(std::vector<ScoredQuery>& queries) {
+    std::sort(queries.begin(), queries.end(), [](const ScoredQuery& a, const ScoredQuery& b) {
+        const float x = static_cast<float>(a.score), y = static_cast<float>(b.score);
+        return x != y ? x > y : a.index < b.index;
+    });
+}
+
+}  // namespace fai::ops
