@@ -151,7 +151,7 @@ def _detections(
     size = [row["height"], row["width"]]
     found = from_dict(cls, {"size": size, "class_names": names, "detections": rows})
     if n == 0:
-        nothing = {name: [] for name in ("tracker_id", "is_thing") if row[name] is not None}
+        nothing: dict[str, Any] = {name: [] for name in ("tracker_id", "is_thing") if row[name] is not None}
         mask = None if row["mask"] is None else np.zeros((0, *found.size), bool)
         found = cls(xyxy=[], confidence=[], class_id=[], size=size, class_names=names, mask=mask, **nothing)
     if row["label_map"]:
