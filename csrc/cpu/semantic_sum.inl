@@ -2,8 +2,8 @@
 // probability times mask probability (docs/postprocess.md). Written once and compiled per instruction set.
 //
 // Bytes. All logits are read once, the segments (H * W bytes) written. Work. One sigmoid runs per node and
-// query. Sums are of the classes that can win in a tile alone, one or two of 150 in most; all of them would be
-// a product of C * Q * nodes multiplications and additions.
+// query. Sums are of the classes that can win in a tile alone, one or two of 150 in most; all of them would
+// be a product of C * Q * nodes multiplications and additions.
 //
 // Comes after semantic.inl, whose blocks, fill() and grow() it uses.
 
@@ -98,8 +98,8 @@ class UnitSum {
     int64_t total_ = 0;
 };
 
-// The corners of the cells that 16 pixels lie in, as interpolation down a cell wants them: the upper nodes, and
-// how far the lower ones are from those.
+// The corners of the cells that 16 pixels lie in, as interpolation down a cell wants them: the upper nodes,
+// and how far the lower ones are from those.
 struct Corners {
     F32 left, left_step, right, right_step;
 };
@@ -217,24 +217,45 @@ struct SumTile {
                 }
             }
             F32 most = broadcast(0.0f), least = broadcast(1.0f);
-            for (int32_t row = begin; row <= end; ++row) {
-                float* to = mask_row(row) + static_cast<int64_t>(q) * kLanes;
-                F32 m;
-                if (row < fresh) {
-                    m = load(to);
-                } else {
-                    const F32 logit = load_first(source(q, row), loaded);
-                    if (any(is_nan(logit))) task.has_nan[q] = 1;
-                    m = math::sigmoid(logit);
-                    store(to, m);
-                    if (loaded < kLanes) {
-                        for (int i = loaded; i < kLanes; ++i) to[i] = to[loaded - 1];
-                        m = load(to);
-                    }
-                }
+            const auto note = [&](const F32& m) {
                 most = maximum(most, m);
                 least = minimum(least, m);
+            };
+            float* const column = mask + static_cast<int64_t>(q) * kLanes;
+            const int64_t row_of_all = static_cast<int64_t>(queries) * kLanes;
+            const auto to = [&](int32_t row) { return column + (row & (kTileRows - 1)) * row_of_all; };
+            if (fresh > begin) note(load(to(begin)));
+            const T* from = source(q, fresh);
+            bool nan = false;
+            if (loaded == kLanes) {
+                int32_t row = fresh;
+                for (; row < end; row += 2, from += 2 * task.row_stride) {
+                    const F32 a = load(from), b = load(from + task.row_stride);
+                    nan |= any(is_nan(a)) | any(is_nan(b));
+                    const F32 m = math::sigmoid(a), n = math::sigmoid(b);
+                    store(to(row), m);
+                    store(to(row + 1), n);
+                    note(m);
+                    note(n);
+                }
+                if (row == end) {
+                    const F32 a = load(from);
+                    nan |= any(is_nan(a));
+                    const F32 m = math::sigmoid(a);
+                    store(to(row), m);
+                    note(m);
+                }
+            } else {
+                for (int32_t row = fresh; row <= end; ++row, from += task.row_stride) {
+                    const F32 logit = load_first(from, loaded);
+                    nan |= any(is_nan(logit));
+                    float* const at = to(row);
+                    store(at, math::sigmoid(logit));
+                    for (int i = loaded; i < kLanes; ++i) at[i] = at[loaded - 1];
+                    note(load(at));
+                }
             }
+            if (nan) task.has_nan[q] = 1;
             high[q] = greatest(most);
             low[q] = smallest(least);
         }
@@ -321,8 +342,8 @@ FAI_HD void sum_argmax(const SumTile<T>& tile, int32_t count, int32_t x, int n, 
         F32 best = broadcast(-1.0f);
         I32 label = broadcast_int(-1);
         for (int32_t c = 0; c < count; ++c) {
-            const F32 value = interpolate(load_corners(tile.corners + static_cast<int64_t>(c) * 4 * kLanes),
-                                          down, across);
+            const F32 value =
+                interpolate(load_corners(tile.corners + static_cast<int64_t>(c) * 4 * kLanes), down, across);
             const Mask wins = math::wins(value, best);
             best = select(wins, value, best);
             label = select(wins, broadcast_int(tile.contestants[c]), label);
@@ -359,7 +380,8 @@ void sum_cell_row(const SumTile<T>& tile, int32_t begin, int32_t i) {
     if (tile.competitors == 1) {
         tile.candidates[count++] = 0;
     } else {
-        F32 guaranteed = select(mask_of(valid), broadcast(-1.0f), broadcast(std::numeric_limits<float>::infinity()));
+        F32 guaranteed =
+            select(mask_of(valid), broadcast(-1.0f), broadcast(std::numeric_limits<float>::infinity()));
         for (int32_t k = 0; k < tile.competitors; ++k) {
             const F32 a = load(tile.sums_at(k, i, begin)), b = load(tile.sums_at(k, below, begin));
             const F32 least = minimum(a, b), most = maximum(a, b);

@@ -32,7 +32,8 @@ void check_by_sum(const PostprocessArguments& arguments) {
     }
     if (arguments.rules.of_logits) {
         throw ValueError(
-            "resampling.of: got 'logits' with combine='sum', expected 'probabilities': sums are resized, not masks");
+            "resampling.of: got 'logits' with combine='sum', expected 'probabilities': sums are resized, not "
+            "masks");
     }
     const int64_t classes = arguments.class_logits.shape[1] - arguments.softmax;
     if (classes > kMaxClasses) {
@@ -63,8 +64,8 @@ void draw_by_sum(const PostprocessArguments& arguments, const MaskLogits& logits
     }
     const Axes axes = build_axes(arguments, logits);
     const bool wide = segment_item_size(arguments) == 2;
-    const auto rows_per_task = static_cast<int32_t>(
-        std::max<int64_t>(kCellRowsPerTask, int64_t{logits.rows} * (classes + logits.queries) / kMaxTaskRegions));
+    const auto rows_per_task = static_cast<int32_t>(std::max<int64_t>(
+        kCellRowsPerTask, int64_t{logits.rows} * (classes + logits.queries) / kMaxTaskRegions));
     const int64_t tasks = (logits.rows + rows_per_task - 1) / rows_per_task;
     const size_t regions_size = static_cast<size_t>(classes) * static_cast<size_t>(tasks);
     Region* const regions = t_caller.regions.get(regions_size);
@@ -72,7 +73,8 @@ void draw_by_sum(const PostprocessArguments& arguments, const MaskLogits& logits
     // As in a contest: a query with NaN in its mask must not take part, and where one is met, everything is
     // drawn again without it.
     for (;;) {
-        float* const by_class = t_sums.by_class.get(static_cast<size_t>(classes) * static_cast<size_t>(queries) + 1);
+        float* const by_class =
+            t_sums.by_class.get(static_cast<size_t>(classes) * static_cast<size_t>(queries) + 1);
         for (int32_t q = 0; q < queries; ++q) {
             for (int32_t k = 0; k < classes; ++k) {
                 by_class[static_cast<int64_t>(k) * queries + q] = by_query[q * stride + k];
