@@ -848,3 +848,99 @@ def test_shapes_that_onnx_does_not_see_come_from_openvino(tmp_path, monkeypatch)
 def test_the_names_are_those_of_the_classes(tmp_path):
     with load(write(tmp_path / "theirs.onnx")) as model:
         assert model.infer(picture(), threshold=0.2).class_names == NAMES
+
+
+# -------------------------------------------------------------------------------------- int8, command line
+
+
+def test_int8(tmp_path):
+    pytest.importorskip("nncf")
+    path = write(tmp_path / "theirs.onnx", **OPEN)
+    pictures = [picture(seed) for seed in range(6)]
+    given = spec(threshold=0.3)
+    report = fai_fast.quantize(
+        path, pictures, tmp_path / "a.openvino", spec=given, im_size=96, progress=False, cache_dir=tmp_path
+    )
+    assert (report.spec, report.size, report.precision) == (given, (96, 96), "int8")
+    with fai_fast.load(tmp_path / "a.openvino", cache_dir=tmp_path) as model:
+        ours = model.infer(picture())
+        assert model.info()["precision"] == "int8"
+    theirs = expected(onnx.load(path), given, picture(), (96, 96))
+    assert len(ours) == len(theirs)
+    assert np.allclose(ours.confidence, theirs.confidence, atol=0.1)
+    # And from load() alone.
+    options = {"precision": "int8", "cache_dir": tmp_path}
+    with pytest.raises(EngineError, match=r"no int8 form of these weights in 64x64 is there: pass pictures="):
+        load(path, given, **options)
+    with load(path, given, pictures=pictures, **options) as model:
+        assert model.info()["precision"] == "int8"
+    with load(path, given, **options) as model:
+        assert "from the cache" in model.info()["artefacts"]["quantized"]
+
+
+def test_products_of_two_activations_are_kept_where_int8_loses_too_much():
+    pytest.importorskip("nncf")
+    from fai_fast.quantizer import calibration
+
+    first, second = calibration.attempts_for(spec())
+    assert calibration.attempts_for(fai_fast.spec("fai-mf-s-coco-ins")) == calibration.ATTEMPTS
+    products = ["conv", "scores"]
+    assert first.kept(products, {"scores"}) == []
+    assert second.kept(products, {"scores"}) == ["scores"]
+
+
+def test_products_of_two_activations_are_found(tmp_path):
+    pytest.importorskip("nncf")
+    from fai_fast.engines import openvino
+    from fai_fast.quantizer import calibration
+
+    model = others.graph()
+    node = onnx.helper.make_node
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((3, 3), np.float32), "square"))
+    model.graph.node.extend(
+        [
+            node("MatMul", ["pred_logits", "square"], ["p1"], name="by_weight"),
+            node("Transpose", ["pred_logits"], ["turned"], perm=[0, 2, 1]),
+            node("MatMul", ["p1", "turned"], ["p2"], name="by_activation"),
+            node("MatMul", ["p2", "pred_logits"], ["p3"], name="by_another"),
+            node("Neg", ["p3"], ["less"]),
+        ]
+    )
+    model.graph.output[1].name = "less"
+    onnx.save(model, tmp_path / "a.onnx")
+    assert calibration._of_activations(openvino.read_graph(tmp_path / "a.onnx")) == {
+        "by_activation",
+        "by_another",
+    }
+
+
+def test_the_command_line(tmp_path, capsys):
+    from fai_fast.cli import main
+
+    path = write(tmp_path / "theirs.onnx", **OPEN)
+    said = tmp_path / "spec.json"
+    said.write_text(json.dumps(spec(threshold=0.3).to_dict()))
+    from PIL import Image
+
+    Image.fromarray(picture()).save(tmp_path / "a.png")
+    cache = ["--cache-dir", str(tmp_path / "cache")]
+    command = ["predict", str(path), str(tmp_path / "a.png"), "--json", "-", "--no-images", *cache]
+    assert main([*command, "--spec", str(said), "--device", "cpu"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["model"], report["classes"], report["im_size"]) == ("pears", list(NAMES), [64, 64])
+    assert report["images"][0]["detections"]
+    assert main(command) == 2
+    assert "spec: got None with" in capsys.readouterr().err
+    assert (
+        main(
+            ["export", str(path), str(tmp_path / "b.onnx"), "--spec", str(said), "--im-size", "64x96", *cache]
+        )
+        == 0
+    )
+    assert "pears" in capsys.readouterr().out
+    assert exporter.read_metadata(tmp_path / "b.onnx").size == (64, 96)
+    assert (
+        main(["predict", str(path), str(tmp_path / "a.png"), "--spec", str(tmp_path / "none.json"), *cache])
+        != 0
+    )
+    assert "spec: no such file" in capsys.readouterr().err
