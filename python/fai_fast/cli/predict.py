@@ -59,12 +59,13 @@ A damaged picture is reported and the others go on; the exit code then is 1. Sou
 """
 EPILOG = """\
 the JSON, valid at every moment, with a line for each entry:
-  {"fai_fast": version, "model": name, "task": "instance" or "semantic", "classes": [...], "im_size": [h, w],
-   "engine": ..., "precision": ..., "images": [...]}
+  {"fai_fast": version, "model": name, "task": "instance", "semantic" or "panoptic", "classes": [...],
+   "im_size": [h, w], "engine": ..., "precision": ..., "images": [...]}
   of each picture, in order:
   {"file": as given, "size": [H, W], "picture": the drawn one or null, "latency_ms": {"decode": ..., ..., "total": ...},
    "detections": [{"xyxy": [x1, y1, x2, y2], "confidence": ..., "class_id": ..., "class_name": ..., "query": ...,
                    "tracker_id": null, "area": pixels, "mask": {"size": [H, W], "counts": COCO's compressed RLE}}, ...]}
+                   of panoptic models "is_thing": true or false, too
   of each frame of a video, beside those: "frame": its number, "pts": seconds or null, and "picture" the drawn video
   or, of one that could not be read: {"file": as given, "error": why}
   A run that was ended before it was done (Ctrl-C, SIGTERM, an error, kill -9) leaves what it has, and
