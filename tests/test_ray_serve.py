@@ -45,30 +45,18 @@ def model():
 @pytest.fixture(scope="module")
 def served(model):
     with serving() as served:
-        from ray import serve
+        from ray.serve.api import RunTarget, run_many
 
-        serve.run(
-            fai_fast.ray.serve.app(
-                {
-                    **MODEL,
-                    "num_replicas": "2",
-                    "num_cpus": "0.5",
-                    "max_body_bytes": str(LIMIT),
-                    "max_pixels": "2000000",
-                }
-            ),
-            name="plain",
-            route_prefix="/",
-        )
+        plain = {
+            **MODEL, "num_replicas": "2", "num_cpus": "0.5", "max_body_bytes": str(LIMIT), "max_pixels": "2000000"
+        }  # fmt: skip
         # Room for three requests: two that are worked on, and one that waits.
-        serve.run(
-            fai_fast.ray.serve.app(
-                {**MODEL, "num_cpus": 0.5, "max_batch_size": 2, "max_ongoing_requests": 2, "max_queued_requests": 1,
-                 "batch_wait_ms": 500, "retry_after_s": 3, "threshold": 0.3}
-            ),
-            name="batches",
-            route_prefix="/of/batches",
-        )  # fmt: skip
+        batches = {
+            **MODEL, "num_cpus": 0.5, "max_batch_size": 2, "max_ongoing_requests": 2, "max_queued_requests": 1,
+            "batch_wait_ms": 500, "retry_after_s": 3, "threshold": 0.3,
+        }  # fmt: skip
+        app = fai_fast.ray.serve.app
+        run_many([RunTarget(app(plain), "plain", "/"), RunTarget(app(batches), "batches", "/of/batches")])
         yield served
 
 
@@ -449,6 +437,7 @@ def test_an_engine_that_fails_is_not_healthy(served, picture, monkeypatch):
             raise error
 
         await replica.check_health()
+        assert (await replica.predict(picture, Query())).status == 200
         with monkeypatch.context() as patch:
             patch.setattr(replica._model, "infer", broken)
             await replica.check_health()  # nobody knows yet

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 
 import pytest
@@ -70,6 +71,13 @@ def test_an_argument_that_is_wrong_is_named(arguments, said):
     given_model = {} if not arguments or "model" in arguments else {"model": "fai-mf-n-shapes"}
     with pytest.raises((TypeError, ValueError), match=said):
         app({**given_model, **arguments})
+
+
+def test_serve_takes_it_for_a_builder():
+    """It calls functions of one argument, which a class of pydantic's may not be the type of."""
+    parameters = list(inspect.signature(app).parameters.values())
+    assert inspect.isfunction(app)
+    assert [parameter.annotation for parameter in parameters] == ["Mapping[str, Any]"]
 
 
 def test_scaling():

@@ -8,7 +8,8 @@ import os
 import shutil
 import socket
 import tempfile
-from contextlib import contextmanager
+import warnings
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,10 +20,14 @@ STORE = 80 << 20  # bytes of the object store
 
 
 def require_serve():
-    """Skips the module that calls it where Ray Serve is not installed; with FAI_FAST_REQUIRE_RAY=1 that is a failure."""
+    """Skips the module that calls it where Ray Serve is missing; with FAI_FAST_REQUIRE_RAY=1 that is a failure."""
     try:
         import python_multipart  # noqa: F401
-        import ray.serve  # noqa: F401
+
+        with warnings.catch_warnings():
+            # Of what Ray's modules do while they are imported.
+            warnings.simplefilter("ignore")
+            import ray.serve  # noqa: F401
     except ImportError as error:
         if os.environ.get("FAI_FAST_REQUIRE_RAY") == "1":
             raise
@@ -111,10 +116,9 @@ class Client:
         try:
             chunked = isinstance(body, list)
             content = iter(body) if chunked else body
-            try:
+            # It may be refused while it is still sent.
+            with suppress(BrokenPipeError, ConnectionResetError):
                 connection.request(method, self.prefix + path, content, named, encode_chunked=chunked)
-            except (BrokenPipeError, ConnectionResetError):
-                pass  # it was refused while it was still sent
             return answer_of(connection)
         finally:
             connection.close()

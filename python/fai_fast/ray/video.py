@@ -157,7 +157,9 @@ def _source(kind: str, item: Any) -> Any:
         return io.BytesIO(item)
     if kind == "bytes" or not isinstance(item, str):
         came = "null" if item is None else type(item).__name__
-        raise TypeError(f"{kind}: got {came}, expected {'a path' if kind == 'path' else 'the bytes of a video'}")
+        raise TypeError(
+            f"{kind}: got {came}, expected {'a path' if kind == 'path' else 'the bytes of a video'}"
+        )
     if "://" not in item and not os.path.isfile(item):
         raise FileNotFoundError(f"source: no such file: {redacted(item)}")
     return item

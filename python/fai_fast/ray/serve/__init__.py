@@ -63,7 +63,9 @@ def app(args: Mapping[str, Any]) -> Any:
         name="Model",
         ray_actor_options={"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus},
         max_ongoing_requests=settings.ongoing,
-        max_queued_requests=settings.max_queued_requests,
+        # Serve's own limit counts requests that are just being given to a replica with those that wait, and so refuses
+        # some while replicas have nothing to do. The ingress counts.
+        max_queued_requests=-1,
         **({"num_replicas": settings.num_replicas} if scaling is None else {"autoscaling_config": scaling}),
     )(Replica)
     ingress = serve.deployment(
