@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,15 +13,11 @@ import pytest
 STORE = 80 << 20  # bytes of each node's object store
 
 
-def require_ray():
-    """Skips the module that calls it where Ray is not installed; with FAI_FAST_REQUIRE_RAY=1 that is a failure."""
-    try:
-        import pyarrow  # noqa: F401
-        import ray.data  # noqa: F401
-    except ImportError as error:
-        if os.environ.get("FAI_FAST_REQUIRE_RAY") == "1":
-            raise
-        pytest.skip(f"needs Ray and pyarrow, pip install 'fai-fast[ray]': {error}", allow_module_level=True)
+def without_ray(error):
+    """Skips the module that could not import it; with FAI_FAST_REQUIRE_RAY=1 that is a failure."""
+    if os.environ.get("FAI_FAST_REQUIRE_RAY") == "1":
+        raise error
+    pytest.skip(f"needs Ray and pyarrow, pip install 'fai-fast[ray]': {error}", allow_module_level=True)
 
 
 @contextmanager
@@ -45,7 +42,10 @@ def cluster(caches):
             for index, cache in enumerate(caches):
                 add_node(made, index, cache)
             ray.init(address=made.address, log_to_driver=False, logging_level="ERROR")
-            ray.data.DataContext.get_current().enable_progress_bars = False
+            context = importlib.import_module("ray.data").DataContext.get_current()
+            context.enable_progress_bars = False
+            # All workers of a test take part in it, however long one of them takes to start.
+            context.wait_for_min_actors_s = 60
             yield made
         finally:
             ray.shutdown()

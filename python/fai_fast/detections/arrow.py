@@ -33,7 +33,7 @@ DOCUMENT = b"fai_fast.run"
 """Under which files of a run say what made them, as an object in JSON."""
 _STAGES = ("decode", "preprocess", "engine", "postprocess", "total")
 COLUMNS = (
-    "class_id", "class_name", "confidence", "box", "mask", "area", "query", "tracker_id", "height", "width",
+    "class_id", "class_name", "confidence", "box", "mask", "area", "query", "tracker_id", "is_thing", "height", "width",
     "label_map", "latency_ms", "error",
 )  # fmt: skip
 """What a row says of a picture, in this order."""
@@ -61,6 +61,7 @@ def schema(class_names: Sequence[str] | None = None) -> Any:
         pa.list_(pa.float64()),
         pa.list_(pa.int32()),
         pa.list_(pa.int64()),
+        pa.list_(pa.bool_()),
         pa.int32(),
         pa.int32(),
         pa.bool_(),
@@ -96,6 +97,7 @@ def _row(found: Detections) -> dict[str, Any]:
         "area": found.area.astype(np.float64),
         "query": found.query.tolist(),
         "tracker_id": None if found.tracker_id is None else found.tracker_id,
+        "is_thing": None if found.is_thing is None else found.is_thing.tolist(),
         "height": height,
         "width": width,
         "label_map": found._source is not None,
@@ -136,6 +138,7 @@ def _detections(
         "class_id": row["class_id"],
         "query": row["query"],
         "tracker_id": row["tracker_id"],
+        "is_thing": row["is_thing"],
         "mask": row["mask"],
     }
     given = {name: values for name, values in columns.items() if values is not None}
@@ -147,8 +150,10 @@ def _detections(
     rows = [dict(zip(given, values, strict=True)) for values in zip(*given.values(), strict=True)]
     size = [row["height"], row["width"]]
     found = from_dict(cls, {"size": size, "class_names": names, "detections": rows})
-    if n == 0 and row["mask"] is not None:
-        found = cls.empty(size, names)
+    if n == 0:
+        nothing: dict[str, Any] = {name: [] for name in ("tracker_id", "is_thing") if row[name] is not None}
+        mask = None if row["mask"] is None else np.zeros((0, *found.size), bool)
+        found = cls(xyxy=[], confidence=[], class_id=[], size=size, class_names=names, mask=mask, **nothing)
     if row["label_map"]:
         found = _with_label_map(cls, found)
     latency = row["latency_ms"]
@@ -179,10 +184,9 @@ def _with_label_map(cls: type[Detections], found: Detections) -> Detections:
         if (part[crop] != nobody).any():
             raise ValueError("row: label_map is true, expected masks that do not overlap")
         part[crop] = query
-    fields = {
-        name: getattr(found, name) for name in ("xyxy", "confidence", "class_id", "query", "tracker_id")
-    }
-    same = cls(**fields, size=found.size, class_names=found.class_names, label_source=segments)
+    names = ("xyxy", "confidence", "class_id", "query", "tracker_id", "is_thing", "class_names", "size")
+    fields = {name: getattr(found, name) for name in names}
+    same = cls(**fields, label_source=segments)
     # Of the masks that are there, which need not be made again.
     source = same._source
     assert isinstance(source, _SegmentSource)
@@ -201,7 +205,7 @@ def from_parquet(
 def _rows_of(
     cls: type[Detections], files: Sequence[Path], given: Sequence[str] | None, skip_errors: bool
 ) -> Iterator[Detections]:
-    parquet = _parquet()
+    refusals = OSError, _pyarrow().lib.ArrowException
     for file in files:
         with _opened(file) as content:
             there = content.schema_arrow
@@ -219,7 +223,7 @@ def _rows_of(
                         yield _detections(
                             cls, {name: row.get(name) for name in COLUMNS}, names, _source_of(row)
                         )
-            except (OSError, parquet.lib.ArrowException) as error:
+            except refusals as error:
                 if not explained(error, "pyarrow"):
                     raise
                 raise ValueError(f"path: {file} is damaged: {error}") from error
@@ -267,10 +271,10 @@ def _parquet() -> Any:
 
 
 def _opened(file: Path) -> Any:
-    parquet = _parquet()
+    refusals = OSError, _pyarrow().lib.ArrowException
     try:
-        return parquet.ParquetFile(file)
-    except (OSError, parquet.lib.ArrowException) as error:
+        return _parquet().ParquetFile(file)
+    except refusals as error:
         if (isinstance(error, OSError) and error.errno is not None) or not explained(error, "pyarrow"):
             raise
         raise ValueError(f"path: {file} is no Parquet file, or a damaged one: {error}") from error

@@ -312,11 +312,11 @@ class _Conversions:
         """A ``pyarrow.Table`` of one row, the picture's, whose columns Arrow and Parquet hold well.
 
         For each object ``class_id`` (int32), ``class_name``, ``confidence`` (float32), ``box`` (x1, y1, x2, y2),
-        ``mask`` (COCO's compressed RLE, null for boxes only), ``area``, ``query`` and ``tracker_id`` (or null), each a
-        list; ``height`` and ``width`` of the picture; ``label_map``, whether there is one; ``latency_ms``, a struct of
-        the stages, or null; ``error``, null here; and ``path`` and ``frame`` of :attr:`source` where there is one. The
-        names of all classes are in the schema's metadata. Tables of several pictures are made by
-        ``pyarrow.concat_tables``.
+        ``mask`` (COCO's compressed RLE, null for boxes only), ``area``, ``query``, ``tracker_id`` (or null) and
+        ``is_thing`` (null unless panoptic), each a list; ``height`` and ``width`` of the picture; ``label_map``,
+        whether there is one; ``latency_ms``, a struct of the stages, or null; ``error``, null here; and ``path`` and
+        ``frame`` of :attr:`source` where there is one. The names of all classes are in the schema's metadata. Tables of
+        several pictures are made by ``pyarrow.concat_tables``.
 
         Raises ImportError without pyarrow.
 

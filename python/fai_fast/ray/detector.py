@@ -70,7 +70,7 @@ class Detector:
         ...     fai_fast.ray.Detector,
         ...     fn_constructor_kwargs={"model": "fai-mf-s-coco-ins", "threshold": 0.5},
         ...     batch_size=16,
-        ...     concurrency=2,
+        ...     compute=ray.data.ActorPoolStrategy(size=2),
         ... )
         >>> found.write_parquet("found")  # doctest: +SKIP
     """

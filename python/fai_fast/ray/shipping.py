@@ -91,7 +91,7 @@ def ship_cache(model: Any, **options: Any) -> ShippedCache:
         >>> found = pictures.map_batches(  # doctest: +SKIP
         ...     fai_fast.ray.Detector,
         ...     fn_constructor_kwargs={"model": "fai-mf-s-coco-ins", "shipped": shipped},
-        ...     concurrency=8,
+        ...     compute=ray.data.ActorPoolStrategy(size=8),
         ... )
     """
     ray = ray_module()

@@ -60,7 +60,7 @@ class VideoDetector:
         ...     fai_fast.ray.VideoDetector,
         ...     fn_constructor_kwargs={"model": "fai-mf-s-coco-ins", "stride": 5},
         ...     batch_size=1,
-        ...     concurrency=4,
+        ...     compute=ray.data.ActorPoolStrategy(size=4),
         ... )
     """
 
@@ -89,7 +89,7 @@ class VideoDetector:
         color = self._options.get("color", "rgb")
         blank = np.full(frame_shape(*self.model.size, color), 114, np.uint8)
         common = {name: value for name, value in self._options.items() if name not in _OF_FILES}
-        with self.model.stream([blank], **common) as stream:  # type: ignore[arg-type]
+        with self.model.stream([blank], **common) as stream:
             for _ in stream:
                 pass
 
