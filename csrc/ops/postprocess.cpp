@@ -196,6 +196,7 @@ void check(const PostprocessArguments& arguments) {
         throw ValueError(
             message("mask_threshold: got ", arguments.mask_threshold, ", expected a finite number"));
     }
+    check_rules(arguments.rules, arguments.use_mask_score);
     if (arguments.letterboxed) {
         const Placement& at = arguments.placement;
         const bool inside = at.top >= 0 && at.left >= 0 && at.content.height >= 1 && at.content.width >= 1 &&
@@ -207,6 +208,14 @@ void check(const PostprocessArguments& arguments) {
                                      "), expected it inside the input of ", arguments.tensor.height, " x ",
                                      arguments.tensor.width));
         }
+    }
+}
+
+void check_rules(const Rules& rules, bool use_mask_score) {
+    if (rules.panoptic && use_mask_score) {
+        throw ValueError(
+            "use_mask_score: got True with panoptic, expected False: a segment's confidence is its class "
+            "score");
     }
 }
 
@@ -222,7 +231,9 @@ void postprocess(const PostprocessArguments& arguments, void* segments, Postproc
     const cpu::Kernels& kernels = cpu::kernels();
     const int threads = resolve_threads(arguments.num_threads);
     std::vector<ScoredQuery> queries = score_queries(arguments, kernels);
-    if (arguments.predict_all_pixels) {
+    if (arguments.rules.panoptic) {
+        draw_panoptic(arguments, logits, kernels, threads, queries, segments);
+    } else if (arguments.predict_all_pixels) {
         draw_semantic(arguments, logits, kernels, threads, queries, segments);
     } else {
         draw_instances(arguments, logits, kernels, threads, queries, result);
