@@ -5,6 +5,7 @@
 #include "csrc/cpu/postprocess.inl"
 #include "csrc/cpu/preprocess.inl"
 #include "csrc/cpu/semantic.inl"
+#include "csrc/cpu/semantic_sum.inl"
 
 namespace fai::cpu::FAI_ISA {
 
@@ -17,6 +18,8 @@ const Kernels& table() {
         {draw_segments<float>, draw_segments<uint16_t>},
         {count_own<float>, count_own<uint16_t>},
         relabel,
+        {class_probabilities<float>, class_probabilities<uint16_t>},
+        {draw_sums<float>, draw_sums<uint16_t>},
         load_row,
         blend_rows,
         paint_row,
