@@ -40,7 +40,7 @@ from fai_fast._pipelines import (
     preprocess_into,
 )
 from fai_fast._prepare import Prepared, prepare
-from fai_fast._sizes import aspects_differ, fit_size, size_text, step_of
+from fai_fast._sizes import STRIDE, aspects_differ, fit_size, size_text, step_of
 from fai_fast.detections import Detections, Source
 from fai_fast.detections.selection import Selection, check_count, class_ids_of, threshold_of_classes
 from fai_fast.engines.base import Engine
@@ -764,7 +764,7 @@ class _Users:
 class _AspectNotice:
     """Tells once that frames have another aspect than the network's input; clones of a model share it."""
 
-    def __init__(self, name: str, size: tuple[int, int], step: int) -> None:
+    def __init__(self, name: str, size: tuple[int, int], step: int = STRIDE) -> None:
         self._name = name
         self._size = size
         self._step = step

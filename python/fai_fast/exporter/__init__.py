@@ -430,7 +430,7 @@ def read_metadata(path: str | os.PathLike[str]) -> ExportedInfo:
     except _Foreign:
         raise NotExportedError(
             f"path: {shown} was not written by fai_fast.export, so it does not say what its classes and outputs are; "
-            "export it again with it"
+            "export it again with it, or load it with spec="
         ) from None
     except (DecodeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(
