@@ -16,7 +16,7 @@ import numpy as np
 from fai_fast._foreign import explained
 from fai_fast.errors import ExportError
 from fai_fast.networks import Network, Reference
-from fai_fast.networks.foreign import VERSION, check_config, graph_of
+from fai_fast.networks.foreign import VERSION, check_config, graph_of, with_our_names
 from fai_fast.networks.onnx_file import LARGEST_FILE
 from fai_fast.networks.ports import Tensor, Wanted, find_outputs
 from fai_fast.networks.tracing import Untraceable, traced
@@ -47,7 +47,7 @@ def network_of_module(module: Any, spec: ModelSpec, size: tuple[int, int], batch
         ValueError: `spec` is of a network of FocoosAI's; or the module's type or outputs are not as they must be.
         ExportError: the module cannot be run, or traced.
     """
-    config = check_config(spec)
+    check_config(spec)
     shown = f"the module {type(module).__name__}"
     for item in module.parameters():
         if (kind := str(item.dtype).removeprefix("torch.")) in ("bfloat16", "float64"):
@@ -63,14 +63,7 @@ def network_of_module(module: Any, spec: ModelSpec, size: tuple[int, int], batch
             graphs[size, batch] = _traced(module, spec, size, batch, shown)
         return onnx.ModelProto.FromString(graphs[size, batch])
 
-    # What the inputs and outputs of the traced graph are called is ours.
-    inner = dataclasses.replace(
-        config,
-        input_name="images",
-        mask_logits_name="mask_logits",
-        class_logits_name="class_logits",
-    )
-    ours = dataclasses.replace(spec, config=inner)
+    ours = with_our_names(spec)
     digest = hashlib.sha256(f"module {VERSION} ".encode())
     digest.update(file_of(size, batch).SerializeToString(deterministic=True))
     return Network(

@@ -31,7 +31,9 @@ class Untraceable(Exception):
     """The module does what cannot be recorded."""
 
 
-def traced(function: Callable[[torch.Tensor], tuple[torch.Tensor, ...]], example: torch.Tensor) -> fx.GraphModule:
+def traced(
+    function: Callable[[torch.Tensor], tuple[torch.Tensor, ...]], example: torch.Tensor
+) -> fx.GraphModule:
     """The function as a graph of PyTorch's own operations, for inputs like `example`.
 
     Raises:
@@ -54,19 +56,19 @@ def traced(function: Callable[[torch.Tensor], tuple[torch.Tensor, ...]], example
     return recorded
 
 
-def _operation(node: fx.Node) -> str:
+def _operation(node: Any) -> str:
     """The name of a recorded call in ``aten``, or ""."""
     schema = getattr(node.target, "_schema", None)
     return "" if schema is None else schema.name.removeprefix("aten::")
 
 
-def _note_shapes(module: fx.GraphModule, example: torch.Tensor) -> None:
+def _note_shapes(module: Any, example: torch.Tensor) -> None:
     """The shape and element type of each value, as ``meta["said"]``."""
     import torch
     from torch.fx import Interpreter
 
     class Noting(Interpreter):
-        def run_node(self, node: fx.Node) -> Any:
+        def run_node(self, node: Any) -> Any:
             value = super().run_node(node)
             if isinstance(value, torch.Tensor):
                 node.meta["said"] = (tuple(value.shape), value.dtype)
@@ -81,7 +83,7 @@ class _Mutations:
     Whoever reads the tensor afterwards, or the one that it is a part of, reads the new one.
     """
 
-    def __init__(self, module: fx.GraphModule) -> None:
+    def __init__(self, module: Any) -> None:
         self._graph = module.graph
         self._place = {node: index for index, node in enumerate(self._graph.nodes)}
 
@@ -99,7 +101,7 @@ class _Mutations:
             node.replace_all_uses_with(new)
             self._graph.erase_node(node)
 
-    def _new_value(self, node: fx.Node, target: fx.Node) -> fx.Node:
+    def _new_value(self, node: Any, target: Any) -> Any:
         import torch
 
         aten = torch.ops.aten
@@ -119,12 +121,12 @@ class _Mutations:
         new.meta["said"] = target.meta.get("said")
         return new
 
-    def _call(self, function: Any, at: fx.Node, *args: Any, **kwargs: Any) -> fx.Node:
+    def _call(self, function: Any, at: Any, *args: Any, **kwargs: Any) -> Any:
         node = self._graph.call_function(function, args, kwargs)
         self._place[node] = self._place[at]
         return node
 
-    def _replace(self, old: fx.Node, new: fx.Node, at: fx.Node, child: fx.Node) -> None:
+    def _replace(self, old: Any, new: Any, at: Any, child: Any) -> None:
         """`new` in place of `old` wherever that is read after `at`; `child` is the part of it that was written."""
         import torch
 
@@ -143,7 +145,8 @@ class _Mutations:
         base = old.args[0]
         if _operation(old) == "slice" and old.meta.get("said") and base.meta.get("said"):
             shape = base.meta["said"][0]
-            dim, start, stop, step = (*old.args[1:], *(0, None, None, 1)[len(old.args) - 1 :])
+            given: list[Any] = list(old.args[1:])
+            dim, start, stop, step = given + [0, None, None, 1][len(given) :]
             start, stop, step = slice(start, stop, step).indices(shape[dim])
             if step != 1:
                 raise Untraceable(f"{old} is written into with a step of {step}")
@@ -159,13 +162,13 @@ class _Mutations:
             raise Untraceable(f"{base} is read after it was written into by way of {old}")
 
 
-def _is_view(node: fx.Node) -> bool:
+def _is_view(node: Any) -> bool:
     if node.op == "call_function" and getattr(node.target, "__name__", "") == "getitem":
-        return bool(node.args) and _is_view(node.args[0])  # type: ignore[arg-type]
+        return bool(node.args) and _is_view(node.args[0])
     return _operation(node) in _VIEWS
 
 
-def _fill_by_mask(module: fx.GraphModule) -> None:
+def _fill_by_mask(module: Any) -> None:
     """Rows that are put where a condition holds, as a choice for each row: without a list of unknown length."""
     import torch
 
@@ -174,24 +177,40 @@ def _fill_by_mask(module: fx.GraphModule) -> None:
         if _operation(node) != "index_put" or len(node.args) != 3:
             continue
         target, places, value = node.args
-        lists = [place for place in places if isinstance(place, torch.fx.Node)]
-        wheres = {place.args[0] for place in lists if getattr(place.target, "__name__", "") == "getitem"}
+        lists: list[Any] = [place for place in places if isinstance(place, torch.fx.Node)]
+        wheres: set[Any] = {
+            place.args[0] for place in lists if getattr(place.target, "__name__", "") == "getitem"
+        }
         if len(wheres) != 1 or [place.args[1] for place in lists] != list(range(len(places))):
             continue
         where = wheres.pop()
         if _operation(where) != "where" or len(where.args) != 1 or value.meta.get("said", ((1,),))[0] != ():
             continue
-        condition = where.args[0]
+        condition: Any = where.args[0]
         with graph.inserting_before(node):
             for _ in range(len(target.meta["said"][0]) - len(condition.meta["said"][0])):
                 condition = graph.call_function(torch.ops.aten.unsqueeze.default, (condition, -1))
-            chosen = graph.call_function(torch.ops.aten.where.self, (condition, value, target))
+            chosen = _choice(graph, condition, value, target)
         chosen.meta["said"] = target.meta["said"]
         node.replace_all_uses_with(chosen)
         graph.erase_node(node)
 
 
-def _drop_what_does_nothing(module: fx.GraphModule) -> None:
+def _choice(graph: Any, condition: Any, value: Any, other: Any) -> Any:
+    """`value` where the condition holds, `other` elsewhere."""
+    import torch
+
+    aten = torch.ops.aten
+    if other.meta["said"][1] != torch.bool:
+        return graph.call_function(aten.where.self, (condition, value, other))
+    # ONNX Runtime has no choice between booleans.
+    outside = graph.call_function(aten.logical_not.default, (condition,))
+    kept = graph.call_function(aten.logical_and.default, (outside, other))
+    put = graph.call_function(aten.logical_and.default, (condition, value))
+    return graph.call_function(aten.logical_or.default, (kept, put))
+
+
+def _drop_what_does_nothing(module: Any) -> None:
     import torch
 
     for node in list(module.graph.nodes):
@@ -207,18 +226,18 @@ def _drop_what_does_nothing(module: fx.GraphModule) -> None:
             module.graph.erase_node(node)
 
 
-def _is_sure(node: fx.Node) -> bool:
+def _is_sure(node: Any) -> bool:
     """Whether attention drops nothing at random, as it may."""
     dropout = node.kwargs.get("dropout_p", node.args[4] if len(node.args) > 4 else 0.0)
-    return _operation(node) == "scaled_dot_product_attention" and dropout == 0.0
+    return bool(_operation(node) == "scaled_dot_product_attention" and dropout == 0.0)
 
 
-def _fold(module: fx.GraphModule) -> None:
+def _fold(module: Any) -> None:
     """Computes now what depends on no image."""
     import torch
 
     graph = module.graph
-    known: dict[fx.Node, Any] = {}
+    known: dict[Any, Any] = {}
     for node in graph.nodes:
         if node.op == "get_attr":
             value: Any = module
@@ -231,7 +250,10 @@ def _fold(module: fx.GraphModule) -> None:
             args = torch.fx.map_arg(node.args, known.__getitem__)
             kwargs = torch.fx.map_arg(node.kwargs, known.__getitem__)
             value = node.target(*args, **kwargs)
-            if not isinstance(value, torch.Tensor) or value.numel() * value.element_size() <= LARGEST_CONSTANT:
+            if (
+                not isinstance(value, torch.Tensor)
+                or value.numel() * value.element_size() <= LARGEST_CONSTANT
+            ):
                 known[node] = value
     count = 0
     for node in list(graph.nodes):
