@@ -73,6 +73,23 @@ def digests():
                                 class_activation=activation,
                             )
                         )
+    for kind in (scenes.blobs, scenes.noise):
+        for grid, size in (((40, 33), (160, 97)), ((9, 5), (7, 301)), ((50, 31), (20, 17))):
+            for dtype in (np.float16, np.float32):
+                mask_logits, class_logits = kind(16, queries=40, grid=grid, dtype=dtype)
+                mask_logits[1, 0, 0], mask_logits[2] = np.nan, -np.inf
+                for activation in ("softmax", "sigmoid"):
+                    results[f"sum {kind.__name__} {grid} {size} {dtype.__name__} {activation}"] = digest_of(
+                        fai_fast.postprocess(
+                            mask_logits,
+                            class_logits,
+                            size,
+                            threshold=0.0,
+                            predict_all_pixels=True,
+                            combine="sum",
+                            class_activation=activation,
+                        )
+                    )
     for color in frames.PACKED + frames.PLANAR:
         image = frames.frame(14, color, 134, 250)
         for size in ((77, 91), (134, 250), (160, 333), (3, 5)):

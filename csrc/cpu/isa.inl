@@ -4,6 +4,7 @@
 #include "csrc/cpu/postprocess.inl"
 #include "csrc/cpu/preprocess.inl"
 #include "csrc/cpu/semantic.inl"
+#include "csrc/cpu/semantic_sum.inl"
 
 namespace fai::cpu::FAI_ISA {
 
@@ -14,6 +15,8 @@ const Kernels& table() {
         {find_extent<float>, find_extent<uint16_t>},
         {draw_instance<float>, draw_instance<uint16_t>},
         {draw_segments<float>, draw_segments<uint16_t>},
+        {class_probabilities<float>, class_probabilities<uint16_t>},
+        {draw_sums<float>, draw_sums<uint16_t>},
         load_row,
         blend_rows,
         paint_row,

@@ -87,6 +87,36 @@ struct SemanticTask {
 inline int64_t semantic_scratch(int32_t competitors) { return static_cast<int64_t>(competitors) * 7 * 16; }
 inline int64_t semantic_integers(int32_t competitors) { return static_cast<int64_t>(competitors) * 6; }
 
+// Cell rows that share one list of classes that can win there.
+inline constexpr int32_t kSumTileRows = 7;
+
+// Semantic, by sum: of queries without NaN in their class logits, in order.
+struct SumTask {
+    const void* logits;  // (queries, rows, columns)
+    int32_t rows, columns;
+    int64_t query_stride, row_stride;
+    int32_t queries;
+    const int32_t* query;  // (queries) where each is among the logits
+    int32_t classes;
+    int64_t class_stride;   // classes, rounded up to whole vectors
+    const float* by_query;  // (queries, class_stride) class probabilities, 0 beyond the last class
+    const float* by_class;  // (classes, queries) the same
+    PixelAxis x, y;
+    int32_t row_begin, row_end;  // cell rows of this task
+    void* segments;              // (y.pixels, x.pixels) uint8 or uint16: classes
+    bool wide;                   // uint16
+    uint8_t* has_nan;            // (queries) set to 1 where a NaN is met
+    Region* regions;             // (classes) of this task alone; sums in units of math::kUnitsOfOne
+    float* scratch;              // sum_scratch() floats
+    int32_t* integers;           // sum_integers() of them
+};
+
+inline int64_t sum_scratch(int32_t queries, int32_t classes, int64_t class_stride) {
+    const int64_t rows = kSumTileRows + 1;
+    return queries * (rows * 16 + 2) + class_stride + classes * (rows * 16 + 5 * 16) + kPadding;
+}
+inline int64_t sum_integers(int32_t classes) { return static_cast<int64_t>(classes) * 4; }
+
 // ---- preprocess
 
 enum class RowFormat : uint8_t {
@@ -152,6 +182,9 @@ struct Kernels {
     Extent (*find_extent[2])(const Plane& logits, float level);
     Region (*draw_instance[2])(const InstanceTask& task);
     void (*draw_segments[2])(const SemanticTask& task);
+    // The probabilities of one query's classes, 0 beyond them up to a whole vector; false where they are NaN.
+    bool (*class_probabilities[2])(const void* logits, int32_t count, bool softmax, float* out);
+    void (*draw_sums[2])(const SumTask& task);
     // out[c * columns + x] = channel c of the row at output column x, 0..255; gray fills c = 0 only.
     void (*load_row)(const RowPlan& plan, const SourceRow& row, float* out);
     void (*blend_rows)(const BlendTask& task);

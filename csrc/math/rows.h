@@ -22,6 +22,11 @@ FAI_HD double fused_score(double score, double sum, int64_t area) {
     return score * (sum / (static_cast<double>(area) + 0.01));
 }
 
+// Semantic by sum: the score is the mean of the winning sums over the class's pixels, of which each counts up
+// to 1, in whole units: integers add up to the same in any order, on every machine.
+inline constexpr float kUnitsOfOne = 16777216.0f;
+FAI_HD double mean_sum(double units, int64_t area) { return units / kUnitsOfOne / static_cast<double>(area); }
+
 // A mask of fewer pixels gives no row, unless the caller asks for it.
 inline constexpr int64_t kMinArea = 2;
 FAI_HD bool enough_pixels(int64_t area, int64_t min_area = kMinArea) { return area >= min_area; }

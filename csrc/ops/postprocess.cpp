@@ -211,7 +211,9 @@ void check(const PostprocessArguments& arguments) {
 }
 
 int segment_item_size(const PostprocessArguments& arguments) {
-    return arguments.mask_logits.shape[0] <= 255 ? 1 : 2;
+    const int64_t labels = arguments.rules.by_sum ? arguments.class_logits.shape[1] - arguments.softmax
+                                                  : arguments.mask_logits.shape[0];
+    return labels <= 255 ? 1 : 2;
 }
 
 void postprocess(const PostprocessArguments& arguments, void* segments, Postprocessed& result) {
@@ -221,8 +223,11 @@ void postprocess(const PostprocessArguments& arguments, void* segments, Postproc
     const MaskLogits logits = mask_logits_of(arguments.mask_logits);
     const cpu::Kernels& kernels = cpu::kernels();
     const int threads = resolve_threads(arguments.num_threads);
-    std::vector<ScoredQuery> queries = score_queries(arguments, kernels);
-    if (arguments.predict_all_pixels) {
+    std::vector<ScoredQuery> queries;
+    if (!arguments.rules.by_sum) queries = score_queries(arguments, kernels);
+    if (arguments.rules.by_sum) {
+        draw_by_sum(arguments, logits, kernels, threads, queries, segments);
+    } else if (arguments.predict_all_pixels) {
         draw_semantic(arguments, logits, kernels, threads, queries, segments);
     } else {
         draw_instances(arguments, logits, kernels, threads, queries, result);
