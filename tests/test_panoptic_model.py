@@ -246,6 +246,10 @@ def test_a_gpu_gives_what_the_cpu_gives(overlap_threshold):
             kinds |= set(found.is_thing.tolist())
             ids = found.segment_map()
             np.testing.assert_array_equal(np.bincount(ids.ravel(), minlength=len(found) + 1)[1:], found.area)
+        found = model.infer(frame, masks_device=True)
+        memory = found.masks_device
+        mask = gpu.download(memory.__cuda_array_interface__["data"][0], memory.shape, np.uint8).view(bool)
+        np.testing.assert_array_equal(mask, found.mask)
         some = model.infer(frame, classes=["b"])
         assert not some.is_thing.any()
         assert set(np.unique(some.label_map)) <= {-1, 1}
