@@ -95,10 +95,12 @@ def measure(count: int, rounds: int) -> dict[str, Any]:
     options = {"model": "fai-mf-n-shapes", "precision": "fp32", "engine": "openvino"}
     seconds: dict[str, list[float]] = {}
     starts: dict[str, list[float]] = {}
-    cluster = Cluster()
-    try:
-        with tempfile.TemporaryDirectory(prefix="fai_fast-") as folder:
+    with tempfile.TemporaryDirectory(prefix="fai_fast-", ignore_cleanup_errors=True) as folder:
+        cluster = Cluster()
+        try:
             paths = pictures(Path(folder), count)
+            # Where Ray looks for a cluster of this machine.
+            os.environ["RAY_TMPDIR"] = folder
             for resources in ({"first": 100}, {"second": 100}):
                 cluster.add_node(
                     num_cpus=1,
@@ -141,9 +143,9 @@ def measure(count: int, rounds: int) -> dict[str, Any]:
                     seconds.setdefault(name, []).append(each)
                     starts.setdefault(name, []).append(start)
             plain.close()
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
+        finally:
+            ray.shutdown()
+            cluster.shutdown()
     each = {name: statistics.median(values) for name, values in seconds.items()}
     return {
         "pictures": count,
