@@ -216,12 +216,12 @@ struct Kernels {
     Extent (*find_extent[2])(const Plane& logits, float level);
     Region (*draw_instance[2])(const InstanceTask& task);
     void (*draw_segments[2])(const SemanticTask& task);
-    // The probabilities of one query's classes, 0 beyond them up to a whole vector; false where they are NaN.
-    bool (*class_probabilities[2])(const void* logits, int32_t count, bool softmax, float* out);
-    void (*draw_sums[2])(const SumTask& task);
     Own (*count_own[2])(const OwnTask& task);
     // Gives the pixels of one label to another; labels of two bytes where `wide`.
     void (*relabel)(void* labels, int64_t count, bool wide, int32_t from, int32_t to);
+    // The probabilities of one query's classes, 0 beyond them up to a whole vector; false where they are NaN.
+    bool (*class_probabilities[2])(const void* logits, int32_t count, bool softmax, float* out);
+    void (*draw_sums[2])(const SumTask& task);
     // out[c * columns + x] = channel c of the row at output column x, 0..255; gray fills c = 0 only.
     void (*load_row)(const RowPlan& plan, const SourceRow& row, float* out);
     void (*blend_rows)(const BlendTask& task);

@@ -88,13 +88,13 @@ void draw_semantic(const PostprocessArguments& arguments, const MaskLogits& logi
                    const cpu::Kernels& kernels, int threads, std::vector<ScoredQuery>& queries,
                    void* segments);
 
-// Semantic by sum: a row for each class that has won pixels into `rows`, classes into `segments`.
-void draw_by_sum(const PostprocessArguments& arguments, const MaskLogits& logits, const cpu::Kernels& kernels,
-                 int threads, std::vector<ScoredQuery>& rows, void* segments);
-
 // Panoptic results: rows into `queries`, labels into `segments`.
 void draw_panoptic(const PostprocessArguments& arguments, const MaskLogits& logits,
                    const cpu::Kernels& kernels, int threads, std::vector<ScoredQuery>& queries,
                    void* segments);
+
+// Semantic by sum: a row for each class that has won pixels into `rows`, classes into `segments`.
+void draw_by_sum(const PostprocessArguments& arguments, const MaskLogits& logits, const cpu::Kernels& kernels,
+                 int threads, std::vector<ScoredQuery>& rows, void* segments);
 
 }  // namespace fai::ops
