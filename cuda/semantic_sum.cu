@@ -274,7 +274,7 @@ __device__ __forceinline__ void decide_sums(const ImageParams& image, const T* m
     const int32_t count = at.contestants;
     if (count <= kAtHand) {
         for (auto c = static_cast<int32_t>(threadIdx.x); c < count; c += kThreads) {
-            at.won[c] = {0, INT32_MAX, INT32_MAX, 0, 0, 0};
+            at.won[c] = {0, 0, INT32_MAX, INT32_MAX, 0, 0, 0};
         }
         sum_up(at, image, masks, queries, classes, rows, columns, tile, 0, count);
         go_down_sums<true, true, L>(at, image, tile, 0, count);

@@ -116,6 +116,7 @@ MAY_IMPORT = {
         "evaluate",
         "exporter",
         "model",
+        "networks",
         "quantizer",
         "registry",
         "weights",
