@@ -243,6 +243,11 @@ class BoundFrameGraph {
         spec.predict_all_pixels = predict_all_pixels;
         spec.softmax = softmax;
         spec.rules = rules_of(rules, class_logits[1] - softmax);
+        if ((spec.rules.panoptic || spec.rules.by_sum) && !predict_all_pixels) {
+            throw ValueError(
+                "predict_all_pixels: got False with panoptic or by_sum, expected True: both give a label "
+                "map");
+        }
         float means[3], stddevs[3];
         std::copy(mean.begin(), mean.end(), means);
         std::copy(stddev.begin(), stddev.end(), stddevs);
