@@ -368,7 +368,7 @@ class BoundFrameGraph {
         for (size_t i = 0; i < results.size(); ++i) {
             ops::FrameResult& result = results[i];
             const auto rows = static_cast<py::ssize_t>(result.query.size());
-            const bool wide = graph.spec().queries > 255;
+            const bool wide = cuda::wide_labels(graph.spec());
             const py::array masks =
                 semantic ? array_over(wide ? py::dtype::of<uint16_t>() : py::dtype::of<uint8_t>(),
                                       {result.size.height, result.size.width}, result.memory->payload(),
