@@ -17,6 +17,7 @@ from fai_fast._files import replacing
 from fai_fast._pictures import Pictures
 from fai_fast.engines import openvino
 from fai_fast.model import Model
+from fai_fast.networks.pretrained import is_pretrained
 from fai_fast.quantizer import SUFFIX, QuantizedInfo, read_info
 from fai_fast.registry import ModelSpec
 from fai_fast.weights import Located
@@ -100,6 +101,8 @@ def quantize(
     cache_dir: str | os.PathLike[str] | None = None,
     progress: bool | None = None,
     spec: Any = None,
+    processor: Any = None,
+    task: str | None = None,
 ) -> QuantizeReport:
     """Makes a model's int8 form for CPUs, which runs two to four times as fast there as fp32, from some pictures.
 
@@ -133,6 +136,10 @@ def quantize(
         progress: a bar on stderr; None for one if that is a terminal.
         spec: of a network of somebody else, what it is: a :class:`fai_fast.ModelSpec`, what its ``to_dict()`` gives,
             or a JSON file of that.
+        processor: of a network of transformers, its image processor; None for the one beside it, or what networks of
+            its kind have by default (docs/networks.md).
+        task: of a network of transformers, "instance", "semantic" or "panoptic"; None for what its name, its processor
+            or its classes say.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong type or value, or a picture is damaged.
@@ -159,7 +166,8 @@ def quantize(
     chosen = Pictures.given(pictures, subset)
     data = _labels(pictures, coco, ade)
     quantizer.check_installed()
-    source = _source(model, weights, im_size, frame, batch, cache_dir, spec)
+    of_others = {"spec": spec, "processor": processor, "task": task}
+    source = _source(model, weights, im_size, frame, batch, cache_dir, of_others)
     if data is not None:
         data.check(source.spec)
     graph = source.graph("fp32")
@@ -221,15 +229,22 @@ def _labels(pictures: Any, coco: Any, ade: Any) -> CocoData | AdeData | None:
 
 
 def _source(
-    model: Any, weights: Any, im_size: Any, frame: Any, batch: int, cache_dir: Any, spec: Any
+    model: Any,
+    weights: Any,
+    im_size: Any,
+    frame: Any,
+    batch: int,
+    cache_dir: Any,
+    of_others: dict[str, Any],
 ) -> Source:
     """Where the deployed graph is from."""
     batch = check_int("batch", batch)
     if not 1 <= batch <= exporter.MAX_BATCH:
         raise ValueError(f"batch: got {batch}, expected 1..{exporter.MAX_BATCH}")
-    if spec is not None or isinstance(model, (str, os.PathLike, ModelSpec)):
+    given = any(value is not None for value in of_others.values())
+    if given or is_pretrained(model) or isinstance(model, (str, os.PathLike, ModelSpec)):
         return _prepare.source_of(
-            model, weights, im_size, frame, batch, cache_dir, spec=spec, batch_name="batch"
+            model, weights, im_size, frame, batch, cache_dir, batch_name="batch", **of_others
         )
     found = exporter.weights_of(model, weights, cache_dir)
     located = Located(found.spec, found.source, found.sha256, None, lambda: found)

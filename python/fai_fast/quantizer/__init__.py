@@ -25,7 +25,7 @@ from fai_fast._redaction import redacted
 from fai_fast.engines import openvino, openvino_file
 from fai_fast.engines.openvino_file import SUFFIX
 from fai_fast.errors import EngineError, ExportError
-from fai_fast.ops import preprocess
+from fai_fast.ops import preprocess_frame
 from fai_fast.quantizer import calibration
 from fai_fast.registry import ModelSpec, stride_of
 
@@ -137,7 +137,8 @@ def write(
     rests = [name for name in _RESTS if name in openvino.native_precisions()]
     exact = None if accuracy is None else accuracy(subject.path, "fp32")
     refused = []
-    for attempt in calibration.ATTEMPTS:
+    attempts = calibration.attempts_for(subject.spec)
+    for attempt in attempts:
         with _bar(pictures.count, progress) as bar:
             model = calibration.calibrate(
                 subject.path,
@@ -151,7 +152,7 @@ def write(
             verification = {rest: _verified(subject, place, rest, pictures) for rest in rests}
         except EngineError:
             # OpenVINO's kernels do not take every scale that NNCF finds, such as for few tokens of attention.
-            if attempt is calibration.ATTEMPTS[-1]:
+            if attempt is attempts[-1]:
                 raise
             continue
         if accuracy is not None and exact is not None:
@@ -249,7 +250,14 @@ def _inputs(subject: Subject, pictures: Pictures, bar: Any) -> Iterator[Any]:
     while group := list(islice(frames, subject.batch)):
         bar.update(len(group))
         images = [
-            preprocess(frame, subject.size, mean=config.pixel_mean, std=config.pixel_std) for frame in group
+            preprocess_frame(
+                frame,
+                subject.size,
+                mean=config.pixel_mean,
+                std=config.pixel_std,
+                resize=getattr(config, "resize", "stretch"),
+            )[0]
+            for frame in group
         ]
         yield np.concatenate([images[index % len(images)] for index in range(subject.batch)])
 
