@@ -22,6 +22,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ MODEL, PRECISION = "fai-mf-n-shapes", "fp32"
 SIZE = (480, 640)
 STORE = 80 << 20
 REPLICAS = min(4, os.cpu_count() or 1)
+# How Ray calls its processes.
+_KINDS = {"ray::ProxyActor": "proxy", ":Ingress": "ingress", ":Model": "replicas"}
 
 
 def pictures(count: int = 10) -> list[bytes]:
@@ -50,8 +53,13 @@ def pictures(count: int = 10) -> list[bytes]:
 
 
 def load(callers: int, seconds: float, ask: Callable[[int], Callable[[int], Any]]) -> dict[str, Any]:
-    """What so many callers get done, each with what `ask` makes for it, after a second that does not count."""
+    """What so many callers get done, each with what `ask` makes for it, after a second that does not count.
+
+    The processors' time a picture, by the kind of process, does not hang on what else the machine does.
+    """
     times: list[list[float]] = [[] for _ in range(callers)]
+    done = [0] * callers
+    before = cpu_seconds()
     ends = time.perf_counter() + 1 + seconds
 
     def run(caller: int) -> None:
@@ -60,10 +68,13 @@ def load(callers: int, seconds: float, ask: Callable[[int], Callable[[int], Any]
         while (began := time.perf_counter()) < ends:
             each(number)
             number += 1
+            done[caller] += 1
             if began > ends - seconds:
                 times[caller].append(time.perf_counter() - began)
 
     together(callers, run)
+    spent = cpu_seconds()
+    spent.subtract(before)
     flat = np.array([item for mine in times for item in mine])
     p50, p99 = np.quantile(flat, (0.5, 0.99)).tolist()
     return {
@@ -72,7 +83,32 @@ def load(callers: int, seconds: float, ask: Callable[[int], Callable[[int], Any]
         "per_second": len(flat) / seconds,
         "p50_s": p50,
         "p99_s": p99,
+        "cpu_s": {kind: value / sum(done) for kind, value in spent.items() if value > 0},
     }
+
+
+def cpu_seconds() -> Counter[str]:
+    """What the processors have worked for this process, and for those that it started, by their kind."""
+    tick = os.sysconf("SC_CLK_TCK")
+    parents, times, kinds = {}, {}, {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            _, _, rest = (folder / "stat").read_text().rpartition(")")
+            fields = rest.split()
+            pid = int(folder.name)
+            parents[pid] = int(fields[1])
+            times[pid] = (int(fields[11]) + int(fields[12])) / tick
+            title = (folder / "cmdline").read_bytes().split(b"\0")[0].decode("utf-8", "replace")
+            kinds[pid] = next((kind for part, kind in _KINDS.items() if part in title), "rest of Ray")
+    kinds[os.getpid()] = "callers"
+    found: Counter[str] = Counter()
+    for pid in times:
+        ancestor = pid
+        while ancestor in parents and ancestor != os.getpid():
+            ancestor = parents[ancestor]
+        if ancestor == os.getpid():
+            found[kinds[pid]] += times[pid]
+    return found
 
 
 def together(callers: int, run: Callable[[int], None]) -> None:
@@ -254,13 +290,14 @@ def table(result: dict[str, Any]) -> list[str]:
             f"{row['per_second']:.1f}",
             f"{1e3 * row['p50_s']:.1f} ms",
             f"{1e3 * row['p99_s']:.1f} ms",
+            ", ".join(f"{kind} {1e3 * value:.1f}" for kind, value in sorted(row["cpu_s"].items())),
         ]
         for kind, part in (("one process", result["alone"]), ("Serve", result["served"]))
         for name, row in part.items()
     ]
     loss = result["killed"]
     return [
-        *report.markdown(["", "pictures/s", "p50", "p99"], rows),
+        *report.markdown(["", "pictures/s", "p50", "p99", "CPU ms a picture"], rows),
         "",
         f"{result['picture']}; {result['replicas']} replicas of one thread; {result['machine']['cpu']}; load average "
         f"{result['load_average']:.1f} at the end.",
