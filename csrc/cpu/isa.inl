@@ -3,6 +3,7 @@
 #include "csrc/cpu/isa.h"
 #include "csrc/cpu/postprocess.inl"
 #include "csrc/cpu/preprocess.inl"
+#include "csrc/cpu/resample.inl"
 
 namespace fai::cpu::FAI_ISA {
 
@@ -10,7 +11,10 @@ const Kernels& table() {
     static constexpr Kernels kTable{
         FAI_ISA_NAME,
         {class_score<float>, class_score<uint16_t>},
+        {class_scores<float>, class_scores<uint16_t>},
         {find_extent<float>, find_extent<uint16_t>},
+        {sum_nodes<float>, sum_nodes<uint16_t>},
+        {resample<float>, resample<uint16_t>},
         {draw_instance<float>, draw_instance<uint16_t>},
         {draw_segments<float>, draw_segments<uint16_t>},
         load_row,

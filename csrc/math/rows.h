@@ -22,6 +22,11 @@ FAI_HD double fused_score(double score, double sum, int64_t area) {
     return score * (sum / (static_cast<double>(area) + 0.01));
 }
 
+// The same where the mean is that of the nodes inside, of which there may be few.
+FAI_HD double fused_node_score(double score, double sum, int64_t nodes) {
+    return score * (sum / (static_cast<double>(nodes) + 1e-6));
+}
+
 // A mask of fewer pixels gives no row, unless the caller asks for it.
 inline constexpr int64_t kMinArea = 2;
 FAI_HD bool enough_pixels(int64_t area, int64_t min_area = kMinArea) { return area >= min_area; }

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <span>
 
 #include "csrc/core/error.h"
 #include "csrc/core/parallel.h"
@@ -13,7 +14,9 @@
 #include "csrc/math/rows.h"
 #include "csrc/math/sampling.h"
 #include "csrc/ops/checks.h"
+#include "csrc/ops/class_pairs.h"
 #include "csrc/ops/pixel_axis.h"
+#include "csrc/ops/resample.h"
 
 namespace fai::ops {
 namespace {
@@ -33,6 +36,7 @@ struct ScoredQuery {
     double score;
     int64_t class_id;
     Region region = Region::empty();
+    cpu::NodeSum nodes{0, 0.0};  // where scores are of nodes
 };
 
 struct MaskLogits {
@@ -86,6 +90,8 @@ MaskLogits mask_logits_of(const View& masks) {
             .item = item};
 }
 
+bool resizes_logits(const Rules& rules) { return rules.logits_size.height > 0; }
+
 // Step 1. A score that is NaN takes its query out.
 std::vector<ScoredQuery> score_queries(const PostprocessArguments& arguments, const cpu::Kernels& kernels) {
     const View& logits = arguments.class_logits;
@@ -107,6 +113,7 @@ struct CallerScratch {
     Scratch<uint64_t> words;
     Scratch<Region> regions;
     Scratch<uint8_t> has_nan;
+    Resampled resampled;
 };
 struct WorkerScratch {
     Scratch<float> floats;
@@ -121,12 +128,39 @@ struct Axes {
     cpu::PixelAxis x, y;
 };
 
-Axes build_axes(const PostprocessArguments& arguments, const MaskLogits& logits) {
-    const Size masks{logits.rows, logits.columns};
-    const MaskAxes axes = arguments.letterboxed
+// Of masks of rows x columns nodes; those of `logits_size` are the frame's alone.
+Axes build_axes(const PostprocessArguments& arguments, int32_t rows, int32_t columns) {
+    const Size masks{rows, columns};
+    const MaskAxes axes = arguments.letterboxed && !resizes_logits(arguments.rules)
                               ? letterboxed_axes(masks, arguments.size, arguments.tensor, arguments.placement)
                               : stretched_axes(masks, arguments.size);
-    return {t_caller.x.build(axes.x, arguments.size.width), t_caller.y.build(axes.y, arguments.size.height)};
+    const bool nearest = arguments.rules.nearest;
+    return {t_caller.x.build(axes.x, arguments.size.width, nearest),
+            t_caller.y.build(axes.y, arguments.size.height, nearest)};
+}
+
+// The planes of these queries at the nodes of `logits_size`, in float32.
+std::span<const cpu::Plane> resample(const PostprocessArguments& arguments, std::span<const cpu::Plane> planes,
+                                     const MaskLogits& logits, int threads) {
+    const Nodes nodes = nodes_of(arguments.rules.logits_size, arguments.letterboxed, arguments.tensor,
+                                 arguments.placement);
+    return t_caller.resampled.make(planes, logits.dtype_index, nodes, threads);
+}
+
+// All queries' masks at the nodes of `logits_size`.
+MaskLogits resample_all(const PostprocessArguments& arguments, const MaskLogits& logits, int threads) {
+    std::vector<cpu::Plane> planes;
+    for (int32_t q = 0; q < logits.queries; ++q) planes.push_back(logits.plane(q));
+    const std::span<const cpu::Plane> resized = resample(arguments, planes, logits, threads);
+    const int64_t values = static_cast<int64_t>(resized[0].rows) * resized[0].columns;
+    return {.queries = logits.queries,
+            .rows = resized[0].rows,
+            .columns = resized[0].columns,
+            .query_stride = values,
+            .row_stride = resized[0].columns,
+            .dtype_index = 0,
+            .data = static_cast<const char*>(resized[0].data),
+            .item = sizeof(float)};
 }
 
 // Steps 4 to 6 for a query whose region is known.
@@ -134,7 +168,9 @@ bool keep(const PostprocessArguments& arguments, ScoredQuery& query) {
     if (!math::enough_pixels(query.region.area, arguments.min_area)) return false;
     if (query.region.area == 0) query.region = {};  // its box is zeros, not an inverted one
     if (arguments.use_mask_score) {
-        query.score = math::fused_score(query.score, query.region.sum, query.region.area);
+        query.score = arguments.rules.nearest
+                          ? math::fused_node_score(query.score, query.nodes.sum, query.nodes.nodes)
+                          : math::fused_score(query.score, query.region.sum, query.region.area);
     }
     return math::above(query.score, arguments.threshold);
 }
@@ -143,7 +179,8 @@ bool keep(const PostprocessArguments& arguments, ScoredQuery& query) {
 void sort_by_score(std::vector<ScoredQuery>& queries) {
     std::sort(queries.begin(), queries.end(), [](const ScoredQuery& a, const ScoredQuery& b) {
         const float x = static_cast<float>(a.score), y = static_cast<float>(b.score);
-        return x != y ? x > y : a.index < b.index;
+        if (x != y) return x > y;
+        return a.index != b.index ? a.index < b.index : a.class_id < b.class_id;
     });
 }
 
@@ -189,6 +226,13 @@ void draw_instances(const PostprocessArguments& arguments, const MaskLogits& log
                     Postprocessed& result) {
     std::erase_if(queries,
                   [&](const ScoredQuery& query) { return !math::above(query.score, arguments.threshold); });
+    if (arguments.rules.multi_label) {
+        queries.clear();
+        for (const ClassPair& pair :
+             best_class_pairs(arguments.class_logits, arguments.softmax, arguments.threshold)) {
+            queries.push_back({pair.query, pair.score, pair.class_id});
+        }
+    }
     const double wanted = arguments.mask_threshold;
     if (wanted > 1.0 || queries.empty()) {
         std::erase_if(queries, [&](ScoredQuery& query) { return !keep(arguments, query); });
@@ -196,21 +240,35 @@ void draw_instances(const PostprocessArguments& arguments, const MaskLogits& log
         result.offsets.assign(queries.size(), 0);
         return;
     }
-    const double surely_outside = wanted - kSigmoidSlack;
-    const float level = surely_outside <= 0.0
-                            ? -std::numeric_limits<float>::infinity()
-                            : static_cast<float>(std::log(surely_outside / (1.0 - surely_outside)));
+    const bool of_logits = arguments.rules.of_logits;
+    const float level = logit_of(of_logits ? wanted : wanted - kSigmoidSlack);
 
-    const auto count = static_cast<int64_t>(queries.size());
-    std::vector<cpu::Extent> extents(queries.size());
-    parallel_for(count, threads, [&](int64_t i) {
-        extents[i] = kernels.find_extent[logits.dtype_index](logits.plane(queries[i].index), level);
-    });
-
-    const Axes axes = build_axes(arguments, logits);
-    std::vector<Canvas> canvases(queries.size());
-    int64_t words = 0;
+    // Classes of one query are next to each other, and share its mask.
+    std::vector<size_t> mask_of(queries.size());
+    std::vector<cpu::Plane> planes;
     for (size_t i = 0; i < queries.size(); ++i) {
+        if (i == 0 || queries[i].index != queries[i - 1].index) planes.push_back(logits.plane(queries[i].index));
+        mask_of[i] = planes.size() - 1;
+    }
+    int dtype_index = logits.dtype_index;
+    if (resizes_logits(arguments.rules)) {
+        const std::span<const cpu::Plane> resized = resample(arguments, planes, logits, threads);
+        planes.assign(resized.begin(), resized.end());
+        dtype_index = 0;
+    }
+    const int32_t columns = planes[0].columns;
+
+    const auto count = static_cast<int64_t>(planes.size());
+    std::vector<cpu::Extent> extents(planes.size());
+    parallel_for(count, threads,
+                 [&](int64_t i) { extents[i] = kernels.find_extent[dtype_index](planes[i], level); });
+
+    const Axes axes = build_axes(arguments, planes[0].rows, columns);
+    std::vector<Region> regions(planes.size(), Region::empty());
+    std::vector<cpu::NodeSum> node_sums(planes.size());
+    std::vector<Canvas> canvases(planes.size());
+    int64_t words = 0;
+    for (size_t i = 0; i < planes.size(); ++i) {
         const cpu::Extent& extent = extents[i];
         if (extent.has_nan || extent.row_begin == extent.row_end) continue;
         canvases[i] = canvas_of(extent, axes);
@@ -221,33 +279,46 @@ void draw_instances(const PostprocessArguments& arguments, const MaskLogits& log
     parallel_for(count, threads, [&](int64_t i) {
         const Canvas& canvas = canvases[i];
         if (canvas.rows == 0 || canvas.stride == 0) return;
-        queries[i].region = kernels.draw_instance[logits.dtype_index](
-            {.logits = logits.plane(queries[i].index),
+        if (arguments.rules.nearest && arguments.use_mask_score) {
+            node_sums[i] =
+                kernels.sum_nodes[dtype_index](planes[i], extents[i], static_cast<float>(wanted));
+        }
+        regions[i] = kernels.draw_instance[dtype_index](
+            {.logits = planes[i],
              .extent = extents[i],
              .x = axes.x,
              .y = axes.y,
-             .mask_threshold = static_cast<float>(wanted),
-             .want_sum = arguments.use_mask_score,
+             .mask_threshold = of_logits ? level : static_cast<float>(wanted),
+             .of_logits = of_logits,
+             .want_sum = arguments.use_mask_score && !arguments.rules.nearest,
              .words = drawn + canvas.begin,
              .word_stride = canvas.stride,
              .word_begin = canvas.word_begin,
              .row_begin = canvas.row_begin,
-             .scratch = t_worker.floats.get(static_cast<size_t>(cpu::instance_scratch(logits.columns))),
-             .node_bits = t_worker.words.get(static_cast<size_t>(logits.columns) / 64 + 2)});
+             .scratch = t_worker.floats.get(static_cast<size_t>(cpu::instance_scratch(columns))),
+             .node_bits = t_worker.words.get(static_cast<size_t>(columns) / 64 + 2)});
     });
 
     std::vector<ScoredQuery> rows;
-    for (ScoredQuery& query : queries) {
+    // A kept row still finds its canvas by its query; rows of one query share their words.
+    std::vector<size_t> mask_of_query(static_cast<size_t>(logits.queries));
+    for (size_t i = 0; i < queries.size(); ++i) {
+        ScoredQuery& query = queries[i];
+        query.region = regions[mask_of[i]];
+        query.nodes = node_sums[mask_of[i]];
+        mask_of_query[query.index] = mask_of[i];
         if (keep(arguments, query)) rows.push_back(query);
     }
-    // A kept row still finds its canvas by its query.
-    std::vector<int32_t> canvas_of_query(static_cast<size_t>(logits.queries));
-    for (size_t i = 0; i < queries.size(); ++i) canvas_of_query[queries[i].index] = static_cast<int32_t>(i);
     sort_by_score(rows);
 
     result.words = 0;
+    std::vector<int64_t> offset(planes.size(), -1);
     for (const ScoredQuery& row : rows) {
-        result.offsets.push_back(result.words);
+        int64_t& begin = offset[mask_of_query[row.index]];
+        const bool first = begin < 0;
+        if (first) begin = result.words;
+        result.offsets.push_back(begin);
+        if (!first) continue;
         const Region& region = row.region;
         result.words +=
             static_cast<int64_t>((region.x2 + 63) / 64 - region.x1 / 64) * (region.y2 - region.y1);
@@ -255,8 +326,10 @@ void draw_instances(const PostprocessArguments& arguments, const MaskLogits& log
     result.bits.reset(new uint64_t[static_cast<size_t>(result.words)]);
     for (size_t i = 0; i < rows.size(); ++i) {
         const Region& region = rows[i].region;
-        if (region.area == 0) continue;
-        const Canvas& canvas = canvases[canvas_of_query[rows[i].index]];
+        int64_t& begin = offset[mask_of_query[rows[i].index]];
+        if (region.area == 0 || begin < 0) continue;
+        begin = -1;  // copied
+        const Canvas& canvas = canvases[mask_of_query[rows[i].index]];
         const int64_t width = (region.x2 + 63) / 64 - region.x1 / 64;
         const uint64_t* from = drawn + canvas.begin + (region.y1 - canvas.row_begin) * canvas.stride +
                                (region.x1 / 64 - canvas.word_begin);
@@ -271,7 +344,7 @@ void draw_instances(const PostprocessArguments& arguments, const MaskLogits& log
 void draw_semantic(const PostprocessArguments& arguments, const MaskLogits& logits,
                    const cpu::Kernels& kernels, int threads, std::vector<ScoredQuery>& queries,
                    void* segments) {
-    const Axes axes = build_axes(arguments, logits);
+    const Axes axes = build_axes(arguments, logits.rows, logits.columns);
     const bool wide = segment_item_size(arguments) == 2;
     const auto rows_per_task = static_cast<int32_t>(
         std::max<int64_t>(kCellRowsPerTask, int64_t{logits.rows} * logits.queries / kMaxTaskRegions));
@@ -417,7 +490,9 @@ void postprocess(const PostprocessArguments& arguments, void* segments, Postproc
     const int threads = resolve_threads(arguments.num_threads);
     std::vector<ScoredQuery> queries = score_queries(arguments, kernels);
     if (arguments.predict_all_pixels) {
-        draw_semantic(arguments, logits, kernels, threads, queries, segments);
+        const MaskLogits drawn =
+            resizes_logits(arguments.rules) ? resample_all(arguments, logits, threads) : logits;
+        draw_semantic(arguments, drawn, kernels, threads, queries, segments);
     } else {
         draw_instances(arguments, logits, kernels, threads, queries, result);
     }
