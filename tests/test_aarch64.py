@@ -29,6 +29,8 @@ SOURCES = (
     "csrc/ops/pixel_axis.cpp",
     "csrc/ops/postprocess.cpp",
     "csrc/ops/preprocess.cpp",
+    "csrc/ops/queries.cpp",
+    "csrc/ops/semantic.cpp",
     "tests/cross/kernels.cpp",
 )
 # What CMakeLists.txt asks for. Linked statically, it needs no libraries of the other processor at run time.

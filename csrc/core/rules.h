@@ -18,7 +18,8 @@ struct Rules {
     bool panoptic = false;
     double overlap_threshold = 0.8;
     // What is a query's own are the pixels whose probability, times its score where `weighted`, is at least
-    // mask_threshold.
+    // mask_threshold. A segment is all pixels that it won where `weighted`, else those of them that are its own, at
+    // least one.
     bool weighted = true;
     std::vector<uint8_t> stuff;  // (C) not 0 where segments of the class are fused; empty where none are
 
@@ -27,6 +28,7 @@ struct Rules {
 
     // Mask logits are first resized to this, bilinearly; 0 x 0 where they are not.
     Size logits_size;
+    bool resizes_logits() const { return logits_size.height > 0; }
     // Logits are resized to the frame, and the sigmoid is taken of what that gives.
     bool of_logits = false;
     // Instances: a pixel is what the node nearest to it is.

@@ -4,6 +4,7 @@
 #include "csrc/cpu/postprocess.inl"
 #include "csrc/cpu/preprocess.inl"
 #include "csrc/cpu/resample.inl"
+#include "csrc/cpu/semantic.inl"
 
 namespace fai::cpu::FAI_ISA {
 

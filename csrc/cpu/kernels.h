@@ -175,8 +175,8 @@ struct Kernels {
     const char* isa;
     // [0] float32 logits, [1] float16.
     void (*class_score[2])(const void* logits, int32_t count, bool softmax, double* score, int64_t* class_id);
-    // Those of a query's classes whose score is above the threshold, into `out`, in their order, which has room for
-    // all; how many. None where the logits have NaN.
+    // Those of a query's classes whose score is above the threshold, into `out`, in their order, which has
+    // room for all; how many. None where the logits have NaN.
     int32_t (*class_scores[2])(const void* logits, int32_t count, bool softmax, double threshold,
                                ClassScore* out);
     Extent (*find_extent[2])(const Plane& logits, float level);

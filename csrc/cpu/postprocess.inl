@@ -1,8 +1,8 @@
-// Query-mask postprocessing, written once and compiled per instruction set.
+// Query-mask postprocessing, written once and compiled per instruction set: class scores, and instances
+// (semantic.inl: the contest for pixels).
 //
-// Bytes. Instance: the logits of the queries whose class score passes are read once (Q' * h * w * itemsize),
-// the boxes' bits are written. Semantic: logits are read where a query can still win, the segments (H * W
-// bytes) written. Both also run one sigmoid per node they use; pixels cost only where a boundary passes.
+// Bytes. The logits of the queries whose class score passes are read once (Q' * h * w * itemsize), the boxes'
+// bits are written. One sigmoid runs per node that is used; pixels cost only where a boundary passes.
 
 #include <cmath>
 #include <cstring>
@@ -15,10 +15,6 @@
 
 namespace fai::cpu::FAI_ISA {
 namespace {
-
-FAI_HD uint32_t low_bits(int n) { return n >= kLanes ? 0xffffu : (1u << n) - 1u; }
-FAI_HD int min_i32(int a, int b) { return a < b ? a : b; }
-FAI_HD int max_i32(int a, int b) { return a > b ? a : b; }
 
 // ---- class scores (step 1)
 
@@ -98,12 +94,14 @@ int32_t class_scores(const void* data, int32_t count, bool softmax, double thres
     // Most classes are so far below that no exponential need tell.
     double floor = -std::numeric_limits<double>::infinity();
     if (threshold > 0.0 && softmax) floor = largest + std::log(threshold * total) - 1e-3;
-    if (threshold > 0.0 && !softmax && threshold < 1.0) floor = std::log(threshold / (1.0 - threshold)) - 1e-3;
+    if (threshold > 0.0 && !softmax && threshold < 1.0)
+        floor = std::log(threshold / (1.0 - threshold)) - 1e-3;
     int32_t found = 0;
     for (int32_t k = 0; k < classes; ++k) {
         const float logit = value_of(k);
         if (logit < floor) continue;
-        const double score = softmax ? math::softmax_score(logit, largest, total) : math::sigmoid_score(logit);
+        const double score =
+            softmax ? math::softmax_score(logit, largest, total) : math::sigmoid_score(logit);
         if (math::above(score, threshold)) out[found++] = {k, score};
     }
     return found;
@@ -166,9 +164,10 @@ NodeSum sum_nodes(const Plane& plane, const Extent& extent, float mask_threshold
     return found;
 }
 
-// The sum over pixels [x1, x2) of a row of the sigmoids of what lies between these logits, the first of which is that
-// of node `left`. The vectors that are read may end beyond the last.
-FAI_HD double sum_of_sigmoids(const PixelAxis& axis, const float* value, int32_t left, int32_t x1, int32_t x2) {
+// The sum over pixels [x1, x2) of a row of the sigmoids of what lies between these logits, the first of which
+// is that of node `left`. The vectors that are read may end beyond the last.
+FAI_HD double sum_of_sigmoids(const PixelAxis& axis, const float* value, int32_t left, int32_t x1,
+                              int32_t x2) {
     double total = 0.0;
     for (int32_t x = x1; x < x2; x += kLanes) {
         const int n = min_i32(x2 - x, kLanes);
@@ -342,265 +341,6 @@ Region draw_instance_of(const InstanceTask& task) {
 template <class T>
 Region draw_instance(const InstanceTask& task) {
     return task.of_logits ? draw_instance_of<T, true>(task) : draw_instance_of<T, false>(task);
-}
-
-// ---- semantic masks
-
-// Cells are taken 15 at a time: their 16 nodes are one vector.
-inline constexpr int kBlockCells = kLanes - 1;
-// Queries between a prefetch and its use.
-inline constexpr int32_t kAhead = 6;
-
-template <class L>
-FAI_HD void fill(L* out, L value, int32_t n) {
-    if constexpr (sizeof(L) == 1) {
-        std::memset(out, value, static_cast<size_t>(n));
-    } else {
-        for (int32_t x = 0; x < n; ++x) out[x] = value;
-    }
-}
-
-FAI_HD void grow(Region& region, int32_t x1, int32_t y1, int32_t x2, int32_t y2) {
-    region.x1 = min_i32(region.x1, x1);
-    region.y1 = min_i32(region.y1, y1);
-    region.x2 = max_i32(region.x2, x2);
-    region.y2 = max_i32(region.y2, y2);
-}
-
-// Levels of logits that are told apart without a sigmoid: below kLowLogit[level] a probability is less than
-// kLowProbability[level].
-inline constexpr float kLowLogit[] = {0.0f, -2.0f, -5.0f};
-inline constexpr float kLowProbability[] = {1.0f, 0.1193f, 0.0067f};
-
-// Gives all pixels of a rectangle to one query.
-template <class L>
-FAI_HD Region& give(const SemanticTask& task, const Candidate& candidate, int32_t x1, int32_t y1, int32_t x2,
-                    int32_t y2) {
-    L* segments = static_cast<L*>(task.segments);
-    for (int32_t y = y1; y < y2; ++y) {
-        fill(segments + static_cast<int64_t>(y) * task.x.pixels + x1, static_cast<L>(candidate.query),
-             x2 - x1);
-    }
-    Region& region = task.regions[candidate.position];
-    grow(region, x1, y1, x2, y2);
-    region.area += static_cast<int64_t>(x2 - x1) * (y2 - y1);
-    return region;
-}
-
-// Decides the pixels of columns [x, x + n), n <= 16, of one cell row's pixel rows [y1, y2), each for one of
-// the `count` contestants (indices of candidates, in order of their queries) with these scores. `corners`
-// holds four vectors per contestant: its nodes above left, above right, below left and below right of each
-// column.
-template <class L, bool want_sum>
-FAI_HD void semantic_argmax(const SemanticTask& task, const int32_t* contestants, const float* scores,
-                            int32_t count, const float* corners, int32_t x, int n, int32_t y1, int32_t y2) {
-    const F32 across = load(task.x.fraction + x);
-    for (int32_t y = y1; y < y2; ++y) {
-        const F32 down = broadcast(task.y.fraction[y]);
-        F32 best = broadcast(-1.0f), best_m = broadcast(0.0f);
-        I32 winner = broadcast_int(0);
-        for (int32_t c = 0; c < count; ++c) {
-            const float* corner = corners + static_cast<int64_t>(c) * 4 * kLanes;
-            const F32 left = math::lerp(load(corner), load(corner + 2 * kLanes), down);
-            const F32 right = math::lerp(load(corner + kLanes), load(corner + 3 * kLanes), down);
-            const F32 m = math::lerp(left, right, across);
-            const F32 worth = m * broadcast(scores[c]);
-            const Mask wins = math::wins(worth, best);
-            best = select(wins, worth, best);
-            if constexpr (want_sum) best_m = select(wins, m, best_m);
-            winner = select(wins, broadcast_int(c), winner);
-        }
-        I32 label = broadcast_int(-1);
-        alignas(64) int32_t winners[kLanes];
-        store(winners, winner);
-        // Once for each contestant that won anything here, found at its first pixel.
-        for (uint32_t open = low_bits(n); open;) {
-            const int32_t c = winners[__builtin_ctz(open)];
-            const Mask mine = equal(winner, broadcast_int(c));
-            const uint32_t won = bits(mine) & open;
-            open &= ~won;
-            const Candidate& candidate = task.candidates[contestants[c]];
-            label = select(mine, broadcast_int(candidate.query), label);
-            Region& region = task.regions[candidate.position];
-            grow(region, x + __builtin_ctz(won), y, x + 32 - __builtin_clz(won), y + 1);
-            region.area += __builtin_popcount(won);
-            if constexpr (want_sum) region.sum += sum(select(mask_of(won), best_m, broadcast(0.0f)));
-        }
-        store_narrow(static_cast<L*>(task.segments) + static_cast<int64_t>(y) * task.x.pixels + x, label, n);
-    }
-}
-
-// Bilinear values lie between their cell's smallest and largest corner, so a query can win in a cell only
-// where its largest corner reaches the largest smallest corner of any, which `guaranteed` holds. Competitors
-// come in order of falling score: once a score itself is below that in every cell of the block, all that
-// follow are out without being read. The winners of the cell row above are looked at first, since they mostly
-// win again.
-template <class T, class L>
-void draw_segments_of(const SemanticTask& task) {
-    const T* logits = static_cast<const T*>(task.logits);
-    const int32_t competitors = task.competitors;
-    // The interpolation may round past a corner by a unit in the last place.
-    const F32 slack = broadcast(1.000001f);
-
-    const int64_t share = static_cast<int64_t>(competitors) * kLanes;
-    float* node[2] = {task.scratch, task.scratch + share};  // of even rows, of odd rows
-    float* upper = task.scratch + 2 * share;
-    float* corners = task.scratch + 3 * share;
-    int32_t* have[2] = {task.integers, task.integers + competitors};  // the row whose nodes are there
-    int32_t* level[2] = {task.integers + 2 * competitors,
-                         task.integers + 3 * competitors};  // 4 * row + level
-    int32_t* examined = task.integers + 4 * competitors;    // the cell row it was last examined for
-    int32_t* list = task.integers + 5 * competitors;        // those not ruled out, then contestants
-    Candidate* candidates = task.candidates;
-
-    for (int32_t block = 0; block < task.columns; block += kBlockCells) {
-        const int32_t cells = min_i32(task.columns - block, kBlockCells);
-        const int32_t x1 = task.x.first[block], x2 = task.x.first[block + cells];
-        if (x1 == x2) continue;
-        const int32_t loaded = min_i32(task.columns - block, kLanes);
-        const uint32_t valid = low_bits(cells), beyond = ~low_bits(loaded) & 0xffffu;
-        const auto source_of = [&](int32_t position, int32_t row) {
-            return logits + task.query[position] * task.query_stride + row * task.row_stride + block;
-        };
-        const auto logits_of = [&](int32_t position, int32_t row) {
-            return load_first(source_of(position, row), loaded);
-        };
-        const auto level_of = [&](int32_t position, int32_t row) {
-            int32_t& known = level[row & 1][position];
-            if (known >> 2 != row) {
-                const F32 v = logits_of(position, row);
-                const auto all_below = [&](float logit) {
-                    return (bits(v < broadcast(logit)) | beyond) == 0xffffu;
-                };
-                known = 4 * row;
-                if (all_below(kLowLogit[1])) known += all_below(kLowLogit[2]) ? 2 : 1;
-            }
-            return known & 3;
-        };
-        const auto nodes_of = [&](int32_t position, int32_t row) {
-            float* nodes = node[row & 1] + static_cast<int64_t>(position) * kLanes;
-            if (have[row & 1][position] == row) return load(nodes);
-            have[row & 1][position] = row;
-            F32 v = logits_of(position, row);
-            if (any(is_nan(v))) task.has_nan[position] = 1;
-            v = math::sigmoid(v);
-            if (loaded < kLanes) {
-                alignas(64) float lane[kLanes];
-                store(lane, v);
-                for (int i = loaded; i < kLanes; ++i) lane[i] = lane[loaded - 1];
-                v = load(lane);
-            }
-            store(nodes, v);
-            return v;
-        };
-        for (int32_t k = 0; k < 5 * competitors; ++k) task.integers[k] = -1;
-        int32_t count = 0;
-
-        for (int32_t i = task.row_begin; i < task.row_end; ++i) {
-            const int32_t y1 = task.y.first[i], y2 = task.y.first[i + 1];
-            if (y1 == y2) continue;
-            const int32_t below = min_i32(i + 1, task.rows - 1);
-            // Lanes without a cell never keep a competitor in.
-            F32 guaranteed = select(mask_of(valid), broadcast(-1.0f), broadcast(2.0f));
-            int32_t survivors = 0;
-            const auto examine = [&](int32_t position) {
-                examined[position] = i;
-                const F32 score = broadcast(task.score[position]);
-                const int low = min_i32(level_of(position, below), level_of(position, i));
-                if (low && all(guaranteed > score * broadcast(kLowProbability[low]))) return;
-                const F32 a = nodes_of(position, i), b = nodes_of(position, below);
-                const F32 least = minimum(a, b), most = maximum(a, b);
-                guaranteed = maximum(minimum(least, next_lane(least)) * score, guaranteed);
-                store(upper + static_cast<int64_t>(position) * kLanes,
-                      maximum(most, next_lane(most)) * score * slack);
-                list[survivors++] = position;
-            };
-            for (int32_t c = 0; c < count; ++c) examine(candidates[c].position);
-            for (int32_t position = 0; position < competitors; ++position) {
-                if (all(guaranteed > broadcast(task.score[position]) * slack)) break;
-                // Each query's rows lie in pages of their own, which no hardware prefetcher follows.
-                if (position + kAhead < competitors) {
-                    const T* source = source_of(position + kAhead, below);
-                    __builtin_prefetch(source);
-                    __builtin_prefetch(source + loaded - 1);
-                }
-                if (examined[position] != i) examine(position);
-            }
-
-            count = 0;
-            for (int32_t k = 0; k < survivors; ++k) {
-                const int32_t position = list[k];
-                const uint32_t can_win =
-                    bits(load(upper + static_cast<int64_t>(position) * kLanes) >= guaranteed) & valid;
-                if (!can_win) continue;
-                const Candidate candidate{position, task.query[position], can_win};
-                int32_t at = count++;
-                for (; at > 0 && candidates[at - 1].query > candidate.query; --at) {
-                    candidates[at] = candidates[at - 1];
-                }
-                candidates[at] = candidate;
-            }
-            if (count == 0) {
-                constexpr L kNobody = static_cast<L>(-1);
-                for (int32_t y = y1; y < y2; ++y) {
-                    fill(static_cast<L*>(task.segments) + static_cast<int64_t>(y) * task.x.pixels + x1,
-                         kNobody, x2 - x1);
-                }
-            } else if (count == 1) {
-                Region& region = give<L>(task, candidates[0], x1, y1, x2, y2);
-                if (!task.want_sum) continue;
-                const F32 a = nodes_of(candidates[0].position, i),
-                          b = nodes_of(candidates[0].position, below);
-                const F32 rows = broadcast(static_cast<float>(y2 - y1));
-                const F32 lower = broadcast(static_cast<float>(task.y.prefix[y2] - task.y.prefix[y1]));
-                const F32 column = a * rows + (b - a) * lower;
-                const F32 part = column * load(task.x.left_weight + block) +
-                                 next_lane(column) * load(task.x.right_weight + block);
-                region.sum += sum(select(mask_of(valid), part, broadcast(0.0f)));
-            } else {
-                for (int32_t x = x1; x < x2; x += kLanes) {
-                    const int n = min_i32(x2 - x, kLanes);
-                    // The cells that these pixels lie in, and who can win in one of them.
-                    const int32_t from = task.x.cell[x] - block, to = task.x.cell[x + n - 1] - block;
-                    const uint32_t here = low_bits(to + 1) & ~low_bits(from);
-                    int32_t contestants = 0;
-                    for (int32_t c = 0; c < count; ++c) {
-                        if (candidates[c].cells & here) list[contestants++] = c;
-                    }
-                    if (contestants == 1 && !task.want_sum) {
-                        give<L>(task, candidates[list[0]], x, y1, x + n, y2);
-                        continue;
-                    }
-                    const I32 index = load(task.x.cell + x) - broadcast_int(block);
-                    float* scores = upper;  // which has served its purpose
-                    for (int32_t c = 0; c < contestants; ++c) {
-                        const int32_t position = candidates[list[c]].position;
-                        scores[c] = task.score[position];
-                        const F32 a = nodes_of(position, i), b = nodes_of(position, below);
-                        float* corner = corners + static_cast<int64_t>(c) * 4 * kLanes;
-                        store(corner, permute(a, index));
-                        store(corner + kLanes, permute(next_lane(a), index));
-                        store(corner + 2 * kLanes, permute(b, index));
-                        store(corner + 3 * kLanes, permute(next_lane(b), index));
-                    }
-                    if (task.want_sum) {
-                        semantic_argmax<L, true>(task, list, scores, contestants, corners, x, n, y1, y2);
-                    } else {
-                        semantic_argmax<L, false>(task, list, scores, contestants, corners, x, n, y1, y2);
-                    }
-                }
-            }
-        }
-    }
-}
-
-template <class T>
-void draw_segments(const SemanticTask& task) {
-    if (task.wide) {
-        draw_segments_of<T, uint16_t>(task);
-    } else {
-        draw_segments_of<T, uint8_t>(task);
-    }
 }
 
 }  // namespace

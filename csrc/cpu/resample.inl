@@ -23,7 +23,8 @@ void resample(const ResampleTask& task) {
         const F32 down = broadcast(tap.fraction);
         for (int32_t x = 0; x < columns; x += kLanes) {
             const int n = min_i32(columns - x, kLanes);
-            const F32 a = math::bounded(load_first(above + x, n)), b = math::bounded(load_first(below + x, n));
+            const F32 a = math::bounded(load_first(above + x, n)),
+                      b = math::bounded(load_first(below + x, n));
             store(line + x, math::lerp(a, b, down));
         }
         // The last cell lies between the last node and itself.

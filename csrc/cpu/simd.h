@@ -260,6 +260,12 @@ FAI_HD I32 select(const Mask& m, const I32& yes, const I32& no) {
 FAI_HD bool any(const Mask& m) { return bits(m) != 0; }
 FAI_HD bool all(const Mask& m) { return bits(m) == 0xffffu; }
 
+// ---- how many lanes
+
+FAI_HD uint32_t low_bits(int n) { return n >= kLanes ? 0xffffu : (1u << n) - 1u; }
+FAI_HD int min_i32(int a, int b) { return a < b ? a : b; }
+FAI_HD int max_i32(int a, int b) { return a > b ? a : b; }
+
 // ---- across lanes
 
 // The sum of all lanes, always in the same order: halves, quarters, eighths.

@@ -46,7 +46,8 @@ FAI_HD Tap tap_as_torch(const Axis& axis, int32_t output) {
 // The sample that a pixel takes as it is (torch's interpolate(mode="nearest"), which rounds the scale and the
 // position to float): not the one nearest to the pixel's center, but the one in which its first edge lies.
 FAI_HD int32_t nearest_sample(const Axis& axis, int32_t output) {
-    const float position = static_cast<float>(output) * static_cast<float>(axis.scale) + static_cast<float>(axis.offset);
+    const float position =
+        static_cast<float>(output) * static_cast<float>(axis.scale) + static_cast<float>(axis.offset);
     const int32_t index = static_cast<int32_t>(position);
     return index < axis.inputs ? index : axis.inputs - 1;
 }

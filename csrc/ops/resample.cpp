@@ -30,8 +30,8 @@ Nodes nodes_of(Size grid, bool letterboxed, Size tensor, const Placement& placem
                 std::min(scaled(placement.top, grid.height, tensor.height), grid.height - 1),
                 std::min(scaled(placement.left, grid.width, tensor.width), grid.width - 1),
                 {}};
-    nodes.size.height = std::clamp(scaled(placement.content.height, grid.height, tensor.height), 1,
-                                   grid.height - nodes.top);
+    nodes.size.height =
+        std::clamp(scaled(placement.content.height, grid.height, tensor.height), 1, grid.height - nodes.top);
     nodes.size.width =
         std::clamp(scaled(placement.content.width, grid.width, tensor.width), 1, grid.width - nodes.left);
     return nodes;

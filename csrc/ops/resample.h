@@ -13,28 +13,30 @@
 
 namespace fai::ops {
 
-// A rectangle of nodes of a grid: all of them, or those that a frame takes which is a part of the network's input.
+// A rectangle of nodes of a grid: all of them, or those that a frame takes which is a part of the network's
+// input.
 struct Nodes {
     Size grid;
     int32_t top = 0, left = 0;
     Size size;
 };
-// `tensor` and `placement` matter where letterboxed. At the input's own size the nodes are the content's pixels.
+// `tensor` and `placement` matter where letterboxed. At the input's own size the nodes are the content's
+// pixels.
 Nodes nodes_of(Size grid, bool letterboxed, Size tensor, const Placement& placement);
 
 // Where the nodes lie in a grid of `masks`.
 std::vector<Tap> row_taps(const Nodes& nodes, Size masks);
 std::vector<Tap> column_taps(const Nodes& nodes, Size masks);
 
-// The logit in float32 that a mask threshold of at most 1 is; minus infinity where everything is inside, infinity
-// where nothing is.
+// The logit in float32 that a mask threshold of at most 1 is; minus infinity where everything is inside,
+// infinity where nothing is.
 float logit_of(double mask_threshold);
 
 // Planes resampled one after the other. Keeps its memory for the next call.
 class Resampled {
   public:
-    // Planes of `nodes.size`, in the order of `planes`, of which `dtype_index` tells the kernels' entry. A plane with
-    // NaN becomes nothing but NaN. Valid until the next call.
+    // Planes of `nodes.size`, in the order of `planes`, of which `dtype_index` tells the kernels' entry. A
+    // plane with NaN becomes nothing but NaN. Valid until the next call.
     std::span<const cpu::Plane> make(std::span<const cpu::Plane> planes, int dtype_index, const Nodes& nodes,
                                      int threads);
 

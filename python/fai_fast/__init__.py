@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from fai_fast.exporter import export
     from fai_fast.model import Model, load
     from fai_fast.quantization import QuantizeReport, quantize
-    from fai_fast.registry import ModelConfig, ModelSpec, models, spec
+    from fai_fast.registry import ModelConfig, ModelSpec, NetworkConfig, models, spec
     from fai_fast.stream import Frame, Stream, StreamStats
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "Model",
     "ModelConfig",
     "ModelSpec",
+    "NetworkConfig",
     "PackedMasks",
     "Panoptic",
     "QuantizeReport",
@@ -74,6 +75,7 @@ _LAZY = {
     "load": "fai_fast.model",
     "ModelConfig": "fai_fast.registry",
     "ModelSpec": "fai_fast.registry",
+    "NetworkConfig": "fai_fast.registry",
     "models": "fai_fast.registry",
     "spec": "fai_fast.registry",
     "Frame": "fai_fast.stream",

@@ -29,8 +29,9 @@ class Panoptic:
         stuff: ids of the classes that are stuff, such as sky; the others are things, of which each is a segment.
         overlap_threshold: 0 to 1.
         weighted: a query's own pixels are those where its score times its mask probability is at least
-            ``mask_threshold`` (MaskFormer, Mask2Former, OneFormer); where False those where its mask probability is
-            (EoMT).
+            ``mask_threshold``, and a segment is all pixels that it won (MaskFormer, Mask2Former, OneFormer). Where
+            False they are those where its mask probability is at least that, and a segment is what it won of its own,
+            if that is anything (EoMT).
 
     Raises:
         TypeError, ValueError: a field is not as said here; the text names it.
@@ -41,8 +42,8 @@ class Panoptic:
     weighted: bool = True
 
     def __post_init__(self) -> None:
-        ids = check_items("panoptic.stuff", self.stuff, "a sequence of class ids")
-        ids = tuple(sorted({check_int("panoptic.stuff", item) for item in ids}))
+        given = check_items("panoptic.stuff", self.stuff, "a sequence of class ids")
+        ids = tuple(sorted({check_int("panoptic.stuff", item) for item in given}))
         if ids and ids[0] < 0:
             raise ValueError(f"panoptic.stuff: got class {ids[0]}, expected ids of 0 or more")
         object.__setattr__(self, "stuff", ids)

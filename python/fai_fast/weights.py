@@ -23,7 +23,7 @@ from fai_fast._foreign import explained
 from fai_fast._redaction import redacted
 from fai_fast.checkpoint import Unreadable, file_problem, import_torch, read_file, state_in, without_torch
 from fai_fast.errors import WeightsError
-from fai_fast.registry import ModelSpec, bundled_path, load_spec, models, spec
+from fai_fast.registry import ModelSpec, bundled_path, load_spec, models, own_config, spec
 from fai_fast.registry.shapes import MAPS, decoder_levels, is_optional, state_shapes
 from fai_fast.registry.spec import check_url
 
@@ -408,7 +408,9 @@ def _with_depth_of(spec: ModelSpec, state: Mapping[str, Any], source: str) -> Mo
         return spec
     try:
         config = dataclasses.replace(
-            spec.config, transformer_predictor_dec_layers=decoder, pixel_decoder_transformer_layers=encoder
+            own_config(spec),
+            transformer_predictor_dec_layers=decoder,
+            pixel_decoder_transformer_layers=encoder,
         )
         return dataclasses.replace(spec, config=config)
     except ValueError as error:  # a width that the encoder of the checkpoint could not have
@@ -461,7 +463,7 @@ def _default(key: str, shape: tuple[int, ...], spec: ModelSpec) -> npt.NDArray[n
     value = np.zeros(shape, np.float32)
     if key.endswith("empty_weight"):
         value[:] = 1
-        value[-1] = spec.config.criterion_eos_coef
+        value[-1] = own_config(spec).criterion_eos_coef
     return value
 
 

@@ -78,6 +78,7 @@ def load_weights(
         _try(network, (batch, 3, height, width), precision, place)
     spec = weights.spec
     queries, columns = spec.config.num_queries, spec.config.class_columns
+    assert queries is not None  # of a network that is built here
     shapes = {
         INPUT: (batch, 3, height, width),
         OUTPUTS[0]: (batch, queries, height // network.stride, width // network.stride),

@@ -13,7 +13,7 @@ from fai_fast.exporter.builder import Builder, Value
 from fai_fast.exporter.decoder import decoder
 from fai_fast.exporter.fold import Params
 from fai_fast.exporter.pixel_decoder import bisenet, fpn
-from fai_fast.registry import ModelSpec
+from fai_fast.registry import ModelSpec, own_config
 
 if TYPE_CHECKING:
     import onnx
@@ -47,13 +47,14 @@ def build_graph(
     Raises:
         ExportError: a weight does not fit into the precision.
     """
+    config = own_config(spec)
     b = Builder(DTYPES[precision])
     images = Value("images", (batch, 3, *size), b.dtype)
     pixels = Params(state).at("pixel_decoder")
-    features = backbone(b, pixels.at("backbone"), spec.config.backbone_config, images)
-    mask_features, levels = (fpn if spec.family == "fai_mf" else bisenet)(b, pixels, spec.config, features)
+    features = backbone(b, pixels.at("backbone"), config.backbone_config, images)
+    mask_features, levels = (fpn if spec.family == "fai_mf" else bisenet)(b, pixels, config, features)
     predictor = Params(state).at("head").at("predictor")
-    mask_logits, class_logits = decoder(b, predictor, spec.config, mask_features, levels)
+    mask_logits, class_logits = decoder(b, predictor, config, mask_features, levels)
     outputs = [(mask_logits, "mask_logits"), (class_logits, "class_logits")]
     model: onnx.ModelProto = b.model([images], outputs)
     return model

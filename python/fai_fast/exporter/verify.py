@@ -22,7 +22,7 @@ from fai_fast import _gate, _scenes
 from fai_fast._extras import install
 from fai_fast.errors import EngineError, ExportError
 from fai_fast.exporter.builder import Array
-from fai_fast.registry import ModelSpec, bundled_path
+from fai_fast.registry import ModelSpec, bundled_path, own_config
 
 if TYPE_CHECKING:
     from fai_fast.weights import Weights
@@ -276,7 +276,7 @@ def _with_decisions(
     """As found, with what a reference says that attends where the graph does."""
     names = [
         f"head/layer{index}/mask/mask"
-        for index in range(reference.spec.config.transformer_predictor_dec_layers)
+        for index in range(own_config(reference.spec).transformer_predictor_dec_layers)
     ]
     _, runs = _run(model, images, names)
     ties = 0

@@ -17,7 +17,7 @@ from fai_fast.reference.mobilenet import MobileNetV2
 from fai_fast.reference.resnet import ResNet
 from fai_fast.reference.stdc import STDC
 from fai_fast.reference.swin import Swin
-from fai_fast.registry import BackboneConfig, ModelSpec
+from fai_fast.registry import BackboneConfig, ModelSpec, own_config
 from fai_fast.registry.shapes import decoder_levels
 
 __all__ = ["BACKBONES", "Output", "QueryMaskModel"]
@@ -80,7 +80,7 @@ class QueryMaskModel(nn.Module):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.spec = spec
-        config = spec.config
+        config = own_config(spec)
         backbone = BACKBONES[config.backbone_config.model_type](config.backbone_config)
         pixel_decoder = (FPN if spec.family == "fai_mf" else BiSeNet)(
             backbone, list(config.backbone_config.out_dims()), config

@@ -15,17 +15,28 @@ from pathlib import Path
 from typing import Any
 
 from fai_fast._redaction import redacted
-from fai_fast.registry.spec import BackboneConfig, ModelConfig, ModelSpec, PublishedLatency
+from fai_fast.registry.spec import (
+    BackboneConfig,
+    ModelConfig,
+    ModelSpec,
+    NetworkConfig,
+    PublishedLatency,
+    own_config,
+    stride_of,
+)
 
 __all__ = [
     "BackboneConfig",
     "ModelConfig",
     "ModelSpec",
+    "NetworkConfig",
     "PublishedLatency",
     "bundled_path",
     "load_spec",
     "models",
+    "own_config",
     "spec",
+    "stride_of",
 ]
 
 FOLDER = Path(__file__).parent

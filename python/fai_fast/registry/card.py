@@ -7,40 +7,27 @@ from collections.abc import Iterable
 from fai_fast._redaction import redacted
 from fai_fast._sizes import ImSize, size_text
 from fai_fast.registry.shapes import count_parameters
-from fai_fast.registry.spec import BackboneConfig, ModelSpec
+from fai_fast.registry.spec import BackboneConfig, ModelSpec, NetworkConfig, own_config, stride_of
 
 __all__ = ["model_card"]
 
 _WIDTH = 100
-_FIGURE = {"instance": "AP", "semantic": "IoU"}
+_FIGURE = {"instance": "AP", "semantic": "IoU", "panoptic": "PQ"}
 
 
 def model_card(spec: ModelSpec) -> str:
     """Architecture, input and output, metrics, latencies and classes, each figure with its source."""
     config = spec.config
-    stride = 4 if spec.family == "fai_mf" else 8
+    queries = "Q" if config.num_queries is None else config.num_queries
     size = spec.metrics_im_size or spec.im_size
     lines = [f"{spec.name}: {spec.task} segmentation, {len(spec.classes)} classes"]
-    lines += _section(
-        "Architecture",
-        [
-            ("family", spec.family),
-            ("backbone", _backbone(config.backbone_config)),
-            ("pixel decoder", _pixel_decoder(spec)),
-            (
-                "decoder",
-                f"masked transformer, {config.transformer_predictor_dec_layers} layers, "
-                f"{config.num_queries} queries of {config.transformer_predictor_hidden_dim}",
-            ),
-            ("parameters", f"{count_parameters(spec) / 1e6:.1f} million"),
-            ("trained on", spec.dataset),
-        ],
-    )
+    lines += _section("Architecture", _architecture(spec))
+    multiples = f"h and w multiples of {stride_of(config)}, " if stride_of(config) > 1 else ""
     lines += _section(
         "Input",
         [
-            ("images", "(B, 3, h, w), h and w multiples of 32, RGB 0..255, minus mean, divided by std"),
-            ("size", f"{_size(spec.im_size)}; frames of other sizes are resized to it"),
+            ("images", f"(B, 3, h, w), {multiples}RGB 0..255, minus mean, divided by std"),
+            ("size", f"{_size(spec.im_size)}; frames of other sizes are {_resized(spec)}"),
             ("mean", _numbers(config.pixel_mean)),
             ("std", _numbers(config.pixel_std)),
         ],
@@ -50,11 +37,11 @@ def model_card(spec: ModelSpec) -> str:
         [
             (
                 "mask_logits",
-                f"(B, {config.num_queries}, h/{stride}, w/{stride}), a mask's probability is their sigmoid",
+                f"(B, {queries}, {_masks(spec)}), a mask's probability is their sigmoid",
             ),
             (
                 "class_logits",
-                f"(B, {config.num_queries}, {config.class_columns}), "
+                f"(B, {queries}, {config.class_columns}), "
                 + ("sigmoid" if config.cls_sigmoid else "softmax; the last is 'no object'"),
             ),
             ("Detections", f"{_detections(spec)}"),
@@ -74,6 +61,38 @@ def model_card(spec: ModelSpec) -> str:
     if spec.note:
         lines += ["", "Note", *_wrapped([f"{word} " for word in spec.note.split()])]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _architecture(spec: ModelSpec) -> list[tuple[str, str | None]]:
+    if isinstance(spec.config, NetworkConfig):
+        return [("family", spec.family), ("layers", "those of its graph"), ("trained on", spec.dataset)]
+    config = own_config(spec)
+    return [
+        ("family", spec.family),
+        ("backbone", _backbone(config.backbone_config)),
+        ("pixel decoder", _pixel_decoder(spec)),
+        (
+            "decoder",
+            f"masked transformer, {config.transformer_predictor_dec_layers} layers, "
+            f"{config.num_queries} queries of {config.transformer_predictor_hidden_dim}",
+        ),
+        ("parameters", f"{count_parameters(spec) / 1e6:.1f} million"),
+        ("trained on", spec.dataset),
+    ]
+
+
+def _resized(spec: ModelSpec) -> str:
+    ways = {
+        "letterbox": "put into its middle with their aspect",
+        "pad": "put into its top left corner with their aspect",
+    }
+    return ways.get(getattr(spec.config, "resize", "stretch"), "resized to it")
+
+
+def _masks(spec: ModelSpec) -> str:
+    """Their height and width."""
+    stride = {"fai_mf": 4, "bisenetformer": 8}.get(spec.family)
+    return "as its graph gives them" if stride is None else f"h/{stride}, w/{stride}"
 
 
 def _size(im_size: ImSize) -> str:
@@ -104,7 +123,7 @@ def _published(spec: ModelSpec) -> bool:
 
 
 def _pixel_decoder(spec: ModelSpec) -> str:
-    config = spec.config
+    config = own_config(spec)
     width = f"{config.pixel_decoder_feat_dim} channels"
     if spec.family == "bisenetformer":
         return f"BiSeNet context path and feature fusion, {width}"
@@ -115,8 +134,13 @@ def _pixel_decoder(spec: ModelSpec) -> str:
 
 def _detections(spec: ModelSpec) -> str:
     config = spec.config
-    of_queries = "one per query that wins pixels, of a class that may have several"
-    what = "one per object" if spec.task == "instance" else of_queries
+    what = "one per query that wins pixels, of a class that may have several"
+    if spec.task == "instance":
+        what = "one per object"
+    elif spec.task == "panoptic":
+        what = "one per thing, and one per class of stuff"
+    elif getattr(config, "combine", "contest") == "sum":
+        what = "one per class that has pixels"
     return f"{what}; threshold {config.threshold:g}, mask threshold {config.mask_threshold:g}"
 
 

@@ -14,7 +14,7 @@ from fai_fast.registry.parameter_shapes import (
     normed_conv,
     under,
 )
-from fai_fast.registry.spec import ModelSpec
+from fai_fast.registry.spec import ModelSpec, own_config
 
 __all__ = ["MAPS", "count_parameters", "decoder_levels", "is_optional", "state_shapes"]
 
@@ -24,7 +24,7 @@ MAPS = {"fai_mf": 3, "bisenetformer": 2}
 
 def state_shapes(spec: ModelSpec) -> dict[str, Shape]:
     """Every parameter and buffer of the network in order, as its ``state_dict()`` names and shapes them."""
-    config = spec.config
+    config = own_config(spec)
     feat = config.pixel_decoder_feat_dim
     entries = dict(under("pixel_decoder.backbone", backbone_shapes(config.backbone_config)))
     dims = config.backbone_config.out_dims()
@@ -39,7 +39,7 @@ def state_shapes(spec: ModelSpec) -> dict[str, Shape]:
 
 def decoder_levels(spec: ModelSpec) -> int:
     """How many maps the decoder attends to: one a layer in turns, so that fewer layers than maps leave some out."""
-    return min(MAPS[spec.family], spec.config.transformer_predictor_dec_layers)
+    return min(MAPS[spec.family], own_config(spec).transformer_predictor_dec_layers)
 
 
 def count_parameters(spec: ModelSpec) -> int:
@@ -61,7 +61,8 @@ def is_optional(key: str) -> bool:
 
 
 def _fpn(spec: ModelSpec, dims: tuple[int, int, int, int]) -> Entries:
-    config, dim = spec.config, spec.config.pixel_decoder_feat_dim
+    config = own_config(spec)
+    dim = config.pixel_decoder_feat_dim
     hidden = config.pixel_decoder_transformer_dim_feedforward
     if config.pixel_decoder_transformer_layers:
         yield from under("input_proj", biased(dim, dims[3], 1, 1))
@@ -104,7 +105,8 @@ def _refinement(before: int, after: int) -> Entries:
 
 
 def _predictor(spec: ModelSpec, levels: int) -> Entries:
-    config, dim = spec.config, spec.config.transformer_predictor_hidden_dim
+    config = own_config(spec)
+    dim = config.transformer_predictor_hidden_dim
     hidden = config.transformer_predictor_dim_feedforward
     for kind, module in (("self", "self_attn"), ("cross", "multihead_attn")):
         for layer in range(config.transformer_predictor_dec_layers):

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePath
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from fai_fast._arguments import check_bool, check_choice, check_items, check_names, check_number
@@ -17,17 +17,39 @@ from fai_fast._redaction import redacted
 from fai_fast._sizes import STRIDE, ImSize, check_input_size, sides_of
 from fai_fast.registry._checks import LARGEST
 from fai_fast.registry._checks import check_count as _check_count
+from fai_fast.registry._checks import check_text as _check_text
+from fai_fast.registry._checks import record_of as _record
 from fai_fast.registry.backbones import BackboneConfig
+from fai_fast.registry.network_config import NETWORK_TASKS, NetworkConfig
 
-__all__ = ["BackboneConfig", "ModelConfig", "ModelSpec", "PublishedLatency"]
+__all__ = [
+    "BackboneConfig",
+    "ModelConfig",
+    "ModelSpec",
+    "NetworkConfig",
+    "PublishedLatency",
+    "own_config",
+    "stride_of",
+]
 
-FAMILIES = ("fai_mf", "bisenetformer")
-TASKS = ("instance", "semantic")
+# Of FocoosAI's networks, whose config is a ModelConfig; of all others it is a NetworkConfig.
+OWN_FAMILIES = ("fai_mf", "bisenetformer")
+FAMILIES = (
+    *OWN_FAMILIES,
+    "mask2former",
+    "maskformer",
+    "oneformer",
+    "eomt",
+    "eomt_dinov3",
+    "rf_detr",
+    "custom",
+)
+# Of FocoosAI's networks; "panoptic" is a task of others alone.
+OWN_TASKS = ("instance", "semantic")
+TASKS = NETWORK_TASKS
 # The decoder's heads are not in any configuration: every published network has 8.
 DECODER_HEADS = 8
 _LARGEST_SIDE = 32736  # the greatest multiple of 32 that a frame's side can be
-
-_Record = TypeVar("_Record")
 
 
 @dataclass(frozen=True)
@@ -130,7 +152,7 @@ class ModelConfig:
             )
         for name in ("cls_sigmoid", "predict_all_pixels", "use_mask_score", "criterion_deep_supervision"):
             check_bool(f"config.{name}", getattr(self, name))
-        check_choice("config.postprocessing_type", self.postprocessing_type, TASKS)
+        check_choice("config.postprocessing_type", self.postprocessing_type, OWN_TASKS)
         for name in ("mask_threshold", "threshold"):
             if not 0 <= check_number(f"config.{name}", getattr(self, name)) <= 1:
                 raise ValueError(f"config.{name}: got {getattr(self, name)}, expected 0 to 1")
@@ -178,6 +200,8 @@ _NETWORK = (
     "transformer_predictor_hidden_dim",
     "transformer_predictor_dim_feedforward",
 )
+# Queries are left out, which are None until a graph is known.
+_FOREIGN_NETWORK = ("num_classes", "cls_sigmoid")
 # What is known of one set of classes, and what of one network.
 _OF_CLASSES = ("metrics", "metrics_im_size", "per_class")
 _OF_NETWORK = (
@@ -191,6 +215,11 @@ _OF_NETWORK = (
     "weights_path",
     "weights_problem",
 )
+
+
+# What a record in a file must say.
+_NEEDED_OF_OTHERS = ("task", "classes", "im_size")
+_NEEDED = (*_NEEDED_OF_OTHERS, "config")
 
 
 class _Facts(NamedTuple):
@@ -214,13 +243,15 @@ class ModelSpec:
 
     Attributes:
         name: how it is called.
-        family: "fai_mf" or "bisenetformer".
-        task: "instance" or "semantic".
+        family: "fai_mf" or "bisenetformer", FocoosAI's; "mask2former", "maskformer", "oneformer", "eomt",
+            "eomt_dinov3" or "rf_detr", which transformers has; "custom" for any other network.
+        task: "instance", "semantic" or, of a network that is not FocoosAI's, "panoptic".
         classes: C names, each once, in the order of the network's class logits.
-        config: the network.
+        config: the network: a :class:`fai_fast.ModelConfig` of FocoosAI's two families, a
+            :class:`fai_fast.NetworkConfig` of all others; left out of those, one with so many classes and this task.
         im_size: the network's input that it was trained and evaluated at, pixels: an int for a square, or (height,
-            width), each a multiple of 32. A pair of equal sides is given back as the int; :attr:`input_size` is a pair
-            always.
+            width), each a multiple of 32, or of a ``NetworkConfig``'s ``stride``. A pair of equal sides is given back
+            as the int; :attr:`input_size` is a pair always.
         dataset: what it was trained on.
         weights_url: where its published checkpoint is, http or https.
         metrics: published, percent.
@@ -242,14 +273,18 @@ class ModelSpec:
         >>> pears = dataclasses.replace(base, name="pears", classes=("ripe", "unripe"), config=config)
         >>> pears.metrics, pears.weights_url
         ({}, None)
+        >>> theirs = fai_fast.ModelSpec(name="pears", task="instance", classes=("ripe", "unripe"), im_size=640)
+        >>> theirs.family, theirs.config.num_classes
+        ('custom', 2)
     """
 
+    # What has a default only because the fields before it have one is checked like the rest: none of those is right.
     name: str
-    family: str
-    task: str
-    classes: tuple[str, ...]
-    config: ModelConfig
-    im_size: ImSize
+    family: str = "custom"
+    task: str = ""
+    classes: tuple[str, ...] = ()
+    config: ModelConfig | NetworkConfig = None  # type: ignore[assignment]  # made where it is left out
+    im_size: ImSize = 0
     dataset: str | None = None
     weights_url: str | None = field(default=None, repr=False)
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -267,15 +302,23 @@ class ModelSpec:
     def __post_init__(self) -> None:
         _check_text("name", self.name)
         check_choice("family", self.family, FAMILIES)
-        check_choice("task", self.task, TASKS)
+        check_choice("task", self.task, OWN_TASKS if self.family in OWN_FAMILIES else TASKS)
+        kind = ModelConfig if self.family in OWN_FAMILIES else NetworkConfig
+        if self.config is None and kind is NetworkConfig:
+            names = check_names("classes", self.classes)
+            object.__setattr__(
+                self, "config", NetworkConfig(max(1, len(names or ())), postprocessing_type=self.task)
+            )
         if isinstance(self.config, Mapping):
-            object.__setattr__(self, "config", _record(ModelConfig, "config", self.config))
-        if not isinstance(self.config, ModelConfig):
-            raise TypeError(f"config: got {type(self.config).__name__}, expected a ModelConfig")
+            object.__setattr__(self, "config", _record(kind, "config", self.config))
+        if not isinstance(self.config, kind):
+            raise TypeError(
+                f"config: got {type(self.config).__name__}, expected a {kind.__name__} for the family {self.family!r}"
+            )
         self._check_classes()
         self._check_against_config()
         # Before it is compared with what it was.
-        _set_im_size(self, "im_size", "im_size", largest=_LARGEST_SIDE, multiple=STRIDE)
+        _set_im_size(self, "im_size", "im_size", largest=_LARGEST_SIDE, multiple=stride_of(self.config))
         if self._before is not None:
             self._drop_what_is_not_true(self._before)
         for name in ("dataset", "note", "weights_path", "weights_problem"):
@@ -337,8 +380,9 @@ class ModelSpec:
 
     def _facts(self) -> _Facts:
         config = self.config
+        decisive = _NETWORK if isinstance(config, ModelConfig) else _FOREIGN_NETWORK
         return _Facts(
-            network=(self.family, *(getattr(config, name) for name in _NETWORK)),
+            network=(self.family, *(getattr(config, name) for name in decisive)),
             figures=(self.classes, self.task),
             im_size=self.im_size,
             values={name: getattr(self, name) for name in _OF_NETWORK},
@@ -382,9 +426,9 @@ class ModelSpec:
             raise ValueError(
                 f"config.postprocessing_type: got {self.config.postprocessing_type!r}, expected {self.task!r}, the task"
             )
-        if self.family == "bisenetformer" and self.config.pixel_decoder_transformer_layers:
+        if self.family == "bisenetformer" and own_config(self).pixel_decoder_transformer_layers:
             raise ValueError(
-                f"config.pixel_decoder_transformer_layers: got {self.config.pixel_decoder_transformer_layers}, "
+                f"config.pixel_decoder_transformer_layers: got {own_config(self).pixel_decoder_transformer_layers}, "
                 "expected 0: bisenetformer has no encoder"
             )
 
@@ -416,13 +460,29 @@ class ModelSpec:
         Raises:
             TypeError, ValueError: a field is missing, unknown, or not as it must be; the text names it.
         """
-        return _record(cls, "spec", record)
+        own = isinstance(record, Mapping) and record.get("family") in OWN_FAMILIES
+        return _record(cls, "spec", record, _NEEDED if own else _NEEDED_OF_OTHERS)
 
     def card(self) -> str:
         """The model card as plain text: architecture, input and output, classes, published figures and their source."""
         from fai_fast.registry.card import model_card
 
         return model_card(self)
+
+
+def own_config(spec: ModelSpec) -> ModelConfig:
+    """The configuration of one of FocoosAI's networks. Raises TypeError for a network of others."""
+    if not isinstance(spec.config, ModelConfig):
+        raise TypeError(
+            f"model: {spec.name} is a network of the family {spec.family!r}, whose layers are not described here; "
+            f"expected one of {' or '.join(map(repr, OWN_FAMILIES))}"
+        )
+    return spec.config
+
+
+def stride_of(config: ModelConfig | NetworkConfig) -> int:
+    """What the sides of a network's input must be multiples of."""
+    return STRIDE if isinstance(config, ModelConfig) else config.stride
 
 
 class ReadOnly(Mapping[str, float]):
@@ -465,25 +525,6 @@ def check_url(name: str, value: object) -> str:
     return text
 
 
-def _record(record_type: type[_Record], name: str, items: Mapping[str, Any]) -> _Record:
-    if not isinstance(items, Mapping):
-        raise TypeError(f"{name}: got {type(items).__name__}, expected a mapping")
-    fields = {item.name: item for item in dataclasses.fields(record_type) if item.name[0] != "_"}  # type: ignore[arg-type]
-    if unknown := [key for key in items if key not in fields]:
-        raise ValueError(
-            f"{name}: got unknown fields {', '.join(map(repr, unknown[:5]))}, expected {', '.join(fields)}"
-        )
-    given = {key: value for key, value in items.items() if value is not None}
-    required = [
-        key
-        for key, item in fields.items()
-        if item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
-    ]
-    if missing := [key for key in required if key not in given]:
-        raise ValueError(f"{name}: {', '.join(missing)} missing")
-    return record_type(**given)
-
-
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         names = [item.name for item in dataclasses.fields(value) if item.name[0] != "_"]
@@ -501,14 +542,6 @@ def _numbers(name: str, items: object) -> ReadOnly:
         _check_text(name, key)
         check_number(f"{name}[{key!r}]", value)
     return ReadOnly(items)
-
-
-def _check_text(name: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{name}: got {type(value).__name__}, expected a str")
-    if not value.strip() or "\0" in value:
-        raise ValueError(f"{name}: got {value!r}, expected text")
-    return value
 
 
 def _set_im_size(record: Any, field: str, name: str, largest: int = LARGEST, multiple: int = 1) -> None:

@@ -1,0 +1,87 @@
+#include "csrc/ops/queries.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "csrc/math/rows.h"
+
+namespace fai::ops {
+
+MaskLogits mask_logits_of(const View& masks) {
+    const size_t item = item_size(masks.dtype);
+    const auto bytes = static_cast<int64_t>(item);
+    return {.queries = static_cast<int32_t>(masks.shape[0]),
+            .rows = static_cast<int32_t>(masks.shape[1]),
+            .columns = static_cast<int32_t>(masks.shape[2]),
+            .query_stride = masks.strides[0] / bytes,
+            .row_stride = masks.strides[1] / bytes,
+            .dtype_index = masks.dtype == DType::f16,
+            .data = static_cast<const char*>(masks.data),
+            .item = item};
+}
+
+std::vector<ScoredQuery> score_queries(const PostprocessArguments& arguments, const cpu::Kernels& kernels) {
+    const View& logits = arguments.class_logits;
+    std::vector<ScoredQuery> queries;
+    queries.reserve(static_cast<size_t>(logits.shape[0]));
+    for (int64_t q = 0; q < logits.shape[0]; ++q) {
+        ScoredQuery query{static_cast<int32_t>(q), 0.0, 0};
+        kernels.class_score[logits.dtype == DType::f16](
+            static_cast<const char*>(logits.data) + q * logits.strides[0],
+            static_cast<int32_t>(logits.shape[1]), arguments.softmax, &query.score, &query.class_id);
+        if (!std::isnan(query.score)) queries.push_back(query);
+    }
+    return queries;
+}
+
+Axes build_axes(const PostprocessArguments& arguments, int32_t rows, int32_t columns) {
+    const Size masks{rows, columns};
+    const MaskAxes axes = arguments.letterboxed && !arguments.rules.resizes_logits()
+                              ? letterboxed_axes(masks, arguments.size, arguments.tensor, arguments.placement)
+                              : stretched_axes(masks, arguments.size);
+    const bool nearest = arguments.rules.nearest;
+    return {t_caller.x.build(axes.x, arguments.size.width, nearest),
+            t_caller.y.build(axes.y, arguments.size.height, nearest)};
+}
+
+std::span<const cpu::Plane> resample(const PostprocessArguments& arguments,
+                                     std::span<const cpu::Plane> planes, int dtype_index, int threads) {
+    const Nodes nodes =
+        nodes_of(arguments.rules.logits_size, arguments.letterboxed, arguments.tensor, arguments.placement);
+    return t_caller.resampled.make(planes, dtype_index, nodes, threads);
+}
+
+MaskLogits resample(const PostprocessArguments& arguments, const MaskLogits& logits, int threads) {
+    std::vector<cpu::Plane> planes;
+    for (int32_t q = 0; q < logits.queries; ++q) planes.push_back(logits.plane(q));
+    const std::span<const cpu::Plane> resized = resample(arguments, planes, logits.dtype_index, threads);
+    return {.queries = logits.queries,
+            .rows = resized[0].rows,
+            .columns = resized[0].columns,
+            .query_stride = static_cast<int64_t>(resized[0].rows) * resized[0].columns,
+            .row_stride = resized[0].row_stride,
+            .dtype_index = 0,
+            .data = static_cast<const char*>(resized[0].data),
+            .item = sizeof(float)};
+}
+
+bool keep(const PostprocessArguments& arguments, ScoredQuery& query) {
+    if (!math::enough_pixels(query.region.area, arguments.min_area)) return false;
+    if (query.region.area == 0) query.region = {};  // its box is zeros, not an inverted one
+    if (arguments.use_mask_score) {
+        query.score = arguments.rules.nearest
+                          ? math::fused_node_score(query.score, query.nodes.sum, query.nodes.nodes)
+                          : math::fused_score(query.score, query.region.sum, query.region.area);
+    }
+    return math::above(query.score, arguments.threshold);
+}
+
+void sort_by_score(std::vector<ScoredQuery>& queries) {
+    std::sort(queries.begin(), queries.end(), [](const ScoredQuery& a, const ScoredQuery& b) {
+        const float x = static_cast<float>(a.score), y = static_cast<float>(b.score);
+        if (x != y) return x > y;
+        return a.index != b.index ? a.index < b.index : a.class_id < b.class_id;
+    });
+}
+
+}  // namespace fai::ops

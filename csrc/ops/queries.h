@@ -1,0 +1,91 @@
+// What the ways from logits to rows share: queries with their scores, the logits of their masks, where pixels
+// lie among those, and the memory that threads keep. Of postprocess alone.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "csrc/core/scratch.h"
+#include "csrc/cpu/kernels.h"
+#include "csrc/ops/pixel_axis.h"
+#include "csrc/ops/postprocess.h"
+#include "csrc/ops/resample.h"
+
+namespace fai::ops {
+
+using cpu::Region;
+
+// The CPU's sigmoid is within 2e-7 of the true one, so this much below a threshold is surely outside.
+inline constexpr double kSigmoidSlack = 1e-6;
+
+struct ScoredQuery {
+    int32_t index;
+    double score;
+    int64_t class_id;
+    Region region = Region::empty();
+    cpu::NodeSum nodes{0, 0.0};  // where the mask score is of nodes
+};
+
+struct MaskLogits {
+    int32_t queries, rows, columns;
+    int64_t query_stride, row_stride;  // in values
+    int dtype_index;                   // index into the kernels' pairs
+    const char* data;
+    size_t item;
+
+    const void* query(int32_t q) const { return data + q * query_stride * static_cast<int64_t>(item); }
+    cpu::Plane plane(int32_t q) const { return {query(q), rows, columns, row_stride}; }
+};
+
+MaskLogits mask_logits_of(const View& masks);
+
+// Step 1. A score that is NaN takes its query out.
+std::vector<ScoredQuery> score_queries(const PostprocessArguments& arguments, const cpu::Kernels& kernels);
+
+// Scratch of the thread that calls postprocess, and of each that works for it.
+struct CallerScratch {
+    PixelAxisTable x, y;
+    Scratch<uint64_t> words;
+    Scratch<Region> regions;
+    Scratch<uint8_t> has_nan;
+    Resampled resampled;
+};
+struct WorkerScratch {
+    Scratch<float> floats;
+    Scratch<uint64_t> words;
+    Scratch<cpu::Candidate> candidates;
+    Scratch<int32_t> integers;
+};
+inline thread_local CallerScratch t_caller;
+inline thread_local WorkerScratch t_worker;
+
+struct Axes {
+    cpu::PixelAxis x, y;
+};
+
+// Of masks of rows x columns nodes; those of `logits_size` are the frame's alone.
+Axes build_axes(const PostprocessArguments& arguments, int32_t rows, int32_t columns);
+
+// Masks at the nodes of `logits_size`, in float32: of these queries, or of all. Valid until the next call.
+std::span<const cpu::Plane> resample(const PostprocessArguments& arguments,
+                                     std::span<const cpu::Plane> planes, int dtype_index, int threads);
+MaskLogits resample(const PostprocessArguments& arguments, const MaskLogits& logits, int threads);
+
+// Steps 4 to 6 for a query whose region is known.
+bool keep(const PostprocessArguments& arguments, ScoredQuery& query);
+
+// By the score as it is handed out, so that equal ones are in order of their queries, then classes.
+void sort_by_score(std::vector<ScoredQuery>& queries);
+
+// Instances: rows into `queries`, masks into `result`.
+void draw_instances(const PostprocessArguments& arguments, const MaskLogits& logits,
+                    const cpu::Kernels& kernels, int threads, std::vector<ScoredQuery>& queries,
+                    Postprocessed& result);
+
+// Semantic results: rows into `queries`, labels into `segments`.
+void draw_semantic(const PostprocessArguments& arguments, const MaskLogits& logits,
+                   const cpu::Kernels& kernels, int threads, std::vector<ScoredQuery>& queries,
+                   void* segments);
+
+}  // namespace fai::ops
