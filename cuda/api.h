@@ -58,6 +58,7 @@ struct DeviceFrame {
     const uint8_t* plane[3] = {nullptr, nullptr, nullptr};  // in the device's memory
     float yuv[6] = {0, 0, 0, 0, 0, 0};                      // math::YuvCoefficients
     float scale[3] = {1, 1, 1}, bias[3] = {0, 0, 0};        // of R, G, B
+    float padding[3] = {0, 0, 0};                           // of the tensor beside the content
     int32_t top = 0, left = 0;                              // where the content lies in the tensor
     Size content;
     const Tap* rows = nullptr;     // (content.height)

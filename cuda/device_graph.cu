@@ -157,6 +157,7 @@ struct DeviceGraph::Impl {
         p.yuv = {frame.yuv[0], frame.yuv[1], frame.yuv[2], frame.yuv[3], frame.yuv[4], frame.yuv[5]};
         std::copy_n(frame.scale, 3, p.scale);
         std::copy_n(frame.bias, 3, p.bias);
+        std::copy_n(frame.padding, 3, p.padding);
         p.top = frame.top;
         p.left = frame.left;
         p.content = frame.content;

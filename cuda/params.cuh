@@ -37,7 +37,7 @@ struct ImageParams {
     FrameLayout layout;
     const uint8_t* plane[3];
     math::YuvCoefficients yuv;
-    float scale[3], bias[3];
+    float scale[3], bias[3], padding[3];
     int32_t top, left;
     Size content;
     const Tap* rows;

@@ -90,19 +90,19 @@ void FrameGraph::place_planes(int image, FrameRequest& request) {
 cuda::DeviceFrame FrameGraph::describe(int image, const FrameRequest& request) {
     const cuda::GraphSpec& spec = graph_.spec();
     const FrameView view = frame_view_of(request.frame);
-    const Placement placement = place(view.size, spec.input_size, request.frame.letterbox);
+    const Placement placement = place(view.size, spec.input_size, request.frame.resize);
     Geometry& geometry = geometry_[image];
     const bool same =
-        geometry.known && geometry.frame == view.size && geometry.letterboxed == request.frame.letterbox;
+        geometry.known && geometry.frame == view.size && geometry.resize == request.frame.resize;
     if (!same) {
         geometry.known = false;
         geometry.frame = view.size;
-        geometry.letterboxed = request.frame.letterbox;
+        geometry.resize = request.frame.resize;
         geometry.placement = placement;
         geometry.rows = taps(view.size.height, placement.content.height);
         geometry.columns = taps(view.size.width, placement.content.width);
         const Size masks{spec.rows, spec.columns};
-        const MaskAxes axes = request.frame.letterbox
+        const MaskAxes axes = request.frame.resize != Resize::stretch
                                   ? letterboxed_axes(masks, view.size, spec.input_size, placement)
                                   : stretched_axes(masks, view.size);
         geometry.x = geometry.x_table.build(axes.x, view.size.width);
@@ -119,6 +119,7 @@ cuda::DeviceFrame FrameGraph::describe(int image, const FrameRequest& request) {
         if (view.format == cpu::RowFormat::packed) frame.plane[c] = view.plane[0] + view.shift[c] / 8;
         frame.scale[c] = 1.0f / stddev_[c];
         frame.bias[c] = -mean_[c] * frame.scale[c];
+        frame.padding[c] = padding_of(request.frame.resize, mean_[c], stddev_[c]);
     }
     const math::YuvCoefficients yuv = yuv_coefficients(request.frame);
     const float coefficients[6] = {yuv.y, yuv.y0, yuv.rv, yuv.gu, yuv.gv, yuv.bu};

@@ -54,7 +54,7 @@ class FrameGraph {
     struct Geometry {
         Size frame;
         Placement placement;
-        bool letterboxed = false;
+        Resize resize = Resize::stretch;
         bool known = false;
         std::vector<Tap> rows, columns;
         PixelAxisTable x_table, y_table;
