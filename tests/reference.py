@@ -176,6 +176,7 @@ class Truth:
     threshold: float
     use_mask_score: bool
     mask_threshold: float = 0.5
+    epsilon: float = 0.01  # beside the count that mask scores are divided by
     nodes: np.ndarray | None = None  # (Q, h, w) mask probabilities, where mask scores are of nodes
 
     def score(self, query, mask):
@@ -184,8 +185,8 @@ class Truth:
             return self.class_score[query]
         if self.nodes is not None:
             inside = self.nodes[query][self.nodes[query] >= self.mask_threshold]
-            return self.class_score[query] * inside.sum() / (inside.size + 1e-6)
-        return self.class_score[query] * self.m[query][mask].sum() / (mask.sum() + 0.01)
+            return self.class_score[query] * inside.sum() / (inside.size + self.epsilon)
+        return self.class_score[query] * self.m[query][mask].sum() / (mask.sum() + self.epsilon)
 
     def score_range(self, query):
         """Smallest and largest score of the query over all masks between `certain` and `possible`."""
@@ -202,8 +203,8 @@ class Truth:
             sums = certain.sum() + np.concatenate([[0.0], np.cumsum(values)])
             counts = certain.size + np.arange(len(sums))
             if self.nodes is not None:
-                return sums / (counts + 1e-6)
-            return sums[counts >= 2] / (counts[counts >= 2] + 0.01)
+                return sums / (counts + self.epsilon)
+            return sums[counts >= 2] / (counts[counts >= 2] + self.epsilon)
 
         # The extremes take the smallest (largest) doubtful values first, as many as help.
         low, high = means(doubtful), means(doubtful[::-1])
@@ -310,6 +311,7 @@ def postprocess(
         threshold=threshold,
         use_mask_score=use_mask_score,
         mask_threshold=mask_threshold,
+        epsilon=1e-6 if of_logits or use_nearest else 0.01,
         nodes=sigmoid(logits) if use_nearest else None,
     )
 

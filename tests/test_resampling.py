@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from types import SimpleNamespace
 
 import fai_fast
@@ -187,3 +188,129 @@ def test_equal_pairs_are_those_of_the_first_queries_and_classes():
         multi_label=True,
     )
     assert list(zip(found.query.tolist(), found.class_id.tolist(), strict=True)) == [(0, 0), (0, 1), (0, 2)]
+
+
+# --------------------------------------------------------------------------- as transformers' processors
+
+
+def processor(family, name):
+    module = pytest.importorskip(f"transformers.models.{family}", reason="transformers is not installed")
+    if importlib.util.find_spec("torchvision") is None:
+        # Most families have a second processor, which is written without it.
+        name += "Pil"
+        if not hasattr(module, name):
+            pytest.skip(f"{family}'s processor needs torchvision, which is not installed")
+    return getattr(module, name)()
+
+
+def outputs(mask_logits, class_logits, **more):
+    masks, classes = torch.from_numpy(mask_logits)[None], torch.from_numpy(class_logits)[None]
+    return SimpleNamespace(
+        masks_queries_logits=masks,
+        class_queries_logits=classes,
+        pred_masks=masks,
+        logits=classes,
+        **more,
+    )
+
+
+def scene(seed, queries=20, grid=(24, 32), classes=5, spread=2.0):
+    """Logits that are smooth, as networks' are, with several classes a query."""
+    rng = np.random.default_rng(seed)
+    mask_logits, _ = scenes.blobs(seed, queries, grid, objects=queries // 2, classes=classes)
+    return mask_logits, (rng.standard_normal((queries, classes)) * spread).astype(np.float32)
+
+
+def same_instances(found, truth, segments, masks):
+    """Rows that are theirs, in any order: classes, scores, and all pixels that rounding does not turn."""
+    # A mask of one pixel is none here.
+    theirs = sorted(
+        (-info["score"], info["label_id"], index)
+        for index, info in enumerate(segments)
+        if masks[index].sum() >= 2
+    )
+    assert len(found) == len(theirs)
+    for row, (score, label, index) in enumerate(theirs):
+        assert found.class_id[row] == label
+        assert found.confidence[row] == pytest.approx(-score, abs=2e-5)
+        differ = found.mask[row] != masks[index]
+        assert not (differ & (truth.margin[found.query[row]] > 1e-4)).any()
+
+
+@pytest.mark.parametrize("size", [(480, 640), (131, 97), (384, 384), (30, 20)])
+@pytest.mark.parametrize(
+    ("family", "name", "logits_size"),
+    [
+        ("mask2former", "Mask2FormerImageProcessor", (384, 384)),
+        ("maskformer", "MaskFormerImageProcessor", None),
+    ],
+)
+def test_instances_of_mask2former_and_maskformer(family, name, logits_size, size):
+    theirs = processor(family, name)
+    mask_logits, class_logits = scene(5, classes=6)
+    # Their default for what is inside: a logit above 0.
+    options = {"use_mask_score": True, "threshold": 0.3, "resampling": Resampling(logits_size, nearest=True)}
+    found = fai_fast.postprocess(mask_logits, class_logits, size, multi_label=True, **options)
+    assert len(found) > len(set(found.query.tolist())) > 3
+    [expected] = theirs.post_process_instance_segmentation(
+        outputs(mask_logits, class_logits), threshold=0.3, target_sizes=[size], return_binary_maps=True
+    )
+    same_instances(
+        found,
+        truth_of(mask_logits, class_logits, size, **options),
+        expected["segments_info"],
+        expected["segmentation"].numpy().astype(bool),
+    )
+
+
+@pytest.mark.parametrize("size", [(480, 640), (131, 97), (30, 20)])
+def test_instances_of_rf_detr(size):
+    """Its processor needs torchvision; this is what it does with logits."""
+    mask_logits, class_logits = scene(6, classes=6)
+    options = {"threshold": 0.6, "class_activation": "sigmoid", "resampling": Resampling(of="logits")}
+    found = fai_fast.postprocess(mask_logits, class_logits, size, multi_label=True, **options)
+    assert len(found) > len(set(found.query.tolist())) > 3
+    scores, pairs = torch.from_numpy(class_logits).sigmoid().flatten().topk(len(class_logits))
+    pairs = pairs[scores > 0.6]
+    logits = torch.from_numpy(mask_logits)[None, pairs // 6]
+    masks = torch.nn.functional.interpolate(logits, size=size, mode="bilinear")[0] > 0
+    infos = [
+        {"label_id": int(pair) % 6, "score": float(score)} for pair, score in zip(pairs, scores, strict=False)
+    ]
+    truth = truth_of(mask_logits, class_logits, size, **options)
+    same_instances(found, truth, infos, masks.numpy())
+
+
+@pytest.mark.parametrize("size", [(480, 640), (131, 97), (64, 64), (30, 21)])
+def test_instances_of_eomt(size):
+    theirs = processor("eomt", "EomtImageProcessor")
+    side = 160
+    mask_logits, class_logits = scene(7, grid=(40, 40), classes=6)
+    class_logits *= 2
+    box = fai_fast.Letterbox.fit(size, (side, side), "pad")
+    options = {
+        "use_mask_score": True,
+        "threshold": 0.3,
+        "letterbox": box,
+        "resampling": Resampling((side, side), of="logits"),
+    }
+    found = fai_fast.postprocess(mask_logits, class_logits, size, **options)
+    assert len(found) > 3
+    [expected] = theirs.post_process_instance_segmentation(
+        outputs(mask_logits, class_logits),
+        target_sizes=[size],
+        threshold=0.3,
+        size={"shortest_edge": side, "longest_edge": side},
+    )
+    # They paint the masks over each other, in the order of the queries.
+    truth = truth_of(mask_logits, class_logits, size, **options)
+    order = np.argsort(found.query)
+    painted = np.full(size, -1)
+    for label, row in enumerate(order):
+        painted[found.mask[row]] = label
+    sure = (truth.margin[found.query] > 1e-4).all(axis=0)
+    np.testing.assert_array_equal(painted[sure], expected["segmentation"].numpy()[sure])
+    assert sure.mean() > 0.99
+    infos = expected["segments_info"]
+    assert found.class_id[order].tolist() == [info["label_id"] for info in infos]
+    np.testing.assert_allclose(found.confidence[order], [info["score"] for info in infos], atol=2e-5)

@@ -33,6 +33,9 @@ struct Rules {
     bool of_logits = false;
     // Instances: a pixel is what the node nearest to it is.
     bool nearest = false;
+
+    // What is added to the count that a mean mask probability is divided by: FocoosAI's, or transformers'.
+    double mask_score_epsilon() const { return of_logits || nearest ? 1e-6 : 0.01; }
 };
 
 }  // namespace fai

@@ -69,9 +69,10 @@ bool keep(const PostprocessArguments& arguments, ScoredQuery& query) {
     if (!math::enough_pixels(query.region.area, arguments.min_area)) return false;
     if (query.region.area == 0) query.region = {};  // its box is zeros, not an inverted one
     if (arguments.use_mask_score) {
-        query.score = arguments.rules.nearest
-                          ? math::fused_node_score(query.score, query.nodes.sum, query.nodes.nodes)
-                          : math::fused_score(query.score, query.region.sum, query.region.area);
+        const bool of_nodes = arguments.rules.nearest;
+        query.score = math::fused_score(query.score, of_nodes ? query.nodes.sum : query.region.sum,
+                                        of_nodes ? query.nodes.nodes : query.region.area,
+                                        arguments.rules.mask_score_epsilon());
     }
     return math::above(query.score, arguments.threshold);
 }
