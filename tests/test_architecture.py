@@ -73,6 +73,7 @@ MAY_IMPORT = {
     "_scenes": set(),
     "_pictures": BASE | {"_scenes", "images"},
     "_gate": BASE | {"_pictures", "detections", "engines", "ops", "registry"},
+    "networks": BASE | {"engines", "registry"},
     "exporter": BASE
     | {
         "_files",
@@ -81,6 +82,7 @@ MAY_IMPORT = {
         "_scenes",
         "cache",
         "engines",
+        "networks",
         "ops",
         "reference",
         "registry",
@@ -98,6 +100,7 @@ MAY_IMPORT = {
         "cache",
         "engines",
         "exporter",
+        "networks",
         "quantizer",
         "registry",
         "weights",
@@ -124,6 +127,7 @@ MAY_IMPORT = {
         "engines",
         "images",
         "letterbox",
+        "networks",
         "ops",
         "_pictures",
         "_pipelines",

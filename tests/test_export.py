@@ -77,7 +77,7 @@ def lively_weights(spec):
 
 def run(model, images):
     """mask_logits, class_logits by the first engine there is."""
-    _, runs = verification._run(model, [images], ())
+    _, runs = verification.outputs_of(model, [images])
     return runs[0]
 
 
@@ -466,7 +466,7 @@ def test_following_the_graphs_decisions_changes_nothing_without_ties(weights):
     reference = verification._Reference(weights)
     model = build_graph(weights.spec, weights.state, (64, 96))
     images = verification.normalized(verification.picture(3, (64, 96))[None], weights.spec)
-    found = verification._compare("reference", "", [run(model, images)], [reference(images)])
+    found = verification.compared("reference", "", [run(model, images)], [reference(images)])
     followed = verification._with_decisions(model, reference, [images], found)
     assert followed.ties == 0
     assert followed.mask_difference_with_ties < 1e-5
@@ -488,7 +488,7 @@ def test_what_follows_from_ties_is_told_from_what_does_not(exact, weights, monke
     plain = verification._Reference(weights)
     scale = float(np.sqrt((plain(images)[0] ** 2).mean()))
     model = moved_decisions(weights, size, 0.3 * scale)
-    found = verification._compare("reference", "", [run(model, images)], [plain(images)])
+    found = verification.compared("reference", "", [run(model, images)], [plain(images)])
     assert not found.equal
 
     reference = verification._Reference(weights, exact)

@@ -178,7 +178,7 @@ def test_a_whole_network_is_deployed_as_the_reference_has_it(name, family):
     with torch.inference_mode():
         masks, classes = Deployed(network.double(), size)(torch.from_numpy(images).double())
     run = [masks.float().numpy(), classes.float().numpy()]
-    assert verification._compare("reference", "deployed", [run], [expected]).equal
+    assert verification.compared("reference", "deployed", [run], [expected]).equal
 
 
 @pytest.mark.parametrize("name", KINDS)

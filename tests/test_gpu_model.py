@@ -885,7 +885,7 @@ def machine(monkeypatch, tmp_path):
 
     monkeypatch.setattr(preparing.exporter, "write", write)
     # The engines' outputs are their own, whatever the network's would be; their size is none that it could have.
-    monkeypatch.setattr(preparing.exporter, "check_im_size", lambda size: SIZE)
+    monkeypatch.setattr(preparing.exporter, "check_im_size", lambda *size: SIZE)
 
     def make(*modules, falls_back=True):
         known = {module.name: module for module in ((*modules, cpu) if falls_back else modules)}

@@ -41,6 +41,10 @@ class Prepared:
     """Reads them; None where they are only in a graph."""
     gpu: GpuEngine | None = None
     """The engine again, where it runs on a GPU."""
+    resizable: bool = False
+    """Whether the same could be made with another size of its input."""
+    graph: Path | None = None
+    """The deployed graph's file, where there is one."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,8 @@ class Source:
     provenance: dict[str, Any]
     weights: Callable[[], Weights] | None
     weights_sha256: str | None
+    resizable: bool = False
+    """Whether the same could be made with another size of its input."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +164,7 @@ def _check_fixed(
             f"frame: got {frame!r:.40} with {path.name}, expected None: its input is {size}, (height, width), which is "
             "fixed; export it again with frame="
         )
-    if im_size is not None and exporter.check_im_size(im_size) != size:
+    if im_size is not None and exporter.check_im_size(im_size, 1) != size:
         raise ValueError(f"im_size: got {im_size} with {path.name}, expected None or {size}, which is fixed")
     if batch_size not in (1, batch):
         raise ValueError(f"batch_size: got {batch_size} with {path.name}, expected {batch}, which is fixed")

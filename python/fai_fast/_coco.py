@@ -1,10 +1,13 @@
-"""COCO's categories for objects: 80 classes whose ids go from 1 to 90, since ten were never used."""
+"""COCO's categories: 80 classes of objects whose ids go from 1 to 90, since ten were never used, and 53 of stuff.
+
+Source: panopticapi's panoptic_coco_categories.json, which has both.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["CATEGORIES", "category_ids_of"]
+__all__ = ["CATEGORIES", "STUFF", "category_ids_of"]
 
 # In the order in which networks number the classes.
 CATEGORIES = {
@@ -89,10 +92,69 @@ CATEGORIES = {
     "hair drier": 89,
     "toothbrush": 90,
 }
+# Those of panoptic segmentation that are stuff, after the 80 objects.
+STUFF = {
+    "banner": 92,
+    "blanket": 93,
+    "bridge": 95,
+    "cardboard": 100,
+    "counter": 107,
+    "curtain": 109,
+    "door-stuff": 112,
+    "floor-wood": 118,
+    "flower": 119,
+    "fruit": 122,
+    "gravel": 125,
+    "house": 128,
+    "light": 130,
+    "mirror-stuff": 133,
+    "net": 138,
+    "pillow": 141,
+    "platform": 144,
+    "playingfield": 145,
+    "railroad": 147,
+    "river": 148,
+    "road": 149,
+    "roof": 151,
+    "sand": 154,
+    "sea": 155,
+    "shelf": 156,
+    "snow": 159,
+    "stairs": 161,
+    "tent": 166,
+    "towel": 168,
+    "wall-brick": 171,
+    "wall-stone": 175,
+    "wall-tile": 176,
+    "wall-wood": 177,
+    "water-other": 178,
+    "window-blind": 180,
+    "window-other": 181,
+    "tree-merged": 184,
+    "fence-merged": 185,
+    "ceiling-merged": 186,
+    "sky-other-merged": 187,
+    "cabinet-merged": 188,
+    "table-merged": 189,
+    "floor-other-merged": 190,
+    "pavement-merged": 191,
+    "mountain-merged": 192,
+    "grass-merged": 193,
+    "dirt-merged": 194,
+    "paper-merged": 195,
+    "food-other-merged": 196,
+    "building-other-merged": 197,
+    "rock-merged": 198,
+    "wall-other-merged": 199,
+    "rug-merged": 200,
+}
 
 
 def category_ids_of(class_names: Sequence[str] | None) -> tuple[int, ...] | None:
-    """COCO's id of each class where the names are COCO's 80 in their order, else None."""
-    if class_names is None or tuple(class_names) != tuple(CATEGORIES):
+    """COCO's id of each class where the names are its 80 objects in their order, or those and the stuff, else None."""
+    if class_names is None:
         return None
-    return tuple(CATEGORIES.values())
+    for known in (CATEGORIES, {**CATEGORIES, **STUFF}):
+        if tuple(class_names) == tuple(known):
+            return tuple(known.values())
+    return None

@@ -134,8 +134,9 @@ def _check_ports(engine: Engine, graph: Graph) -> None:
     """EngineError where the graph is not what its file says of it."""
     config = graph.spec.config
     found = (engine.inputs[0].shape, engine.outputs[1].shape, engine.outputs[0].shape[:2])
-    queries = (graph.batch_size, config.num_queries)
-    expected = ((graph.batch_size, 3, *graph.size), (*queries, config.num_classes + 1), queries)
+    # Of networks of others the number of queries may be known by the graph alone.
+    queries = (graph.batch_size, config.num_queries or engine.outputs[1].shape[1])
+    expected = ((graph.batch_size, 3, *graph.size), (*queries, config.class_columns), queries)
     if found != expected:
         raise EngineError(
             f"{graph.path} says that it has images {expected[0]} and class_logits {expected[1]}, and has {found[0]} "

@@ -544,8 +544,11 @@ class _GpuPending(Pending):
         # The best of the rows that are wanted are not the best of all.
         limit = None if selection.is_by_class else selection.top_k
         found = graph.results(_ALL_ROWS if limit is None else limit, self._masks_device)
+        panoptic = rules_of(self._spec.config).panoptic
+        stuff = None if panoptic is None else panoptic.stuff
         results = [
-            selection.apply(Detections._from_core(rows, rows["size"], self._spec.classes)) for rows in found
+            selection.apply(Detections._from_core(rows, rows["size"], self._spec.classes, stuff))
+            for rows in found
         ]
         if self._look is not None:
             for rows in found:

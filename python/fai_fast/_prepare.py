@@ -35,6 +35,7 @@ from fai_fast.engines import precision as precisions
 from fai_fast.engines.base import Engine
 from fai_fast.engines.gpu import GpuEngine
 from fai_fast.errors import EngineError, ExportError
+from fai_fast.networks import Network, foreign
 from fai_fast.quantizer import PRECISION as INT8
 from fai_fast.registry import ModelSpec, load_spec
 from fai_fast.weights import Located
@@ -64,6 +65,7 @@ def prepare(
     batch_size: int,
     pictures: Pictures | None = None,
     verify_precision: bool = True,
+    spec: Any = None,
 ) -> Prepared:
     """See :func:`fai_fast.load`."""
     precision = check_choice("precision", precision, PRECISIONS)
@@ -79,6 +81,11 @@ def prepare(
     check_choice("engine", engine, select.ENGINES)
     on = select.device_name(device)
     select.check_device(on)
+    for suffix in (".engine", openvino_file.SUFFIX):
+        if spec is not None and _ends_in(suffix, name_or_path):
+            raise ValueError(
+                f"spec: got one with a {suffix} file, expected None: the file says what it holds"
+            )
     if _ends_in(".engine", name_or_path):
         return _given_engine(
             Path(os.fsdecode(name_or_path)), weights, engine, on, precision, im_size, frame, batch_size
@@ -89,7 +96,7 @@ def prepare(
     # Importing an engine takes as long as reading a checkpoint's hash, and they do not need each other.
     with ThreadPoolExecutor(1) as beside:
         chosen = beside.submit(select.candidates, engine, on)
-        source = source_of(name_or_path, weights, im_size, frame, batch_size, cache_dir, chosen)
+        source = source_of(name_or_path, weights, im_size, frame, batch_size, cache_dir, chosen, spec=spec)
     with _progress.job(f"{source.spec.name}: being made ready for this machine, which is done once"):
         return _with_first_engine(source, chosen.result(), precision, threads, trial)
 
@@ -125,6 +132,8 @@ def _with_first_engine(
             num_threads=threads,
             provenance={**graph.provenance, **provenance, "engine_reasons": dict(choice.reasons)},
             weights=graph.weights,
+            resizable=source.resizable,
+            graph=graph.path,
         )
     raise AssertionError("select.candidates gives at least one")
 
@@ -142,6 +151,9 @@ def source_of(
     batch_size: int,
     cache_dir: Any,
     chosen: Future[list[select.Choice]] | None = None,
+    *,
+    spec: Any = None,
+    batch_name: str = "batch_size",
 ) -> Source:
     """What :func:`prepare` makes a model of, and others something else.
 
@@ -149,39 +161,83 @@ def source_of(
         model: as :func:`fai_fast.load` takes it, or weights that were located.
         weights_of_it, im_size, frame, batch_size, cache_dir: as there.
         chosen: the engines that are being looked for beside this; None where none is needed.
+        spec: as there.
+        batch_name: what the caller calls the batch size.
 
     Raises:
         What :func:`fai_fast.load` raises of these.
     """
-    if _ends_in(".onnx", model):
-        return _graph_source(Path(os.fsdecode(model)), weights_of_it, im_size, frame, batch_size, cache_dir)
-    spec = model.spec if isinstance(model, Located) else load_spec(model)
-    size = exporter.input_size(spec.input_size, im_size, frame)
-    found = model if isinstance(model, Located) else weights.locate(spec, weights_of_it, cache_dir=cache_dir)
-    if chosen is not None:
-        chosen.result()  # an engine that does not work is better known before minutes of export
-    return _source_of(found, spec, size, batch_size, cache_dir)
-
-
-def _graph_source(
-    path: Path,
-    weights: Any,
-    im_size: int | Sequence[int] | None,
-    frame: Sequence[int] | None,
-    batch_size: int,
-    cache_dir: Any,
-) -> Source:
-    given = _given_graph(path, weights, im_size, frame, batch_size, cache_dir)
-    return Source(
-        given.spec, given.size, given.batch_size, lambda _: given, given.provenance, None, weights_sha256=None
+    if spec is not None:
+        spec = foreign.spec_from(spec)
+    if _ends_in(".onnx", model) and (own := _own_graph(Path(os.fsdecode(model)), spec)) is not None:
+        given = _given_graph(
+            own, Path(os.fsdecode(model)), weights_of_it, im_size, frame, batch_size, cache_dir
+        )
+        return Source(
+            given.spec,
+            given.size,
+            given.batch_size,
+            lambda _: given,
+            given.provenance,
+            None,
+            weights_sha256=None,
+        )
+    if spec is not None:
+        network, size, batch_size = exporter.network_of(
+            model, weights_of_it, spec, im_size, frame, batch_size, batch_name
+        )
+        return _source_of(network, size, batch_size, cache_dir, chosen)
+    if foreign.is_module(model):
+        raise ValueError(
+            f"spec: got None with a {type(model).__name__}, expected a fai_fast.ModelSpec that says what its classes "
+            "and its input are"
+        )
+    record = model.spec if isinstance(model, Located) else load_spec(model)
+    size = exporter.input_size(record.input_size, im_size, frame)
+    found = (
+        model if isinstance(model, Located) else weights.locate(record, weights_of_it, cache_dir=cache_dir)
     )
+    return _source_of(found, size, batch_size, cache_dir, chosen)
 
 
 def _ends_in(suffix: str, name_or_path: Any) -> bool:
     return isinstance(name_or_path, (str, os.PathLike)) and os.fsdecode(name_or_path).lower().endswith(suffix)
 
 
+def _own_graph(path: Path, spec: ModelSpec | None) -> exporter.ExportedInfo | None:
+    """What a file of :func:`fai_fast.export` says of itself; None for one of somebody else, of which `spec` is.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or says something else than `spec`, or is somebody else's and `spec` is missing.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"name_or_path: no such file: {redacted(str(path))}")
+    try:
+        info = exporter.read_metadata(path)
+    except exporter.NotExportedError as error:
+        if spec is None:
+            raise ValueError(
+                f"spec: got None with {redacted(str(path))}, which was not written by fai_fast.export, so it does not "
+                f"say what its classes and outputs are: {foreign.how_to_say(path)}"
+            ) from error
+        return None
+    except ValueError:
+        if spec is None:
+            raise
+        # What is wrong with it as somebody's file says more.
+        foreign.network_of(path, spec, spec.input_size)
+        raise
+    if spec is not None and spec != info.spec:
+        raise ValueError(
+            f"spec: got one that is not that of {path.name}, which fai_fast.export wrote with its own ({info.spec!r}), "
+            "expected None"
+        )
+    return info
+
+
 def _given_graph(
+    exported: exporter.ExportedInfo,
     path: Path,
     weights: Any,
     im_size: int | Sequence[int] | None,
@@ -190,9 +246,6 @@ def _given_graph(
     cache_dir: Any,
 ) -> Graph:
     """A file of :func:`fai_fast.export`, which brings everything with it."""
-    if not path.is_file():
-        raise FileNotFoundError(f"name_or_path: no such file: {redacted(str(path))}")
-    exported = exporter.read_metadata(path)
     _check_fixed(path, exported.size, exported.batch, weights, im_size, frame, batch_size)
     return Graph(
         path=path,
@@ -211,9 +264,17 @@ def _given_graph(
 
 
 def _source_of(
-    found: Located, spec: ModelSpec, size: tuple[int, int], batch_size: int, cache_dir: Any
+    found: Located | Network,
+    size: tuple[int, int],
+    batch_size: int,
+    cache_dir: Any,
+    chosen: Future[list[select.Choice]] | None,
 ) -> Source:
-    """The deployed graph of these weights."""
+    """The deployed graph of these weights, or of somebody else's network."""
+    if chosen is not None:
+        chosen.result()  # an engine that does not work is better known before minutes of export
+    spec = found.spec
+    read = None if isinstance(found, Network) else found.read
     height, width = size
     provenance = {"weights": found.source, "weights_sha256": found.sha256}
 
@@ -226,9 +287,8 @@ def _source_of(
                 width,
                 precision,
             )
-            return exporter.write(
-                found.read(), path, size=size, batch=batch_size, precision=precision
-            ).to_dict()
+            subject = found if isinstance(found, Network) else found.read()
+            return exporter.write(subject, path, size=size, batch=batch_size, precision=precision).to_dict()
 
         depends = {
             "weights": found.sha256,
@@ -253,10 +313,11 @@ def _source_of(
                 "artefacts": {"graph": _said(kept)},
             },
             weights_sha256=found.sha256,
-            weights=found.read,
+            weights=read,
         )
 
-    return Source(spec, size, batch_size, graph, provenance, found.read, found.sha256)
+    resizable = not isinstance(found, Network) or found.fixed_size == (None, None)
+    return Source(spec, size, batch_size, graph, provenance, read, found.sha256, resizable)
 
 
 # ------------------------------------------------------------------------------------------------------- GPU
@@ -323,6 +384,8 @@ def _on_gpu(source: Source, choice: select.Choice, precision: str, trial: Trial)
                 "engine_reasons": dict(choice.reasons),
             },
             weights=source.weights,
+            resizable=source.resizable,
+            graph=None if graph is None else graph.path,
         )
     raise EngineError(f"{choice.name}: no precision can be used: {'; '.join(refused)}")
 
@@ -387,9 +450,7 @@ def _gpu_verdict(
     def exact() -> Engine:
         if graph is None:
             return _from_weights(source, choice, "fp32")
-        if source.weights is None:
-            # The file is all there is: the CPU runs the same graph.
-            return _on_cpu(graph)
+        # Where a file is all there is, the CPU runs the same graph.
         return _on_cpu(source.graph("fp32"))
 
     height, width = source.size

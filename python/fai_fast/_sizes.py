@@ -18,6 +18,7 @@ __all__ = [
     "sides_of",
     "size_text",
     "square_or_sides",
+    "step_of",
 ]
 
 # Of the coarsest features of every network here: an input's sides are multiples of it.
@@ -86,23 +87,31 @@ def aspects_differ(one: tuple[int, int], other: tuple[int, int], tolerance: floa
     return across > tolerance * down or down > tolerance * across
 
 
-def fit_size(frame: Sequence[int], *, area: int = 640 * 640) -> tuple[int, int]:
+def step_of(stride: int) -> int:
+    """The multiple of a network's stride by which its inputs' sides are chosen: the smallest that is 32 or more."""
+    return stride * -(-STRIDE // stride)
+
+
+def fit_size(frame: Sequence[int], *, area: int = 640 * 640, multiple: int = STRIDE) -> tuple[int, int]:
     """The size of a network's input that fits frames of a camera: their aspect, about so many pixels.
 
-    Of all sizes whose sides are multiples of 32, the one with the least ``2 * |log(aspect / the frame's)| +
-    |log(pixels / area)|``: a picture stretched by 10 % weighs as much as 20 % more or fewer pixels. So the aspect is
-    within a few percent where the area leaves the choice, and the nearest there is where it is small. A frame longer
-    than 4:1 gets the size for 4:1, in which it is stretched for the rest, since networks know no narrower pictures.
+    Of all sizes whose sides are multiples of 32 (or of another number), the one with the least ``2 * |log(aspect / the
+    frame's)| + |log(pixels / area)|``: a picture stretched by 10 % weighs as much as 20 % more or fewer pixels. So the
+    aspect is within a few percent where the area leaves the choice, and the nearest there is where it is small. A frame
+    longer than 4:1 gets the size for 4:1, in which it is stretched for the rest, since networks know no narrower
+    pictures.
 
     Args:
         frame: (height, width) of the frames, pixels, as in ``array.shape[:2]``; higher than wide for portrait.
         area: pixels that the input should have, h * w: those of the size that the model was trained at.
+        multiple: of which the sides are multiples, 16 to 1024.
 
     Returns:
         (h, w), for ``im_size`` of :func:`fai_fast.load` and :func:`fai_fast.export`.
 
     Raises:
-        TypeError, ValueError: ``frame`` is not two positive integers, or ``area`` not 1 to 8192 * 8192.
+        TypeError, ValueError: ``frame`` is not two positive integers, ``area`` not 1 to 8192 * 8192, or ``multiple``
+            out of its range.
 
     Example:
         >>> fai_fast.fit_size((1080, 1920), area=640 * 640)
@@ -114,10 +123,13 @@ def fit_size(frame: Sequence[int], *, area: int = 640 * 640) -> tuple[int, int]:
     area = check_int("area", area)
     if not 1 <= area <= LARGEST_SIDE * LARGEST_SIDE:
         raise ValueError(f"area: got {area}, expected 1 to {LARGEST_SIDE * LARGEST_SIDE} pixels")
+    multiple = check_int("multiple", multiple)
+    if not 16 <= multiple <= 1024:
+        raise ValueError(f"multiple: got {multiple}, expected 16 to 1024")
     # Turned, so that portrait is landscape exactly, ties included.
     shorter, longer = sorted((height, width))
     aspect = min(longer / shorter, LONGEST_ASPECT)
-    sides = np.arange(STRIDE, LARGEST_SIDE + 1, STRIDE)
+    sides = np.arange(multiple, LARGEST_SIDE + 1, multiple)
     logs = np.log(sides)
     stretch = np.abs(logs - logs[:, None] - math.log(aspect))
     badness = 2 * stretch + np.abs(logs + logs[:, None] - math.log(area))

@@ -40,16 +40,17 @@ from fai_fast._pipelines import (
     preprocess_into,
 )
 from fai_fast._prepare import Prepared, prepare
-from fai_fast._sizes import aspects_differ, fit_size, size_text
+from fai_fast._sizes import STRIDE, aspects_differ, fit_size, size_text, step_of
 from fai_fast.detections import Detections, Source
 from fai_fast.detections.selection import Selection, check_count, class_ids_of, threshold_of_classes
 from fai_fast.engines.base import Engine
 from fai_fast.errors import FaiFastError, WeightsError
 from fai_fast.images import check_max_pixels, is_encoded, read_image
+from fai_fast.networks.foreign import is_module
 from fai_fast.ops import frame_shape, raw_queries
 from fai_fast.quantizer import PRECISION as INT8
 from fai_fast.quantizer import SUBSET
-from fai_fast.registry import ModelSpec, models
+from fai_fast.registry import ModelSpec, models, stride_of
 from fai_fast.weights import Weights
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ _SETTINGS: dict[str, Callable[[str, object], float]] = {
     "use_mask_score": check_bool,
 }
 # Arguments of load() that may be files.
-_FILES = ("name_or_path", "weights", "cache_dir")
+_FILES = ("name_or_path", "weights", "cache_dir", "spec")
 _OF_STREAM_RESULTS = ("threshold", *_SETTINGS, "classes", "top_k", "masks_device", "resize")
 
 _log = logging.getLogger("fai_fast")
@@ -88,6 +89,7 @@ def load(
     batch_size: int = 1,
     pictures: Any = None,
     verify_precision: bool = True,
+    spec: Any = None,
 ) -> Model:
     """Makes a model ready to run.
 
@@ -96,7 +98,8 @@ def load(
 
     Args:
         name_or_path: a name of :func:`fai_fast.models`; a folder or file with FocoosAI's ``model_info.json``; a
-            :class:`fai_fast.ModelSpec`; or an ``.onnx`` or ``.engine`` file that :func:`fai_fast.export` wrote.
+            :class:`fai_fast.ModelSpec`; or an ``.onnx`` or ``.engine`` file that :func:`fai_fast.export` wrote; or,
+            with `spec`, a network of somebody else: an ``.onnx`` file or a ``torch.nn.Module`` (docs/foreign.md).
         weights: a path (.pth, .safetensors), an http(s) address, a state dict, "random" (to measure speed), or None
             for those that belong to the model. A .pth file and "random" need PyTorch, the extra ``torch``.
         engine: "auto", or one that ``fai-fast doctor`` lists, such as "tensorrt", "torch-cuda" and "openvino".
@@ -117,6 +120,8 @@ def load(
         pictures: those to hold a low precision against fp32 on: a folder, or several pictures, each as
             :meth:`Model.infer` takes it. Up to 32 are looked at, spread evenly. None for shapes that are drawn.
         verify_precision: False takes a precision that is asked for by its name as it is, in order to measure it.
+        spec: of a network of somebody else, what it is: a :class:`fai_fast.ModelSpec`, what its ``to_dict()`` gives,
+            or a JSON file of that.
 
     Raises:
         TypeError, ValueError: an argument is wrong; the text names it.
@@ -139,6 +144,7 @@ def load(
         "cache_dir": cache_dir,
         "batch_size": batch_size,
         "verify_precision": verify_precision,
+        "spec": spec,
     }
     # Ranges for int8 are taken from more of them than a verdict is.
     most = SUBSET if precision == INT8 else MOST
@@ -151,8 +157,9 @@ def load(
         "pictures": None if chosen is None else chosen.argument,
     }
     # A file of export() has no other size, and whoever asked for one knows it.
-    if im_size is None and frame is None and prepared.weights is not None:
-        model._look = _AspectNotice(prepared.spec.name, prepared.size)
+    if im_size is None and frame is None and prepared.resizable:
+        step = step_of(stride_of(prepared.spec.config))
+        model._look = _AspectNotice(prepared.spec.name, prepared.size, step)
     return model
 
 
@@ -243,9 +250,10 @@ class Model:
             threshold: rows whose score is not above it are left out; None for the model's own. A mapping from class
                 names or ids gives some classes a threshold of their own, such as ``{"person": 0.7}``.
             classes: names or ids of the classes that are wanted; None for all. In a semantic result all classes go on
-                competing for pixels; those that others win have no label (-1 in ``label_map``).
+                competing for pixels; those that others win have no label (-1 in ``label_map``). So have in a panoptic
+                result the segments of classes that are not wanted.
             top_k: objects at most, the best of those that are wanted; None for the model's own limit
-                (``config.top_k``), which most do not have. Semantic results are never cut.
+                (``config.top_k``), which most do not have. Semantic and panoptic results are never cut.
             mask_threshold, use_mask_score: see :func:`fai_fast.postprocess`; None for the model's own.
             color, yuv_matrix, yuv_range: see :func:`fai_fast.preprocess`.
             resize: see there; None for the model's own (``config.resize``; "stretch" for those that have none).
@@ -373,7 +381,7 @@ class Model:
             stride: use every n-th frame.
             threshold, classes, top_k, mask_threshold, use_mask_score, resize, masks_device: see :meth:`infer`.
             track: True numbers objects from frame to frame with ByteTrack, which needs the extra ``track``:
-                ``tracker_id``, -1 for what was not seen often enough yet. Or a tracker of your own, whose
+                ``tracker_id``, -1 for what was not seen often enough yet and for stuff. Or a tracker of your own, whose
                 ``update(supervision.Detections)`` gives rows with ``tracker_id``. Rows keep their order and masks.
             on_error: what to do when a live source ends or fails: "raise" the error, or "reconnect": open it again.
             timeout: seconds without a frame after which the source counts as failed; None for 10 with cameras,
@@ -536,7 +544,7 @@ class Model:
         """The threshold of postprocessing, and which of the rows above it are wanted."""
         config, names = self.spec.config, self.spec.classes
         # FocoosAI's own trainings do not set predict_all_pixels: then the regions of a semantic result may overlap.
-        semantic = config.predict_all_pixels or self.spec.task == "semantic"
+        areas = config.predict_all_pixels or self.spec.task in ("semantic", "panoptic")
         wanted = thresholds = None
         if classes is not None:
             wanted = np.zeros(len(names), bool)
@@ -552,12 +560,12 @@ class Model:
             threshold = config.threshold if threshold is None else check_fraction("threshold", threshold)
         if top_k is not None:
             top_k = check_count("top_k", top_k)
-            if semantic:
+            if areas:
                 raise ValueError(
-                    f"top_k: got {top_k} for a semantic model, whose pixels would lose their class, expected None; "
-                    "detections.top_k(n) selects regions"
+                    f"top_k: got {top_k} for a {self.spec.task} model, whose pixels would lose their class, expected "
+                    "None; detections.top_k(n) selects regions"
                 )
-        elif not semantic:
+        elif not areas:
             top_k = config.top_k
         return threshold, Selection(wanted, thresholds, top_k)
 
@@ -697,7 +705,21 @@ class Model:
             raise FaiFastError("the model is closed; load it again")
         if self._arguments is None:
             raise FaiFastError("only models of fai_fast.load() can be pickled, and this one is not")
-        return _loaded_again, (self._arguments,)
+        arguments = self._arguments
+        if is_module(arguments["name_or_path"]):
+            # A module is code and gigabytes; what was made of it is in the cache, and says what it is.
+            if self._prepared.graph is None:
+                raise FaiFastError(
+                    "a model of a module cannot be pickled; fai_fast.export() the module first"
+                )
+            arguments = {
+                **arguments,
+                "name_or_path": str(self._prepared.graph),
+                "spec": None,
+                "im_size": None,
+                "frame": None,
+            }
+        return _loaded_again, (arguments,)
 
     def close(self) -> None:
         """Gives engine and buffers back. Blocks until the frames on their way have ended. Idempotent.
@@ -750,9 +772,10 @@ class _Users:
 class _AspectNotice:
     """Tells once that frames have another aspect than the network's input; clones of a model share it."""
 
-    def __init__(self, name: str, size: tuple[int, int]) -> None:
+    def __init__(self, name: str, size: tuple[int, int], step: int = STRIDE) -> None:
         self._name = name
         self._size = size
+        self._step = step
         # Popped, which of several threads only one can.
         self._untold = [True]
         # Frames of a stream are alike, and are looked at once.
@@ -774,8 +797,8 @@ class _AspectNotice:
         if not self._untold or not aspects_differ(frame, self._size):
             return
         height, width = self._size
-        fitting = fit_size(frame, area=height * width)
-        if not aspects_differ(fitting, self._size):  # of a small input no multiples of 32 come nearer
+        fitting = fit_size(frame, area=height * width, multiple=self._step)
+        if not aspects_differ(fitting, self._size):  # of a small input no such multiples come nearer
             return
         if self.told():
             return

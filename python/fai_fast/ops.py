@@ -443,7 +443,10 @@ def _postprocess(
         min_area,
         rules.plain(),
     )
-    return [Detections._from_core(rows, size, names) for rows, size in zip(results, sizes, strict=True)]
+    stuff = None if panoptic is None else panoptic.stuff
+    return [
+        Detections._from_core(rows, size, names, stuff) for rows, size in zip(results, sizes, strict=True)
+    ]
 
 
 def _letterbox_tuple(

@@ -99,6 +99,7 @@ def quantize(
     tolerance: float = 0.005,
     cache_dir: str | os.PathLike[str] | None = None,
     progress: bool | None = None,
+    spec: Any = None,
 ) -> QuantizeReport:
     """Makes a model's int8 form for CPUs, which runs two to four times as fast there as fp32, from some pictures.
 
@@ -113,7 +114,8 @@ def quantize(
     Args:
         model: a name of :func:`fai_fast.models`, a folder or file with FocoosAI's ``model_info.json``, a ModelSpec, a
             network of :func:`fai_fast.reference.build`, a :class:`fai_fast.Model`, a ``fai_fast.weights.Weights``; or
-            an fp32 ``.onnx`` file that :func:`fai_fast.export` wrote.
+            an fp32 ``.onnx`` file that :func:`fai_fast.export` wrote; or, with `spec`, a network of somebody else: an
+            ``.onnx`` file or a ``torch.nn.Module`` (docs/foreign.md).
         pictures: of what the model is for: a folder, or several pictures, each as :meth:`fai_fast.Model.infer` takes
             it. Some hundred are enough.
         path: the file to write, ending in ``.openvino``, in a folder that exists; None for the cache, where
@@ -129,6 +131,8 @@ def quantize(
         tolerance: with labels, how much AP or mIoU may fall, of 1: 0.005 is half a percentage point.
         cache_dir: where weights, graphs and results are kept.
         progress: a bar on stderr; None for one if that is a terminal.
+        spec: of a network of somebody else, what it is: a :class:`fai_fast.ModelSpec`, what its ``to_dict()`` gives,
+            or a JSON file of that.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong type or value, or a picture is damaged.
@@ -155,7 +159,7 @@ def quantize(
     chosen = Pictures.given(pictures, subset)
     data = _labels(pictures, coco, ade)
     quantizer.check_installed()
-    source = _source(model, weights, im_size, frame, batch, cache_dir)
+    source = _source(model, weights, im_size, frame, batch, cache_dir, spec)
     if data is not None:
         data.check(source.spec)
     graph = source.graph("fp32")
@@ -216,13 +220,17 @@ def _labels(pictures: Any, coco: Any, ade: Any) -> CocoData | AdeData | None:
     return None if ade is None else evaluate.AdeData.read(ade)
 
 
-def _source(model: Any, weights: Any, im_size: Any, frame: Any, batch: int, cache_dir: Any) -> Source:
+def _source(
+    model: Any, weights: Any, im_size: Any, frame: Any, batch: int, cache_dir: Any, spec: Any
+) -> Source:
     """Where the deployed graph is from."""
     batch = check_int("batch", batch)
     if not 1 <= batch <= exporter.MAX_BATCH:
         raise ValueError(f"batch: got {batch}, expected 1..{exporter.MAX_BATCH}")
-    if isinstance(model, (str, os.PathLike, ModelSpec)):
-        return _prepare.source_of(model, weights, im_size, frame, batch, cache_dir)
+    if spec is not None or isinstance(model, (str, os.PathLike, ModelSpec)):
+        return _prepare.source_of(
+            model, weights, im_size, frame, batch, cache_dir, spec=spec, batch_name="batch"
+        )
     found = exporter.weights_of(model, weights, cache_dir)
     located = Located(found.spec, found.source, found.sha256, None, lambda: found)
     return _prepare.source_of(located, None, im_size, frame, batch, cache_dir)

@@ -144,7 +144,7 @@ def add_result_options(parser: argparse._ActionsContainer) -> None:
         "--top-k",
         type=count,
         metavar="N",
-        help="report at most N objects of a picture, the best; not for semantic models; default: all",
+        help="report at most N objects of a picture, the best; not for semantic and panoptic models; default: all",
     )
 
 
@@ -173,9 +173,10 @@ def result_options(args: argparse.Namespace, model: Model) -> dict[str, Any]:
         with usage():
             class_ids_of("classes", options["classes"], model.spec.classes)
     if args.top_k is not None:
-        if model.spec.task == "semantic":
+        if model.spec.task != "instance":
             raise UsageError(
-                f"--top-k: got {args.top_k} for a semantic model, whose pixels would lose their class, expected none"
+                f"--top-k: got {args.top_k} for a {model.spec.task} model, whose pixels would lose their class, "
+                "expected none"
             )
         options["top_k"] = args.top_k
     return options

@@ -45,7 +45,7 @@ def _numbers(name: str, value: object, shape: tuple[int, ...], kinds: str, expec
     if array.shape != shape and (array.size or 0 not in shape):
         raise ValueError(f"{name}: got shape {array.shape}, expected {expected} of shape {shape}")
     # No values of some other dtype (structured, object) do not convert; none of this one do.
-    return array.reshape(shape) if array.dtype.kind in kinds else np.empty(shape, f"{kinds[0]}8")
+    return array.reshape(shape) if array.dtype.kind in kinds else np.empty(shape, kinds[0])
 
 
 def _ids(name: str, value: object, n: int, minimum: int | None = None) -> Int64:
@@ -64,6 +64,11 @@ def _finite(name: str, array: npt.NDArray[Any]) -> Float32:
     if not np.isfinite(values).all():
         raise ValueError(f"{name}: got NaN, infinity or a value beyond float32, expected finite numbers")
     return values
+
+
+def _flags(name: str, value: object, n: int) -> Bool:
+    array = _numbers(name, value, (n,), "b", "bool")
+    return array.astype(np.bool_)
 
 
 def _scores(value: object, n: int) -> Float32:

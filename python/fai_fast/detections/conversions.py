@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from fai_fast.detections import focoos, formats, labels
+from fai_fast.detections import focoos, formats, labels, panoptic
 from fai_fast.detections.arrays import Int32
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class _Conversions:
     def to_dict(self: Any) -> dict[str, Any]:
         """Everything but the label map, in JSON's types.
 
-        ``mask`` is RLE with its counts as str, None for boxes only.
+        ``mask`` is RLE with its counts as str, None for boxes only. Rows of panoptic results have ``is_thing`` too.
 
         Example:
             >>> d = Detections(xyxy=[[0, 0, 4, 2]], confidence=[0.5], class_id=[7], size=(6, 8))
@@ -213,6 +213,88 @@ class _Conversions:
         """
         return labels.from_label_png(cast("type[Detections]", cls), content, class_names, max_pixels)
 
+    def segment_map(self: Any) -> Int32:
+        """int32 (H, W), the row + 1 that each pixel belongs to, 0 for none.
+
+        Those of a selection are numbered by its own rows. Where masks overlap, the best score has the pixel. Raises
+        ValueError for boxes only. Made anew at each call.
+        """
+        return panoptic.segment_map(self)
+
+    def panoptic_png(self: Any) -> bytes:
+        """:meth:`segment_map` as the bytes of COCO's panoptic PNG: an RGB pixel is the id R + 256 G + 65536 B.
+
+        Raises ValueError where the result is not panoptic.
+        """
+        return panoptic.panoptic_png(self)
+
+    def to_coco_panoptic(
+        self: Any,
+        image_id: int | str,
+        file_name: str | None = None,
+        *,
+        category_ids: Sequence[int] | Mapping[int, int] | None = None,
+    ) -> dict[str, Any]:
+        """COCO's panoptic annotation of the picture, in JSON's types; :meth:`panoptic_png` has its pixels.
+
+        ``{"image_id", "file_name", "segments_info": [{"id", "category_id", "isthing", "area", "bbox", "iscrowd",
+        "score"}, ...]}``, where ``id`` is a row's number + 1 and ``bbox`` is [x, y, width, height] in pixels. Rows
+        without pixels are left out.
+
+        Args:
+            image_id: the picture's id in the annotation file, an integer (NumPy's too) or a str.
+            file_name: of the PNG; None for the picture's id and ".png".
+            category_ids: the id of each class, by class id; by default COCO's own where ``class_names`` are its 80
+                objects or its 133 panoptic classes, and class ids else.
+
+        Raises:
+            TypeError, ValueError: the result is not panoptic, or an argument is wrong, or has no id for a row's class.
+
+        Example:
+            >>> d = Detections(xyxy=[[0, 0, 4, 2]], confidence=[0.5], class_id=[1], size=(6, 8), is_thing=[True],
+            ...                query=[0], label_source=np.pad(np.zeros((2, 4), np.uint8), ((0, 4), (0, 4)),
+            ...                                               constant_values=255))
+            >>> d.to_coco_panoptic(42, category_ids=[7, 9])["segments_info"][0]["bbox"]
+            [0, 0, 4, 2]
+        """
+        return panoptic.to_coco_panoptic(self, image_id, file_name, category_ids)
+
+    @classmethod
+    def from_coco_panoptic(
+        cls,
+        annotation: Any,
+        png: bytes,
+        *,
+        class_names: Sequence[str] | None = None,
+        category_ids: Sequence[int] | Mapping[int, int] | None = None,
+        stuff: Sequence[int] | None = None,
+        max_pixels: int = 1 << 28,
+    ) -> Detections:
+        """A panoptic result of COCO's annotation of a picture and its PNG, as :meth:`to_coco_panoptic` writes them.
+
+        Rows are the segments, in their order; each one's place is its ``query``.
+
+        Args:
+            annotation: an object with ``segments_info``; a segment without a ``score`` has 1.
+            png: the bytes of the picture's PNG.
+            class_names: names of the classes.
+            category_ids: the id of each class, by class id; by default as of :meth:`to_coco_panoptic`.
+            stuff: ids of the classes that are stuff; None where segments say ``isthing``, which COCO's own do not.
+            max_pixels: of the PNG.
+
+        Raises:
+            TypeError, ValueError: something in it is not as it should be, or an id is in only one of the two; the text
+                names the field.
+            ImportError: without Pillow.
+
+        Example:
+            >>> d = model.infer(image)  # doctest: +SKIP
+            >>> same = Detections.from_coco_panoptic(d.to_coco_panoptic(1), d.panoptic_png())  # doctest: +SKIP
+        """
+        return panoptic.from_coco_panoptic(
+            cast("type[Detections]", cls), annotation, png, class_names, category_ids, stuff, max_pixels
+        )
+
     def to_csv(self: Any, *, file: str = "", time: str | float | None = None, header: bool = True) -> str:
         """A line for each row, under the names of its columns.
 
@@ -230,10 +312,10 @@ class _Conversions:
         """A ``supervision.Detections`` of its own arrays.
 
         ``data["class_name"]`` holds the names. Only what is a row's own travels with it, as supervision moves and
-        merges rows of different frames: its query and whether its mask is of a label map, in ``data`` under names with
-        the prefix ``fai_fast_``. From those :meth:`from_supervision` makes the same masks, queries and label map again,
-        also after rows were selected. What is the frame's does not travel: the size where there are no masks, and the
-        names of classes that no row is of.
+        merges rows of different frames: its query, whether its mask is of a label map, and whether it is a thing (1),
+        stuff (0) or neither (-1), in ``data`` under names with the prefix ``fai_fast_``. From those
+        :meth:`from_supervision` makes the same masks, queries and label map again, also after rows were selected. What
+        is the frame's does not travel: the size where there are no masks, and the names of classes that no row is of.
 
         Args:
             compact: masks as supervision's ``CompactMask``, a fraction of the memory, in place of booleans (N, H, W);

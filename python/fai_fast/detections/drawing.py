@@ -60,7 +60,9 @@ def draw(
     Each object gets its mask with a contour, its box, and its class and score; small objects lie above large ones.
     Labels stay inside the picture, and off each other as long as there is room. Semantic results (those with a
     ``label_map``) are colored by class, and have a legend beside the picture in place of boxes and labels: the result
-    is wider then, by as much for every result of one model and frame size. A class has the same color in every picture.
+    is wider then, by as much for every result of one model and frame size. Things of a panoptic result are drawn as
+    objects are, over its stuff, which is colored by class and in the legend. A class has the same color in every
+    picture.
 
     Args:
         image: the frame, uint8 (H, W, 3), or (H, W) for gray; any strides, not modified.
@@ -70,7 +72,7 @@ def draw(
         labels: whether to draw labels, or the legend.
         opacity: of the masks' color, 0 to 1. Contours are opaque.
         color_by: "class", or "instance" for objects of one class that differ: by their track where they have one, else
-            by their row. None for tracks where there are some, and classes otherwise.
+            by their row; stuff is by class always. None for tracks where there are some, and classes otherwise.
         palette: of classes, "ade20k", "cityscapes", "coco", as their pictures customarily are; "distinct", in which any
             few classes differ; or colors (K, 3) of 0..255, RGB, for classes 0, 1, ... None for that of the data set
             whose classes these are, else "distinct". Objects by instance are always "distinct" or of given colors.
@@ -100,24 +102,62 @@ def draw(
     opacity = check_number("opacity", opacity)
     if not 0 <= opacity <= 1:
         raise ValueError(f"opacity: got {opacity}, expected 0 to 1")
-    label_map = detections.label_map
+    stuff = _stuff_of(detections)
     by = None if color_by is None else check_choice("color_by", color_by, get_args(ColorBy))
-    if by == "instance" and label_map is not None:
+    if by == "instance" and detections.is_thing is None and stuff is not None:
         raise ValueError("color_by: got 'instance' for a semantic result, expected 'class' or None")
     turn = slice(None, None, -1) if order == "bgr" else slice(None)
 
     picture = np.repeat(image[:, :, None], 3, axis=2) if order == "gray" else np.array(image, order="C")
     style = lettering.style_of(detections.size)
     alpha = round(255 * opacity)
-    if label_map is not None:
-        classes = np.unique(detections.class_id[detections.class_id >= 0])
+    legend = None
+    if stuff is not None:
         if masks:
-            regions = PackedMasks.from_segments(label_map.view(np.uint16), classes)
-            paints = colors_of(classes, detections.class_names, palette)[:, turn]
-            _paint(picture, regions, paints, np.arange(len(classes)), alpha, style.line)
+            _paint_classes(picture, stuff, palette, turn, alpha, style.line)
         if labels:
-            picture = np.hstack([picture, _legend(detections, palette, turn, style)])
-        return picture
+            legend = _legend(stuff, palette, turn, style)
+    if stuff is None or detections.is_thing is not None:
+        objects = detections if stuff is None else detections[np.asarray(detections.is_thing)]
+        _draw_objects(picture, objects, by, palette, turn, alpha, style, masks, boxes, labels)
+    return picture if legend is None else np.hstack([picture, legend])
+
+
+def _stuff_of(detections: Detections) -> Detections | None:
+    """The rows that are drawn as areas; None where all are objects."""
+    if detections.is_thing is not None:
+        return detections[~detections.is_thing]
+    return None if detections._source is None else detections
+
+
+def _paint_classes(
+    picture: Picture, areas: Detections, palette: Any, turn: slice, alpha: int, line: int
+) -> None:
+    label_map = areas.label_map
+    if label_map is None:
+        # Of a panoptic result that was read from masks.
+        paints = np.ascontiguousarray(colors_of(areas.class_id, areas.class_names, palette)[:, turn])
+        if areas.packed is not None:
+            _paint(picture, areas.packed, paints, np.arange(len(areas)), alpha, line)
+        return
+    classes = np.unique(areas.class_id[areas.class_id >= 0])
+    regions = PackedMasks.from_segments(label_map.view(np.uint16), classes)
+    paints = colors_of(classes, areas.class_names, palette)[:, turn]
+    _paint(picture, regions, paints, np.arange(len(classes)), alpha, line)
+
+
+def _draw_objects(
+    picture: Picture,
+    detections: Detections,
+    by: ColorBy | None,
+    palette: Any,
+    turn: slice,
+    alpha: int,
+    style: Style,
+    masks: bool,
+    boxes: bool,
+    labels: bool,
+) -> None:
     paints = np.ascontiguousarray(_row_colors(detections, by, palette)[:, turn])
     rows = np.argsort(-np.asarray(detections.area), kind="stable")
     if masks and detections.packed is not None:
@@ -126,7 +166,6 @@ def draw(
         _outline(picture, detections, rows, paints, style.line)
     if labels:
         _label(picture, detections, paints, style)
-    return picture
 
 
 def save(path: str | os.PathLike[str], picture: Picture) -> None:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 # `metadata`: supervision merges rows of frames, tiles and models, and refuses keys that differ and facts that conflict.
 _SV_QUERY = "fai_fast_query"
 _SV_SEMANTIC = "fai_fast_semantic"
+_SV_KIND = "fai_fast_kind"
+_THING, _STUFF, _NEITHER = 1, 0, -1
 _SV_CLASS_NAME = "class_name"  # supervision's own
 
 
@@ -54,6 +56,8 @@ def to_dict(detections: Detections) -> dict[str, Any]:
         "area": detections.area.tolist(),
         "mask": _json_rle(detections),
     }
+    if detections.is_thing is not None:
+        columns["is_thing"] = detections.is_thing.tolist()
     rows = zip(*columns.values(), strict=True)
     return {
         "size": list(detections.size),
@@ -71,13 +75,9 @@ def to_json(detections: Detections, indent: int | None) -> str:
 def to_coco(
     detections: Detections, image_id: int | str, category_ids: Sequence[int] | Mapping[int, int] | None
 ) -> list[dict[str, Any]]:
-    if not isinstance(image_id, str):
-        try:
-            image_id = check_int("image_id", image_id)
-        except TypeError as error:
-            raise TypeError(f"{error} or a str") from None
+    image_id = check_image_id(image_id)
     columns = zip(
-        _categories(detections, category_ids),
+        categories_of(detections, category_ids),
         detections.xyxy.tolist(),
         detections.confidence.tolist(),
         detections.area.tolist(),
@@ -98,7 +98,19 @@ def to_coco(
     return annotations
 
 
-def _categories(detections: Detections, category_ids: Sequence[int] | Mapping[int, int] | None) -> list[int]:
+def check_image_id(image_id: object) -> int | str:
+    """A picture's id in a file of COCO's. Raises TypeError, ValueError."""
+    if isinstance(image_id, str):
+        return image_id
+    try:
+        return check_int("image_id", image_id)
+    except TypeError as error:
+        raise TypeError(f"{error} or a str") from None
+
+
+def categories_of(
+    detections: Detections, category_ids: Sequence[int] | Mapping[int, int] | None
+) -> list[int]:
     """The category of each row."""
     class_ids: list[int] = detections.class_id.tolist()
     known: Mapping[int, int]
@@ -150,6 +162,9 @@ def to_supervision(detections: Detections, compact: bool = False) -> Any:
             _SV_CLASS_NAME: detections.class_name,
             _SV_QUERY: detections.query.copy(),
             _SV_SEMANTIC: np.full(len(detections), detections._source is not None),
+            _SV_KIND: np.full(len(detections), _NEITHER, np.int8)
+            if detections.is_thing is None
+            else np.where(detections.is_thing, _THING, _STUFF).astype(np.int8),
         },
     )
 
@@ -170,6 +185,7 @@ def from_supervision(
     class_id = np.full(n, -1) if detections.class_id is None else detections.class_id
     if class_names is None:
         class_names = _names_of_rows(class_id, data.get(_SV_CLASS_NAME, ()))
+    kinds = np.asarray(data.get(_SV_KIND, ()))
     self = cls(
         xyxy=detections.xyxy,
         confidence=np.ones(n, np.float32) if detections.confidence is None else detections.confidence,
@@ -179,6 +195,7 @@ def from_supervision(
         class_names=class_names,
         tracker_id=detections.tracker_id,
         mask=mask,
+        is_thing=kinds == _THING if n and len(kinds) == n and (kinds != _NEITHER).all() else None,
     )
     if mask is not None and n and np.all(data.get(_SV_SEMANTIC, False)):
         segments = _joined(mask, self.query)

@@ -10,20 +10,18 @@ import base64
 import csv
 import io
 import json
-import struct
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fai_fast._arguments import check_choice, check_int, check_names, check_number, check_size
+from fai_fast._arguments import check_bool, check_choice, check_int, check_names, check_number, check_size
 from fai_fast._coco import category_ids_of
-from fai_fast._foreign import explained
 from fai_fast.detections import formats
 from fai_fast.detections.arrays import Int32
 from fai_fast.detections.masks import PackedMasks
+from fai_fast.detections.png import gray_png, read_gray_png
 
 if TYPE_CHECKING:
     from fai_fast.detections.result import Detections
@@ -56,6 +54,7 @@ def from_dict(cls: type[Detections], content: object) -> Detections:
         size=size,
         class_names=check_names("class_names", fields.get("class_names")),
         tracker_id=_trackers([row.get("tracker_id") for row in rows]),
+        is_thing=_things([row.get("is_thing") for row in rows]),
         packed=_packed(masks),
     )
 
@@ -270,7 +269,7 @@ def to_labelme(detections: Detections, image_path: str, exact: bool) -> dict[str
         elif parts is None:
             x1, y1, x2, y2 = (int(edge) for edge in detections.packed.boxes[i])
             if x2 > x1:
-                content = base64.b64encode(_gray_png(row.crop.astype(np.uint8) * np.uint8(255))).decode()
+                content = base64.b64encode(gray_png(row.crop.astype(np.uint8) * np.uint8(255))).decode()
                 corners = [[x1, y1], [x2 - 1, y2 - 1]]
                 shapes.append({**base, "points": corners, "shape_type": "mask", "mask": content})
         else:
@@ -361,7 +360,7 @@ def _labelme_mask(text: object, points: npt.NDArray[Any], size: tuple[int, int],
         content = base64.b64decode(text, validate=True)
     except ValueError as error:
         raise ValueError(f"{name}: got a text that is not base64: {error}") from None
-    pixels = _read_png(content, name, (y2 - y1 + 1, x2 - x1 + 1))
+    pixels = read_gray_png(content, name, (y2 - y1 + 1, x2 - x1 + 1))
     return PackedMasks._placed(pixels > 0, x1, y1, size)
 
 
@@ -427,7 +426,7 @@ def to_label_image(detections: Detections, values: str) -> npt.NDArray[Any]:
 
 
 def to_label_png(detections: Detections, values: str) -> bytes:
-    return _gray_png(to_label_image(detections, values))
+    return gray_png(to_label_image(detections, values))
 
 
 def from_label_png(
@@ -435,7 +434,7 @@ def from_label_png(
 ) -> Detections:
     if not isinstance(content, (bytes, bytearray)):
         raise TypeError(f"content: got {type(content).__name__}, expected the bytes of a PNG")
-    pixels = _read_png(bytes(content), "content", None, max_pixels)
+    pixels = read_gray_png(bytes(content), "content", None, max_pixels)
     dtype = np.uint8 if pixels.dtype == np.uint8 else np.uint16
     labels = np.ascontiguousarray(pixels.astype(dtype))
     nobody = np.iinfo(dtype).max
@@ -450,56 +449,6 @@ def from_label_png(
         class_names=class_names,
         label_source=labels,
     )
-
-
-def _gray_png(image: npt.NDArray[Any]) -> bytes:
-    """A PNG of 8 or 16 bits a pixel."""
-    height, width = image.shape
-    depth = 8 * image.dtype.itemsize
-    rows = image.astype(image.dtype.newbyteorder(">")).view(np.uint8).reshape(height, -1)
-    lines = np.zeros((height, rows.shape[1] + 1), np.uint8)
-    # Each row as its difference to the one above: zeros inside regions.
-    lines[:, 0] = 2
-    lines[0, 1:] = rows[0]
-    np.subtract(rows[1:], rows[:-1], out=lines[1:, 1:])
-    header = struct.pack(">IIBBBBB", width, height, depth, 0, 0, 0, 0)
-    deflate = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, zlib.Z_RLE)
-    data = deflate.compress(lines.tobytes()) + deflate.flush()
-    chunks = ((b"IHDR", header), (b"IDAT", data), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(part)) + kind + part + struct.pack(">I", zlib.crc32(kind + part))
-        for kind, part in chunks
-    )
-
-
-def _read_png(
-    content: bytes, name: str, expected: tuple[int, int] | None, max_pixels: int = 1 << 28
-) -> npt.NDArray[Any]:
-    """The pixels of a gray PNG of 1, 8 or 16 bits, or the indices of one with a palette."""
-    if len(content) < 33 or not content.startswith(b"\x89PNG\r\n\x1a\n") or content[12:16] != b"IHDR":
-        raise ValueError(f"{name}: got {len(content)} bytes that are not a PNG")
-    width, height = struct.unpack(">II", content[16:24])
-    if expected is not None and (height, width) != expected:
-        raise ValueError(
-            f"{name}: got a PNG of {height} x {width} pixels, expected {expected[0]} x {expected[1]}"
-        )
-    if not 0 < height * width <= max_pixels:
-        raise ValueError(f"{name}: got a PNG of {height} x {width} pixels, expected at most {max_pixels}")
-    image = formats._require("PIL.Image", "reading a PNG", "focoos")
-    try:
-        with image.open(io.BytesIO(content), formats=("PNG",)) as picture:
-            if picture.mode not in ("1", "L", "P", "I", "I;16"):
-                raise ValueError(
-                    f"{name}: got a PNG of mode {picture.mode}, expected gray, of 1, 8 or 16 bits"
-                )
-            pixels = np.asarray(picture)
-    except Exception as error:
-        if not (explained(error, "PIL", "zlib", "struct") or isinstance(error, image.DecompressionBombError)):
-            raise
-        if str(error).startswith(name):
-            raise
-        raise ValueError(f"{name}: got a damaged PNG: {error}") from None
-    return pixels.astype(np.uint8) if pixels.dtype == np.bool_ else pixels
 
 
 # ----------------------------------------------------------------------------------------------------- tables
@@ -570,6 +519,13 @@ def _trackers(values: Sequence[Any]) -> list[int] | None:
     known = [check_int("tracker_id", value) for value in values if value is not None]
     if 0 < len(known) < len(values):
         raise ValueError("tracker_id: got some rows without one, expected one in all or in none")
+    return known or None
+
+
+def _things(values: Sequence[Any]) -> list[bool] | None:
+    known = [check_bool("is_thing", value) for value in values if value is not None]
+    if 0 < len(known) < len(values):
+        raise ValueError("is_thing: got some rows without it, expected it in all or in none")
     return known or None
 
 

@@ -18,6 +18,7 @@ from fai_fast.detections.arrays import (
     Int64,
     Segments,
     _boxes,
+    _flags,
     _ids,
     _rows,
     _scores,
@@ -65,7 +66,8 @@ class Detections(_Rows, _Conversions, _Showing, _Immutable):
     ``d[0]`` and iteration give results of one row, :meth:`rows` plain numbers. Not hashable.
 
     A semantic result has a ``label_map`` beside its rows, of which each pixel belongs to one at most. Whatever leaves
-    rows out leaves their pixels without a label (-1); no other row gets them.
+    rows out leaves their pixels without a label (-1); no other row gets them. A panoptic result is one whose rows are
+    things, such as each car, and stuff, such as the road, which ``is_thing`` tells apart.
 
     Attributes:
         xyxy: float32 (N, 4), half-open pixel edges x1, y1, x2, y2: ``mask[y1:y2, x1:x2]`` is the whole
@@ -76,6 +78,8 @@ class Detections(_Rows, _Conversions, _Showing, _Immutable):
         class_names: the names of classes 0, 1, ..., or None.
         size: (H, W) of the frame, pixels.
         tracker_id: int64 (N,) or None.
+        is_thing: of a panoptic result bool (N,), whether each row is a thing, one of several that can be counted; False
+            for stuff, of which a class has one row. None for other results.
         latency: what finding them took, where a :class:`fai_fast.Model` did it, else None. No part of equality.
         source: where the frame is (its ``path`` and, of a stream, its ``frame`` number), where a model was given a file
             or a stream's source by name, else None. No part of equality; the pixels are held by :meth:`with_picture`
@@ -97,6 +101,7 @@ class Detections(_Rows, _Conversions, _Showing, _Immutable):
         label_source: for semantic results, uint8 or uint16 (H, W): the query that won each pixel, the dtype's
             largest value for none. Masks are made from it; every row needs its ``query``. At most one of ``mask``,
             ``packed`` and ``label_source`` is given; none of them gives a result of boxes only.
+        is_thing: for panoptic results, bool (N,), or None.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong type, dtype, shape or value; the text names it.
@@ -122,6 +127,7 @@ class Detections(_Rows, _Conversions, _Showing, _Immutable):
         "class_id",
         "class_names",
         "confidence",
+        "is_thing",
         "latency",
         "masks_device",
         "query",
@@ -137,6 +143,7 @@ class Detections(_Rows, _Conversions, _Showing, _Immutable):
     class_names: tuple[str, ...] | None
     size: tuple[int, int]
     tracker_id: Int64 | None
+    is_thing: Bool | None
     latency: Latency | None
     source: Source | None
     masks_device: Any
@@ -159,6 +166,7 @@ class Detections(_Rows, _Conversions, _Showing, _Immutable):
         mask: Bool | None = None,
         packed: PackedMasks | None = None,
         label_source: Segments | None = None,
+        is_thing: npt.ArrayLike | None = None,
     ) -> None:
         size = check_size("size", size)
         boxes = _boxes(xyxy)
@@ -184,6 +192,7 @@ class Detections(_Rows, _Conversions, _Showing, _Immutable):
             class_names=check_names("class_names", class_names),
             size=size,
             tracker_id=None if tracker_id is None else _ids("tracker_id", tracker_id, n),
+            is_thing=None if is_thing is None else _flags("is_thing", is_thing, n),
             _packed=packed,
             _source=source,
             _source_rows=None if source is None else np.arange(n),
@@ -198,14 +207,18 @@ class Detections(_Rows, _Conversions, _Showing, _Immutable):
     def _make(cls, **fields: Any) -> Detections:
         """All fields, known to be right, in arrays that nobody else writes to."""
         self = cls.__new__(cls)
-        self._set(**{"source": None, "_picture": None, **fields})
+        self._set(**{"is_thing": None, "source": None, "_picture": None, **fields})
         return self
 
     @classmethod
     def _from_core(
-        cls, rows: Mapping[str, Any], size: tuple[int, int], class_names: tuple[str, ...] | None
+        cls,
+        rows: Mapping[str, Any],
+        size: tuple[int, int],
+        class_names: tuple[str, ...] | None,
+        stuff: Sequence[int] | None = None,
     ) -> Detections:
-        """A result of ``_core.postprocess``, whose arrays are taken over."""
+        """A result of ``_core.postprocess``, whose arrays are taken over; `stuff` of a panoptic one are its classes."""
         boxes = rows["boxes"]
         source = packed = None
         if "segments" in rows:
@@ -220,6 +233,7 @@ class Detections(_Rows, _Conversions, _Showing, _Immutable):
             class_names=class_names,
             size=size,
             tracker_id=None,
+            is_thing=None if stuff is None else ~np.isin(rows["class_id"], np.array(stuff, np.int64)),
             _packed=packed,
             _source=source,
             _source_rows=None if source is None else np.arange(len(boxes)),
@@ -244,7 +258,7 @@ class Detections(_Rows, _Conversions, _Showing, _Immutable):
 
         Args:
             detections: at least one; all of one ``size``; ``class_names`` equal where they are not None;
-                masks, and tracker ids, in all of them that have rows or in none.
+                masks, tracker ids, and ``is_thing``, in all of them that have rows or in none.
 
         Raises:
             TypeError, ValueError: they do not go together.
@@ -268,6 +282,7 @@ class Detections(_Rows, _Conversions, _Showing, _Immutable):
         packed = [part.packed for part in parts]
         sources = {part.source for part in parts}
         trackers = [part.tracker_id for part in parts]
+        things = [part.is_thing for part in parts]
         return cls._make(
             xyxy=np.concatenate([part.xyxy for part in parts]),
             confidence=np.concatenate([part.confidence for part in parts]),
@@ -276,6 +291,7 @@ class Detections(_Rows, _Conversions, _Showing, _Immutable):
             class_names=names.pop() if names else None,
             size=sizes.pop(),
             tracker_id=np.concatenate(ids) if (ids := _all_or_none("tracker_id", trackers)) else None,
+            is_thing=np.concatenate(kinds) if (kinds := _all_or_none("is_thing", things)) else None,
             _packed=PackedMasks.concatenate(masks) if (masks := _all_or_none("masks", packed)) else None,
             _source=None,
             _source_rows=None,
@@ -317,6 +333,7 @@ class Detections(_Rows, _Conversions, _Showing, _Immutable):
             class_names=self.class_names,
             size=self.size,
             tracker_id=None if self.tracker_id is None else self.tracker_id[rows],
+            is_thing=None if self.is_thing is None else self.is_thing[rows],
             _packed=None if self._packed is None else self._packed._take(rows),
             _source=self._source,
             _source_rows=None if self._source_rows is None else self._source_rows[rows],
@@ -414,7 +431,7 @@ class Detections(_Rows, _Conversions, _Showing, _Immutable):
     def label_map(self) -> Int16 | None:
         """int16 (H, W), the class of the row that each pixel belongs to, -1 for none of the rows.
 
-        None unless the result is semantic. Made anew at each call.
+        None unless the result is semantic or panoptic. Made anew at each call.
         """
         if self._source is None:
             return None
@@ -445,6 +462,7 @@ class Detections(_Rows, _Conversions, _Showing, _Immutable):
             and self.class_names == other.class_names
             and (self._source is None) == (other._source is None)
             and _equal_or_none(self.tracker_id, other.tracker_id)
+            and _equal_or_none(self.is_thing, other.is_thing)
             and all(
                 np.array_equal(getattr(self, name), getattr(other, name))
                 for name in ("xyxy", "confidence", "class_id", "query")
@@ -455,8 +473,10 @@ class Detections(_Rows, _Conversions, _Showing, _Immutable):
     def __reduce__(self) -> tuple[Any, ...]:
         fields = {
             name: getattr(self, name)
-            for name in ("xyxy", "confidence", "class_id", "query", "class_names", "size", "tracker_id")
-        }
+            for name in (
+                "xyxy", "confidence", "class_id", "query", "class_names", "size", "tracker_id", "is_thing",
+            )
+        }  # fmt: skip
         if self._source is None:
             fields["packed"] = self._packed
         else:
@@ -472,13 +492,20 @@ class Detections(_Rows, _Conversions, _Showing, _Immutable):
         rows = [(name, count, score) for name, (count, score) in best.items()]
         return sorted(rows, key=lambda row: (-row[1], -row[2], row[0]))
 
+    def _kinds(self) -> str:
+        """How many rows are things, where that is known."""
+        if self.is_thing is None or self.is_empty():
+            return ""
+        things = int(self.is_thing.sum())
+        return f", {things} thing{'' if things == 1 else 's'} and {len(self) - things} stuff"
+
     def __repr__(self) -> str:
         counts = self._counts()
         shown = [f"{name} {count}" for name, count, _ in counts[:5]]
         if len(counts) > 5:
             shown.append(f"{len(counts) - 5} more classes")
         inside = f": {', '.join(shown)}" if shown else ""
-        return f"Detections({len(self)} in {self.size[0]}x{self.size[1]}{inside})"
+        return f"Detections({len(self)} in {self.size[0]}x{self.size[1]}{self._kinds()}{inside})"
 
     def __str__(self) -> str:
         frame = f"{self.size[0]}x{self.size[1]}"
@@ -486,7 +513,7 @@ class Detections(_Rows, _Conversions, _Showing, _Immutable):
             return f"no detections in {frame}"
         counts = self._counts()
         width = max(len("class"), *(len(name) for name, _, _ in counts))
-        lines = [f"{len(self)} detection{'s' if len(self) > 1 else ''} in {frame}"]
+        lines = [f"{len(self)} detection{'s' if len(self) > 1 else ''} in {frame}{self._kinds()}"]
         lines.append(f"{'class':<{width}}  count  best score")
         lines += [f"{name:<{width}}  {count:>5}  {score:>10.3f}" for name, count, score in counts]
         return "\n".join(lines)
@@ -494,7 +521,7 @@ class Detections(_Rows, _Conversions, _Showing, _Immutable):
     # ------------------------------------------------------------------------------------- other libraries
 
 
-def _equal_or_none(a: Int64 | None, b: Int64 | None) -> bool:
+def _equal_or_none(a: Int64 | Bool | None, b: Int64 | Bool | None) -> bool:
     return a is b if a is None or b is None else np.array_equal(a, b)
 
 

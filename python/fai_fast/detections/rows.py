@@ -29,6 +29,7 @@ class Row:
         xyxy: (x1, y1, x2, y2), floats, half-open pixel edges.
         query: int, the network's query, -1 where unknown.
         tracker_id: int or None.
+        is_thing: bool, whether it is a thing or stuff, in a panoptic result; else None.
 
     Example:
         >>> d = Detections(xyxy=[[0, 0, 4, 2]], confidence=[0.9], class_id=[0], size=(6, 8), class_names=["cat"])
@@ -42,6 +43,7 @@ class Row:
         "class_name",
         "confidence",
         "index",
+        "is_thing",
         "query",
         "tracker_id",
         "xyxy",
@@ -57,6 +59,7 @@ class Row:
         xyxy: tuple[float, float, float, float],
         query: int,
         tracker_id: int | None,
+        is_thing: bool | None = None,
     ) -> None:
         self._detections = detections
         self.index = index
@@ -66,6 +69,7 @@ class Row:
         self.xyxy = xyxy
         self.query = query
         self.tracker_id = tracker_id
+        self.is_thing = is_thing
 
     @property
     def area(self) -> int | float:
@@ -145,10 +149,11 @@ class _Rows:
             self.xyxy.tolist(),
             self.query.tolist(),
             [None] * n if self.tracker_id is None else self.tracker_id.tolist(),
+            [None] * n if self.is_thing is None else self.is_thing.tolist(),
             strict=True,
         )
-        for index, (class_id, name, confidence, xyxy, query, tracker_id) in enumerate(columns):
-            yield Row(self, index, class_id, name, confidence, tuple(xyxy), query, tracker_id)
+        for index, (class_id, name, confidence, xyxy, query, tracker_id, is_thing) in enumerate(columns):
+            yield Row(self, index, class_id, name, confidence, tuple(xyxy), query, tracker_id, is_thing)
 
     def filter(
         self: Any,
@@ -159,7 +164,7 @@ class _Rows:
     ) -> Detections:
         """The rows that meet all of these conditions, in their order.
 
-        In a semantic result the pixels of rows that are left out have no label (-1 in ``label_map``).
+        In a semantic or panoptic result the pixels of rows that are left out have no label (-1 in ``label_map``).
 
         Args:
             classes: names or ids; None for all. ADE20K's names may be given without the blank at their end.
@@ -181,7 +186,7 @@ class _Rows:
     def top_k(self: Any, n: int) -> Detections:
         """The n rows of the highest scores, the best first; all of them where there are fewer.
 
-        In a semantic result the pixels of rows that are left out have no label (-1 in ``label_map``).
+        In a semantic or panoptic result the pixels of rows that are left out have no label (-1 in ``label_map``).
 
         Raises TypeError, ValueError unless n is an integer of at least 1.
         """
@@ -192,8 +197,8 @@ class _Rows:
         """The rows without duplicates (non-maximum suppression), in their order.
 
         From the highest score to the lowest, a row stays unless its mask and that of one that stays have an
-        intersection over union above ``iou``; boxes count where there are boxes only. Regions of a semantic result do
-        not overlap: all of them stay.
+        intersection over union above ``iou``; boxes count where there are boxes only. Regions of a semantic or panoptic
+        result do not overlap: all of them stay.
 
         Args:
             iou: 0 to 1.
@@ -218,8 +223,8 @@ class _Rows:
         """The rows without the small parts of their masks: stray pixels, which make boxes far too large.
 
         A part is a set of pixels that touch, at corners too. ``xyxy`` of a mask that lost some is the box of what is
-        left, and a row of which nothing is left goes. In a semantic result the pixels that go have no label (-1 in
-        ``label_map``).
+        left, and a row of which nothing is left goes. In a semantic or panoptic result the pixels that go have no label
+        (-1 in ``label_map``).
 
         Args:
             min_area: parts of fewer pixels go.
@@ -258,6 +263,7 @@ class _Rows:
                 "class_id": self.class_id[kept],
                 "query": self.query[kept],
                 "tracker_id": None if self.tracker_id is None else self.tracker_id[kept],
+                "is_thing": None if self.is_thing is None else self.is_thing[kept],
                 "masks_device": None,
                 "_packed": cleaned._take(kept),
                 "_source": source,

@@ -22,19 +22,22 @@ from fai_fast._core import __version__
 from fai_fast._files import replacing
 from fai_fast._pictures import Pictures
 from fai_fast._redaction import redacted
-from fai_fast._sizes import LARGEST_SIDE, STRIDE, fit_size
+from fai_fast._sizes import LARGEST_SIDE, STRIDE, fit_size, step_of
 from fai_fast.errors import ExportError
 from fai_fast.exporter import checksum
-from fai_fast.registry import ModelSpec, load_spec
+from fai_fast.networks import Network, foreign
+from fai_fast.registry import ModelSpec, load_spec, stride_of
 from fai_fast.weights import Weights, load_weights
 
 __all__ = [
     "VERSION",
     "ExportReport",
     "ExportedInfo",
+    "NotExportedError",
     "check_im_size",
     "export",
     "input_size",
+    "network_of",
     "read_metadata",
     "write",
 ]
@@ -149,6 +152,7 @@ def export(
     format: str = "onnx",
     target: str | Sequence[str] | None = None,
     pictures: Any = None,
+    spec: Any = None,
 ) -> ExportReport:
     """Writes a model's deployed graph as an ONNX file that ``fai_fast.load`` and any ONNX engine run.
 
@@ -165,7 +169,8 @@ def export(
     Args:
         model: a name of :func:`fai_fast.models`, a folder or file with FocoosAI's ``model_info.json``, a ModelSpec, a
             network of :func:`fai_fast.reference.build` or a module that wraps one (DataParallel, torch.compile,
-            AveragedModel, a LightningModule), a :class:`fai_fast.Model`, or a ``fai_fast.weights.Weights``.
+            AveragedModel, a LightningModule), a :class:`fai_fast.Model`, or a ``fai_fast.weights.Weights``; or, with
+            `spec`, a network of somebody else: an ``.onnx`` file or a ``torch.nn.Module`` (docs/foreign.md).
         path: the file to write, ending in ``.onnx`` or, for TensorRT, ``.engine``, in a folder that exists.
         im_size: an int for a square or (height, width), multiples of 32; None for the size it was trained at.
         frame: in place of ``im_size``: (height, width) of the frames that it will see, for which :func:`fit_size`
@@ -181,6 +186,8 @@ def export(
         format: "onnx" or "tensorrt".
         target: for TensorRT, compute capabilities: "sm75" (T4), "sm86", ..., or several, which needs TensorRT-RTX; or
             None or "current" for the GPU that is here, which the full TensorRT builds for too.
+        spec: of a network of somebody else, what it is: a :class:`fai_fast.ModelSpec`, what its ``to_dict()`` gives,
+            or a JSON file of that.
         pictures: with "int8" alone, and necessary there: of what the model is for, a folder, or several pictures, each
             as :meth:`fai_fast.Model.infer` takes it. Up to 100 of them are taken, evenly spread. No labels.
 
@@ -207,7 +214,8 @@ def export(
         raise ValueError(f"path: got {str(place)!r}, expected a path that ends in {suffix}")
     if not place.parent.is_dir():
         raise FileNotFoundError(f"path: no such folder: {place.parent}; create it first")
-    input_size((STRIDE, STRIDE), im_size, frame)  # wrong ones are better known before weights are fetched
+    # Wrong ones are better known before weights are fetched.
+    input_size((STRIDE, STRIDE), im_size, frame, STRIDE if spec is None else 1)
     batch = _check_batch(batch)
     if precision is None:
         precision = "fp16" if format == "tensorrt" else "fp32"
@@ -218,8 +226,17 @@ def export(
         targets = _check_targets(target, precision)
     elif target is not None:
         raise ValueError(f"target: got {target!r} with format='onnx', expected None, or format='tensorrt'")
-    found = weights_of(model, weights, cache_dir)
-    size = input_size(found.spec.input_size, im_size, frame)
+    found: Weights | Network
+    if spec is not None:
+        found, size, batch = network_of(model, weights, spec, im_size, frame, batch)
+        if chosen is not None:
+            raise ValueError(
+                f"precision: got {precision!r} with {found.spec.name}, expected {' or '.join(PRECISIONS)}: in int8 for "
+                "TensorRT only FocoosAI's networks are written"
+            )
+    else:
+        found = weights_of(model, weights, cache_dir)
+        size = input_size(found.spec.input_size, im_size, frame)
     options: dict[str, Any] = {
         "size": size,
         "batch": batch,
@@ -239,7 +256,7 @@ def export(
 
 
 def _export_engine(
-    found: Weights, place: Path, targets: Sequence[str], options: dict[str, Any]
+    found: Weights | Network, place: Path, targets: Sequence[str], options: dict[str, Any]
 ) -> ExportReport:
     from fai_fast.exporter import tensorrt
 
@@ -260,7 +277,7 @@ def _export_engine(
 
 
 def write(
-    weights: Weights,
+    weights: Weights | Network,
     path: Path,
     *,
     size: tuple[int, int],
@@ -269,7 +286,10 @@ def write(
     verify: bool = True,
     pictures: Pictures | None = None,
 ) -> ExportReport:
-    """:func:`export` of checked arguments, straight into the file at `path`."""
+    """:func:`export` of checked arguments, straight into the file at `path`.
+
+    `weights` are those of one of FocoosAI's networks, or somebody else's network with what is known of it.
+    """
     import onnx
 
     from fai_fast.exporter.graph import float32_products
@@ -277,7 +297,8 @@ def write(
     start = time.perf_counter()
     spec = weights.spec
     model, verification = _made(weights, size, batch, precision, verify, pictures)
-    if precision != "fp32" and (names := float32_products(model)):
+    own = isinstance(weights, Weights)
+    if own and precision != "fp32" and (names := float32_products(model)):
         raise ExportError(
             f"{spec.name}: float32 products in the {precision} graph: {', '.join(names[:5])}: a bug of fai_fast"
         )
@@ -321,7 +342,7 @@ def write(
 
 
 def _made(
-    weights: Weights,
+    weights: Weights | Network,
     size: tuple[int, int],
     batch: int,
     precision: str,
@@ -329,6 +350,10 @@ def _made(
     pictures: Pictures | None,
 ) -> tuple[Any, dict[str, Any] | None]:
     """The graph, and what was measured of it."""
+    if isinstance(weights, Network):
+        from fai_fast.exporter import others
+
+        return others.made(weights, size, batch, precision, verify)
     if pictures is not None:
         from fai_fast.exporter import qdq
 
@@ -366,6 +391,7 @@ def read_metadata(path: str | os.PathLike[str]) -> ExportedInfo:
 
     Raises:
         FileNotFoundError: there is no such file.
+        NotExportedError: it is an ONNX file of somebody else.
         ValueError: it is no file of :func:`export`, or is not as it was written: its checksum differs.
     """
     import onnx
@@ -391,9 +417,10 @@ def read_metadata(path: str | os.PathLike[str]) -> ExportedInfo:
         for key in ("weights_sha256", "fai_fast_version"):
             if not isinstance(said[key], str):
                 raise TypeError(f"{key}: got {type(said[key]).__name__}, expected str")
+        spec = ModelSpec.from_dict(said["spec"])
         info = ExportedInfo(
-            spec=ModelSpec.from_dict(said["spec"]),
-            size=check_im_size(said["im_size"]),
+            spec=spec,
+            size=check_im_size(said["im_size"], stride_of(spec.config)),
             batch=batch,
             precision=check_choice("precision", said["precision"], PRECISIONS),
             weights_sha256=said["weights_sha256"],
@@ -401,9 +428,9 @@ def read_metadata(path: str | os.PathLike[str]) -> ExportedInfo:
             verification=said["verification"],
         )
     except _Foreign:
-        raise ValueError(
+        raise NotExportedError(
             f"path: {shown} was not written by fai_fast.export, so it does not say what its classes and outputs are; "
-            "export it again with it"
+            "export it again with it, or load it with spec="
         ) from None
     except (DecodeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(
@@ -436,38 +463,90 @@ class _Foreign(Exception):
     """A graph that carries nothing of ours."""
 
 
+class NotExportedError(ValueError):
+    """An ONNX file that was not written by :func:`export`, which nothing is known of."""
+
+
 def _why(error: Exception) -> str:
     """What is wrong with a file's metadata, in words."""
     return f"{error.args[0]} is missing" if isinstance(error, KeyError) and error.args else str(error)
 
 
-def check_im_size(im_size: object) -> tuple[int, int]:
+def check_im_size(im_size: object, stride: int = STRIDE) -> tuple[int, int]:
     """An int for a square or (height, width), as (height, width).
 
     Raises:
-        TypeError, ValueError: it is neither, or a side is not a multiple of 32, or beyond 8192.
+        TypeError, ValueError: it is neither, or a side is not a multiple of `stride`, or beyond 8192.
     """
     sides = check_size("im_size", (im_size, im_size) if not isinstance(im_size, Sequence) else im_size)
-    if any(side % STRIDE or side > LARGEST_SIDE for side in sides):
+    if any(side % stride or side > LARGEST_SIDE for side in sides):
+        multiples = f"multiples of {stride}, " if stride > 1 else ""
         raise ValueError(
-            f"im_size: got {sides}, expected multiples of {STRIDE}, at most {LARGEST_SIDE}, for (height, width)"
+            f"im_size: got {sides}, expected {multiples}at most {LARGEST_SIDE}, for (height, width)"
         )
     return sides
 
 
-def input_size(own: tuple[int, int], im_size: object, frame: Sequence[int] | None) -> tuple[int, int]:
+def input_size(
+    own: tuple[int, int], im_size: object, frame: Sequence[int] | None, stride: int = STRIDE
+) -> tuple[int, int]:
     """(height, width) of a network's input: what is asked for, what fits the frame, or else the model's own.
+
+    Args:
+        own: the model's own size.
+        im_size, frame: as :func:`export` takes them.
+        stride: what the sides must be multiples of.
 
     Raises:
         TypeError, ValueError: ``im_size`` or ``frame`` is not as :func:`export` takes it, or both are given.
     """
     if frame is None:
-        return check_im_size(own if im_size is None else im_size)
+        return check_im_size(own if im_size is None else im_size, stride)
     if im_size is not None:
         raise ValueError(
             f"frame: got {frame!r:.40} and im_size {im_size!r:.40}, expected only one of the two"
         )
-    return fit_size(frame, area=min(own[0] * own[1], LARGEST_SIDE * LARGEST_SIDE))
+    return fit_size(frame, area=min(own[0] * own[1], LARGEST_SIDE * LARGEST_SIDE), multiple=step_of(stride))
+
+
+def network_of(
+    model: Any,
+    weights: Any,
+    spec: Any,
+    im_size: int | Sequence[int] | None,
+    frame: Sequence[int] | None,
+    batch: int,
+    named: str = "batch",
+) -> tuple[Network, tuple[int, int], int]:
+    """Somebody else's network, and (height, width) and batch of its graph: what is asked for, where it takes that.
+
+    `named` is what the caller calls the batch.
+
+    Raises:
+        TypeError, ValueError: an argument is not as :func:`export` takes it, or the network is fixed to another.
+        FileNotFoundError, OSError: a file is not there, or cannot be read.
+        ExportError: a module cannot be traced.
+    """
+    if weights is not None:
+        raise ValueError("weights: got some with spec=, expected None: the network brings its own")
+    said = foreign.spec_from(spec)
+    asked = input_size(said.input_size, im_size, frame, stride_of(said.config))
+    network = foreign.network_of(model, said, asked, batch)
+    fixed = network.fixed_size
+    if any(side not in (None, wanted) for side, wanted in zip(fixed, asked, strict=True)):
+        only = " x ".join("any" if side is None else str(side) for side in fixed)
+        name, got = ("frame", frame) if frame is not None else ("im_size", im_size)
+        if got is None:
+            name, got = "spec.im_size", network.spec.im_size
+        raise ValueError(
+            f"{name}: got {got!r:.40}, expected the size that the input of {network.source} is fixed to, {only} "
+            "(height x width); export it with open sides for others"
+        )
+    if network.fixed_batch is not None and batch not in (1, network.fixed_batch):
+        raise ValueError(
+            f"{named}: got {batch}, expected {network.fixed_batch}, which the input of {network.source} is fixed to"
+        )
+    return network, asked, network.fixed_batch or batch
 
 
 def _check_targets(target: str | Sequence[str] | None, precision: str) -> tuple[str, ...]:
@@ -516,6 +595,6 @@ def _network_in(module: Any) -> Any:
     if not found:
         raise TypeError(
             f"model: got a {type(module).__name__} without a spec, expected a network of fai_fast.reference.build, or "
-            "a wrapper of one"
+            "a wrapper of one; with spec= any module that gives mask and class logits is taken"
         )
     return found[0]

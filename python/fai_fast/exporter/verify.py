@@ -31,7 +31,10 @@ __all__ = [
     "TIE",
     "TOLERANCE",
     "Verification",
+    "compared",
     "make_reference_file",
+    "normalized",
+    "outputs_of",
     "picture",
     "verify",
 ]
@@ -119,10 +122,10 @@ def verify(
         normalized(np.stack(pictures[start : start + batch]), weights.spec)
         for start in range(0, count, batch)
     ]
-    engine, runs = _run(model, images, ())
+    engine, runs = outputs_of(model, images)
     reference = _Reference(weights)
     expected = [reference(image) for image in images]
-    found = _compare("reference", engine, runs, expected, weights.spec.config.cls_sigmoid)
+    found = compared("reference", engine, runs, expected, weights.spec.config.cls_sigmoid)
     if low:
         return _judge_low(found, runs, expected, weights.spec, size, precision, f"{count} drawn pictures")
     if not found.equal:
@@ -198,9 +201,9 @@ def _verify_stored(
             return None
         image = normalized(picture(int(stored["seed"]), size)[None], spec)
         expected = stored["masks"], stored["classes"]
-    engine, ((masks, classes),) = _run(model, [image], ())
+    engine, ((masks, classes),) = outputs_of(model, [image])
     runs = [(masks[:, :, ::REFERENCE_STEP, ::REFERENCE_STEP], classes)]
-    found = _compare("stored", engine, runs, [expected], spec.config.cls_sigmoid)
+    found = compared("stored", engine, runs, [expected], spec.config.cls_sigmoid)
     if precision != "fp32":
         return _judge_low(found, runs, [expected], spec, size, precision, "a made-up picture")
     return _judge(found, spec)
@@ -241,13 +244,14 @@ def _judge_low(
     return dataclasses.replace(found, agreement=verdict.to_dict())
 
 
-def _compare(
+def compared(
     against: str,
     engine: str,
     runs: Sequence[Sequence[Float32]],
     expected: Sequence[tuple[Float32, Float32]],
     cls_sigmoid: bool = False,
 ) -> Verification:
+    """How far masks and classes of a graph are from those that are expected of it, image after image."""
     probabilities = _sigmoid if cls_sigmoid else _softmax
     both = either = 0
     mask_difference = class_difference = 0.0
@@ -278,7 +282,7 @@ def _with_decisions(
         f"head/layer{index}/mask/mask"
         for index in range(own_config(reference.spec).transformer_predictor_dec_layers)
     ]
-    _, runs = _run(model, images, names)
+    _, runs = outputs_of(model, images, names)
     ties = 0
     expected = []
     for image, (_, _, *decisions) in zip(images, runs, strict=True):
@@ -286,7 +290,7 @@ def _with_decisions(
         ties += flips
         expected.append(outputs)
     sigmoid = reference.spec.config.cls_sigmoid
-    followed = _compare(found.against, found.engine, runs, expected, sigmoid)
+    followed = compared(found.against, found.engine, runs, expected, sigmoid)
     return dataclasses.replace(
         found,
         ties=ties,
@@ -377,7 +381,9 @@ def _count_ties(mask_logits: Any, wanted: Any, own: Any, layer: int) -> int:
     return int((wanted != own).sum())
 
 
-def _run(model: Any, images: Sequence[Float32], extra: Sequence[str]) -> tuple[str, list[list[Float32]]]:
+def outputs_of(
+    model: Any, images: Sequence[Float32], extra: Sequence[str] = ()
+) -> tuple[str, list[list[Float32]]]:
     """What ran the graph, and for each input mask_logits, class_logits and the values named `extra`."""
     import onnx
 

@@ -27,7 +27,7 @@ from fai_fast.engines.openvino_file import SUFFIX
 from fai_fast.errors import EngineError, ExportError
 from fai_fast.ops import preprocess
 from fai_fast.quantizer import calibration
-from fai_fast.registry import ModelSpec
+from fai_fast.registry import ModelSpec, stride_of
 
 __all__ = [
     "PRECISION",
@@ -192,9 +192,10 @@ def read_info(path: str | os.PathLike[str]) -> QuantizedInfo:
         rest = tuple(said["rest"])
         if "fp32" not in rest or not set(rest) <= set(_RESTS):
             raise ValueError(f"rest: got {rest}, expected some of {_RESTS}, with fp32")
+        spec = ModelSpec.from_dict(said["spec"])
         info = QuantizedInfo(
-            spec=ModelSpec.from_dict(said["spec"]),
-            size=exporter.check_im_size(said["im_size"]),
+            spec=spec,
+            size=exporter.check_im_size(said["im_size"], stride_of(spec.config)),
             batch=_positive(said["batch"]),
             weights_sha256=_text(said["weights_sha256"]),
             graph_sha256=_text(said["graph_sha256"]),

@@ -43,7 +43,7 @@ class Tracking:
             self._tracker = track
 
     def numbered(self, detections: Detections, rate: float) -> Detections:
-        """The same rows with numbers: -1 for what the tracker has not seen often enough yet.
+        """The same rows with numbers: -1 for what the tracker has not seen often enough yet, and for stuff.
 
         Args:
             detections: of the next frame.
@@ -52,18 +52,21 @@ class Tracking:
         Raises:
             ValueError: it is a semantic result, whose regions are no objects.
         """
-        if detections._source is not None:
+        if detections._source is not None and detections.is_thing is None:
             raise ValueError("track: got a semantic result, expected instances: its regions are no objects")
         if self._tracker is None:
             assert self._make is not None
             self._tracker = self._make(rate)
         update = _update_of(self._tracker)
         assert update is not None
+        rows = np.arange(len(detections))
+        if detections.is_thing is not None:
+            rows = rows[detections.is_thing]
         boxes = self._supervision.Detections(
-            xyxy=detections.xyxy.copy(),
-            confidence=detections.confidence.copy(),
-            class_id=detections.class_id.copy(),
-            data={"row": np.arange(len(detections))},
+            xyxy=detections.xyxy[rows],
+            confidence=detections.confidence[rows],
+            class_id=detections.class_id[rows],
+            data={"row": rows},
         )
         tracked = update(boxes)
         ids = np.full(len(detections), -1)
