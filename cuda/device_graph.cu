@@ -52,6 +52,7 @@ struct DeviceGraph::Impl {
     };
 
     GraphSpec spec;
+    GraphSpec drawn;  // with the masks that are drawn, which may be resized ones
     Process process;
     int multiprocessors = 0;
 
@@ -61,6 +62,8 @@ struct DeviceGraph::Impl {
     Stream stream;
     Event began, uploaded, preprocessed, engine_ended, ended, other;
     DeviceBuffer images, mask_logits, class_logits;
+    DeviceBuffer resampled;         // semantic: mask logits that were resized
+    PinnedBuffer host_class_logits;  // where the rules need them
 
     // One entry per image.
     struct Image {
@@ -87,7 +90,10 @@ struct DeviceGraph::Impl {
     ImageParams* host_params() const { return params.get<ImageParams>(); }
     const ImageParams* kernel_params() const { return device_params.get<ImageParams>(); }
     PostprocessLaunch postprocess() const {
-        return {&spec, kernel_params(), mask_logits.get(), class_logits.get(), multiprocessors};
+        const void* masks = mask_logits.get();
+        if (spec.rules.resizes_logits()) masks = resampled.get();
+        return {&drawn, kernel_params(),   masks,                  class_logits.get(), multiprocessors,
+                &spec,  mask_logits.get(), resampled.get<float>()};
     }
 
     void check_process() const {
@@ -106,7 +112,7 @@ struct DeviceGraph::Impl {
     size_t header_at() const { return kept_at() + aligned(sizeof(Row) * spec.queries); }
     size_t probabilities_at() const { return header_at() + kAlignment; }
     size_t scratch_bytes() const {
-        const size_t nodes = static_cast<size_t>(spec.queries) * spec.rows * spec.columns;
+        const size_t nodes = static_cast<size_t>(drawn.queries) * drawn.rows * drawn.columns;
         return probabilities_at() + (spec.predict_all_pixels ? 0 : nodes * sizeof(float));
     }
     size_t label_bytes() const { return spec.queries <= 255 ? 1 : 2; }
@@ -139,6 +145,10 @@ struct DeviceGraph::Impl {
         const Range range("fai_fast postprocess");
         record(engine_ended);
         launch_postprocess(stream.get(), postprocess());
+        if (host_class_logits.bytes() == 0) return;
+        check(cudaMemcpyAsync(host_class_logits.get(), class_logits.get(), class_logits.bytes(),
+                              cudaMemcpyDeviceToHost, stream.get()),
+              "downloading class_logits");
     }
 
     void instantiate(cudaGraph_t graph) {
@@ -164,6 +174,11 @@ struct DeviceGraph::Impl {
         p.threshold = frame.threshold;
         p.mask_threshold = static_cast<float>(frame.mask_threshold);
         p.mask_threshold_reachable = frame.mask_threshold <= 1.0;
+        p.mask_logit = frame.mask_logit;
+        p.of_logits = spec.rules.of_logits;
+        p.nearest = spec.rules.nearest;
+        p.mask_score_epsilon = spec.rules.mask_score_epsilon();
+        p.nodes = frame.nodes;
         p.use_mask_score = frame.use_mask_score;
         if (frame.new_tables) {
             Tables tables(frame);
@@ -177,7 +192,7 @@ struct DeviceGraph::Impl {
         }
         p.size = frame.size;
         uint8_t* const scratch = own.scratch.get();
-        p.counters = counters.get<int32_t>() + index * counters_per_image(spec);
+        p.counters = counters.get<int32_t>() + index * counters_per_image(drawn);
         p.candidates = reinterpret_cast<int32_t*>(scratch + candidates_at());
         p.queries = reinterpret_cast<QueryState*>(scratch + queries_at());
         p.kept = reinterpret_cast<Row*>(scratch + kept_at());
@@ -234,7 +249,12 @@ DeviceGraph::DeviceGraph(const GraphSpec& spec) : impl_(new Impl) {
     }
     const DeviceScope scope(spec.device);
     Impl& m = *impl_;
-    m.spec = spec;
+    m.spec = m.drawn = spec;
+    if (spec.rules.resizes_logits()) {
+        m.drawn.rows = spec.rules.logits_size.height;
+        m.drawn.columns = spec.rules.logits_size.width;
+        m.drawn.mask_logits = DType::f32;
+    }
     m.masks = std::make_shared<DevicePool>(spec.device);
     m.multiprocessors = present[spec.device].multiprocessors;
     m.reads_pageable = attribute(cudaDevAttrPageableMemoryAccessUsesHostPageTables, spec.device) != 0;
@@ -254,7 +274,12 @@ DeviceGraph::DeviceGraph(const GraphSpec& spec) : impl_(new Impl) {
     m.class_logits.reserve(batch * classes * item_size(spec.class_logits));
     m.params.reserve(batch * sizeof(ImageParams));
     m.device_params.reserve(batch * sizeof(ImageParams));
-    m.counters.reserve(aligned(batch * counters_per_image(spec) * sizeof(int32_t)));
+    m.counters.reserve(aligned(batch * counters_per_image(m.drawn) * sizeof(int32_t)));
+    if (spec.rules.resizes_logits() && spec.predict_all_pixels) {
+        const Size size = spec.rules.logits_size;
+        m.resampled.reserve(batch * spec.queries * size.height * size.width * sizeof(float));
+    }
+    if (spec.rules.multi_label) m.host_class_logits.reserve(batch * classes * item_size(spec.class_logits));
     m.image.resize(batch);
     for (Impl::Image& image : m.image) {
         image.scratch.reserve(m.scratch_bytes());
@@ -592,6 +617,8 @@ std::vector<std::shared_ptr<const Result>> DeviceGraph::results() {
     return results;
 }
 
+const void* DeviceGraph::host_class_logits() const { return impl_->host_class_logits.get(); }
+
 StageTimes DeviceGraph::times() const {
     const Impl& m = *impl_;
     if (m.state != Impl::State::ended && m.state != Impl::State::taken) return {};
@@ -652,7 +679,7 @@ void DeviceGraph::run_engine(const Enqueue& enqueue, const void* images, void* m
 size_t DeviceGraph::device_bytes() const {
     const Impl& m = *impl_;
     size_t bytes = m.images.bytes() + m.mask_logits.bytes() + m.class_logits.bytes() +
-                   m.device_params.bytes() + m.counters.bytes() + m.masks->bytes();
+                   m.device_params.bytes() + m.counters.bytes() + m.resampled.bytes() + m.masks->bytes();
     for (const Impl::Image& image : m.image) {
         bytes += image.frame.bytes() + image.tables.bytes() + image.canvas.bytes() + image.segments.bytes() +
                  image.scratch.bytes();
@@ -662,7 +689,7 @@ size_t DeviceGraph::device_bytes() const {
 
 size_t DeviceGraph::pinned_bytes() const {
     const Impl& m = *impl_;
-    size_t bytes = m.params.bytes() + m.pool->bytes();
+    size_t bytes = m.params.bytes() + m.host_class_logits.bytes() + m.pool->bytes();
     for (const Impl::Image& image : m.image) bytes += image.staging.bytes() + image.staged_tables.bytes();
     return bytes;
 }

@@ -28,7 +28,8 @@ __device__ __forceinline__ void finish(const ImageParams& image, int32_t queries
                 double score = query->score;
                 if (image.use_mask_score) {
                     score = math::fused_score(score, static_cast<double>(query->sum) * kSumUnit,
-                                              static_cast<int64_t>(query->area));
+                                              static_cast<int64_t>(image.nearest ? query->nodes : query->area),
+                                              image.mask_score_epsilon);
                 }
                 keep = math::perhaps_above(score, image.threshold);
                 const int64_t across = (query->x2 + 63) / 64 - query->x1 / 64;
@@ -73,6 +74,7 @@ __device__ __forceinline__ void finish(const ImageParams& image, int32_t queries
                              .slot = slot,
                              .area = static_cast<int64_t>(query->area),
                              .sum = static_cast<int64_t>(query->sum),
+                             .nodes = static_cast<int64_t>(query->nodes),
                              .offset = static_cast<int64_t>(words + offset)};
             image.kept[rows + at] = row;
             image.results[rows + at] = row;

@@ -92,9 +92,9 @@ def test_any_letterboxed_instances(network, frame, target, resampling, options):
 
 @pytest.mark.parametrize("use_mask_score", [False, True])
 @pytest.mark.parametrize("resampling", RESAMPLINGS, ids=IDS)
-@pytest.mark.parametrize("size", [(160, 160), (640, 640), (161, 643), (50, 30)])
+@pytest.mark.parametrize("size", [(160, 160), (161, 443), (50, 30)])
 def test_realistic_instances(resampling, size, use_mask_score):
-    mask_logits, class_logits = scenes.blobs(3, queries=30, grid=(120, 160), objects=12)
+    mask_logits, class_logits = scenes.blobs(3, queries=16, grid=(60, 80), objects=12)
     result = check(
         mask_logits,
         class_logits,
@@ -169,12 +169,13 @@ def test_rows_of_a_query_share_its_mask():
     found = fai_fast.postprocess(mask_logits, class_logits, (300, 300), threshold=0.1, multi_label=True)
     one = fai_fast.postprocess(mask_logits, class_logits, (300, 300), threshold=0.1)
     assert len(found) > len(one) > 0
-    packed = found.packed_masks() if hasattr(found, "packed_masks") else None
     rows = {}
     for query, mask in zip(found.query.tolist(), found.mask, strict=True):
         rows.setdefault(query, mask)
         np.testing.assert_array_equal(mask, rows[query])
-    assert packed is None or len(packed) == len(found)
+    # What is asked of masks copies those that it needs.
+    assert [len(found[found.query == query]) for query in one.query] == [3] * len(one)
+    np.testing.assert_array_equal(found.masks.decode() if hasattr(found, "masks") else found.mask, found.mask)
 
 
 def test_equal_pairs_are_those_of_the_first_queries_and_classes():
