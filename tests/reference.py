@@ -404,3 +404,73 @@ def assert_matches(truth, rows):
 def assert_disjoint(rows):
     """Semantic results: no pixel belongs to two rows."""
     assert rows.mask.sum(axis=0).max(initial=0) <= 1
+
+
+# -------------------------------------------------------------------------------------- semantic by sum
+
+
+@dataclass
+class Sums:
+    """For each pixel the sum, over all queries, of class probability times mask probability."""
+
+    size: tuple[int, int]
+    sums: np.ndarray | None  # (C, H, W), None where every query is dropped
+    classes: int
+    threshold: float
+
+    def score(self, class_id, mask):
+        """The mean over a mask of the class's sums, of which each counts up to 1."""
+        return np.minimum(self.sums[class_id][mask], 1).mean()
+
+
+def semantic_sums(
+    mask_logits, class_logits, size, *, threshold=0.5, class_activation="softmax", letterbox=None
+):
+    """By the letter: masks get the frame's size first, then each pixel's sums are taken of them."""
+    truth = postprocess(
+        mask_logits, class_logits, size, class_activation=class_activation, letterbox=letterbox
+    )
+    classes = truth.probability.shape[1]
+    alive = ~truth.dropped
+    if not alive.any():
+        return Sums(truth.size, None, classes, threshold)
+    sums = np.einsum("qc,qyx->cyx", truth.probability[alive], truth.m[alive])
+    return Sums(truth.size, sums, classes, threshold)
+
+
+def assert_sums_match(truth, rows):
+    """Fails unless the rows are what the sums say, except for decisions that float32 rounding may turn."""
+    assert rows.class_id.tolist() == rows.query.tolist()
+    assert len(set(rows.class_id.tolist())) == len(rows.class_id)
+    if truth.sums is None:
+        assert len(rows.class_id) == 0
+        return
+    best = truth.sums.max(axis=0)
+    possible = truth.sums >= best - PIXEL_TOLERANCE * np.maximum(best, 1)
+    certain = possible & (possible.sum(axis=0) == 1)
+    for i, class_id in enumerate(rows.class_id.tolist()):
+        mask = rows.mask[i]
+        wrong = (certain[class_id] & ~mask) | (mask & ~possible[class_id])
+        assert not wrong.any(), (
+            f"class {class_id}: {wrong.sum()} wrong pixels, the first at {np.argwhere(wrong)[0]}"
+        )
+        assert rows.area[i] == mask.sum() >= 2
+        assert tuple(rows.xyxy[i]) == tight_box(mask)
+        score = truth.score(class_id, mask)
+        assert abs(rows.confidence[i] - score) <= SCORE_TOLERANCE, (
+            f"class {class_id}: {rows.confidence[i]} for {score}"
+        )
+        assert score > truth.threshold - SCORE_TOLERANCE
+    for class_id in set(range(truth.classes)) - set(rows.class_id.tolist()):
+        least, doubtful = certain[class_id], possible[class_id] & ~certain[class_id]
+        if least.sum() < 2:
+            continue
+        # The smallest mean that any choice among the doubtful pixels gives.
+        values = np.minimum(truth.sums[class_id], 1)
+        more = np.sort(values[doubtful])
+        means = (values[least].sum() + np.concatenate([[0], np.cumsum(more)])) / (
+            least.sum() + np.arange(len(more) + 1)
+        )
+        assert means.min() <= truth.threshold + SCORE_TOLERANCE, f"class {class_id} is missing"
+    order = sorted(range(len(rows.class_id)), key=lambda i: (-rows.confidence[i], rows.class_id[i]))
+    assert order == list(range(len(rows.class_id))), "rows are not in order of falling score, ties by class"

@@ -27,6 +27,7 @@ SOURCES = (
     "csrc/cpu/isa_baseline.cpp",
     "csrc/ops/frame_view.cpp",
     "csrc/ops/pixel_axis.cpp",
+    "csrc/ops/panoptic.cpp",
     "csrc/ops/postprocess.cpp",
     "csrc/ops/preprocess.cpp",
     "csrc/ops/queries.cpp",

@@ -138,6 +138,8 @@ MAY_IMPORT = {
         "weights",
     },
     "stream": BASE | {"detections", "images", "ops", "_pipelines"},
+    "ray": BASE
+    | {"_artefacts", "_files", "cache", "detections", "images", "model", "ops", "registry", "render", "stream"},
     "ros2": BASE | {"detections", "images", "model", "ops", "render"},
     "evaluate": BASE | {"detections", "_files", "images", "model", "registry"},
     "render": {"detections"},

@@ -541,3 +541,48 @@ def test_a_model_pickles_with_its_pictures(damaged, put_on, cache_dir, folder):
 def test_scenes_have_a_version():
     """Whoever changes them raises it, so that verdicts on others are not taken for those on these."""
     assert (_scenes.VERSION, round(float(_scenes.draw(0, (64, 64)).mean()))) == (1, 112)
+
+
+# --------------------------------------------------------------------------------------- networks of others
+
+
+def theirs(task, **settings):
+    """The record of a network that is not FocoosAI's."""
+    config = fai_fast.NetworkConfig(CLASSES, postprocessing_type=task, **settings)
+    return fai_fast.ModelSpec(
+        name="theirs", task=task, classes=("a", "b", "c", "d"), config=config, im_size=SIDE
+    )
+
+
+def test_classes_by_sum_are_compared_by_the_sum():
+    spec = theirs("semantic", combine="sum")
+    # Two queries of class b outdo one of class a together, and alone neither does.
+    masks = np.full((1, 16, SIDE, SIDE), -SURE, np.float32)
+    classes = np.zeros((1, 16, CLASSES + 1), np.float32)
+    classes[..., -1] = 2 * SURE
+    for query, (class_id, score) in enumerate([(0, 0.6), (1, 0.5), (1, 0.5), (2, 0.9)]):
+        masks[0, query, : SIDE // 2] = SURE
+        classes[0, query, -1] = 0
+        classes[0, query, class_id] = logit(score)
+    masks[0, 3] = -masks[0, 3]
+    exact = masks, classes
+    assert (
+        str(quality(exact, exact, spec))
+        == "pixel accuracy 1 (at least 0.97) of 100% of the pixels on 1 picture"
+    )
+    # Without one of the two, class a has the upper half.
+    lower = classes.copy()
+    lower[0, 1, -1], lower[0, 1, 1] = 2 * SURE, 0
+    assert quality((masks, lower), exact, spec).value == 0.5
+    # To the contest of queries that is nothing.
+    assert quality((masks, lower), exact, theirs("semantic")).value == 1
+
+
+def test_a_query_with_a_nan_has_no_say_in_a_sum():
+    spec = theirs("semantic", combine="sum")
+    masks, classes = scene()
+    broken = masks.copy()
+    broken[0, 0, 0, 0] = np.nan
+    lost = classes.copy()
+    lost[0, 0, -1], lost[0, 0, 0] = np.inf, -np.inf
+    assert quality((broken, classes), scene(), spec) == quality((masks, lost), scene(), spec)

@@ -1,10 +1,12 @@
 // One instruction set's table of kernels.
 #include "csrc/cpu/drawing.inl"
 #include "csrc/cpu/isa.h"
+#include "csrc/cpu/panoptic.inl"
 #include "csrc/cpu/postprocess.inl"
 #include "csrc/cpu/preprocess.inl"
 #include "csrc/cpu/resample.inl"
 #include "csrc/cpu/semantic.inl"
+#include "csrc/cpu/semantic_sum.inl"
 
 namespace fai::cpu::FAI_ISA {
 
@@ -18,6 +20,10 @@ const Kernels& table() {
         {resample<float>, resample<uint16_t>},
         {draw_instance<float>, draw_instance<uint16_t>},
         {draw_segments<float>, draw_segments<uint16_t>},
+        {count_own<float>, count_own<uint16_t>},
+        relabel,
+        {class_probabilities<float>, class_probabilities<uint16_t>},
+        {draw_sums<float>, draw_sums<uint16_t>},
         load_row,
         blend_rows,
         paint_row,

@@ -33,7 +33,8 @@ FAI_HD float softmax_total(const T* logits, int32_t count, float largest) {
 }
 
 template <class T>
-void class_score(const void* data, int32_t count, bool softmax, double* score, int64_t* class_id) {
+void class_score(const void* data, int32_t count, bool softmax, double* score, int64_t* class_id,
+                 bool* has_class) {
     const T* logits = static_cast<const T*>(data);
     const int32_t classes = softmax ? count - 1 : count;
     constexpr float kLowest = -std::numeric_limits<float>::infinity();
@@ -61,6 +62,7 @@ void class_score(const void* data, int32_t count, bool softmax, double* score, i
             break;
         }
     }
+    *has_class = true;
     if (!softmax) {
         *score = nan ? kNan : math::sigmoid_score(best);
         return;
@@ -72,6 +74,7 @@ void class_score(const void* data, int32_t count, bool softmax, double* score, i
         *score = kNan;
         return;
     }
+    *has_class = best >= last[0];
     *score = math::softmax_score(best, largest, softmax_total(logits, count, largest));
 }
 
@@ -79,7 +82,8 @@ template <class T>
 int32_t class_scores(const void* data, int32_t count, bool softmax, double threshold, ClassScore* out) {
     double best = 0.0;
     int64_t best_id = 0;
-    class_score<T>(data, count, softmax, &best, &best_id);
+    bool has_class = true;
+    class_score<T>(data, count, softmax, &best, &best_id, &has_class);
     if (!math::above(best, threshold)) return 0;  // as where it is NaN
     const T* logits = static_cast<const T*>(data);
     const int32_t classes = softmax ? count - 1 : count;

@@ -137,6 +137,12 @@ FAI_HD F32 to_float(const I32& a) {
     FAI_FOR_REGISTERS v.r[k] = __builtin_convertvector(a.r[k], NativeF);
     return v;
 }
+// Towards zero; of numbers that an int32 holds.
+FAI_HD I32 to_int(const F32& a) {
+    I32 v;
+    FAI_FOR_REGISTERS v.r[k] = __builtin_convertvector(a.r[k], NativeI);
+    return v;
+}
 FAI_HD F32 power_of_two(const F32& n) {
     F32 v;
     FAI_FOR_REGISTERS v.r[k] = (NativeF)((__builtin_convertvector(n.r[k], NativeI) + 127) << 23);
@@ -276,6 +282,22 @@ FAI_HD float sum(const F32& v) {
         for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
     }
     return lane[0];
+}
+
+// The largest and the smallest lane, of numbers.
+FAI_HD float greatest(const F32& v) {
+    NativeF part = v.r[0];
+    for (int k = 1; k < kRegisters; ++k) part = part > v.r[k] ? part : v.r[k];
+    float best = part[0];
+    for (int i = 1; i < kLanesPerRegister; ++i) best = part[i] > best ? part[i] : best;
+    return best;
+}
+FAI_HD float smallest(const F32& v) {
+    NativeF part = v.r[0];
+    for (int k = 1; k < kRegisters; ++k) part = part < v.r[k] ? part : v.r[k];
+    float best = part[0];
+    for (int i = 1; i < kLanesPerRegister; ++i) best = part[i] < best ? part[i] : best;
+    return best;
 }
 
 // Lane i takes lane i + 1; the last keeps its own.

@@ -21,6 +21,9 @@ constexpr int32_t kMaxInstanceQueries = 65534;
 constexpr int32_t kMaxSemanticQueries = 1024;
 
 void check_spec(const cuda::GraphSpec& spec) {
+    if (spec.rules.panoptic) {
+        throw ValueError("panoptic: got a panoptic result on a GPU, expected one of the CPU: device='cpu'");
+    }
     const auto check_count = [](const char* name, int64_t value, int64_t most) {
         if (value < 1 || value > most) {
             throw ValueError(message(name, ": got ", value, ", expected 1 to ", most));
@@ -57,6 +60,7 @@ FrameGraph::FrameGraph(const cuda::GraphSpec& spec, const float (&mean)[3], cons
 }
 
 void FrameGraph::check(FrameRequest& request) const {
+    check_rules(graph_.spec().rules, request.use_mask_score);
     request.frame.size = graph_.spec().input_size;
     check_finite("threshold", request.threshold);
     check_finite("mask_threshold", request.mask_threshold);

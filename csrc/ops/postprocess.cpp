@@ -5,7 +5,7 @@
 #include "csrc/core/error.h"
 #include "csrc/core/parallel.h"
 #include "csrc/cpu/kernels.h"
-#include "csrc/math/rows.h"
+#include "csrc/math/panoptic.h"
 #include "csrc/ops/checks.h"
 #include "csrc/ops/queries.h"
 
@@ -83,6 +83,7 @@ void check(const PostprocessArguments& arguments) {
         throw ValueError(
             message("mask_threshold: got ", arguments.mask_threshold, ", expected a finite number"));
     }
+    check_rules(arguments.rules, arguments.use_mask_score);
     if (arguments.letterboxed) {
         const Placement& at = arguments.placement;
         const bool inside = at.top >= 0 && at.left >= 0 && at.content.height >= 1 && at.content.width >= 1 &&
@@ -97,8 +98,18 @@ void check(const PostprocessArguments& arguments) {
     }
 }
 
+void check_rules(const Rules& rules, bool use_mask_score) {
+    if (rules.panoptic && use_mask_score) {
+        throw ValueError(
+            "use_mask_score: got True with panoptic, expected False: a segment's confidence is its class "
+            "score");
+    }
+}
+
 int segment_item_size(const PostprocessArguments& arguments) {
-    return arguments.mask_logits.shape[0] <= 255 ? 1 : 2;
+    const int64_t labels = arguments.rules.by_sum ? arguments.class_logits.shape[1] - arguments.softmax
+                                                  : arguments.mask_logits.shape[0];
+    return labels <= 255 ? 1 : 2;
 }
 
 void postprocess(const PostprocessArguments& arguments, void* segments, Postprocessed& result) {
@@ -108,10 +119,20 @@ void postprocess(const PostprocessArguments& arguments, void* segments, Postproc
     const MaskLogits logits = mask_logits_of(arguments.mask_logits);
     const cpu::Kernels& kernels = cpu::kernels();
     const int threads = resolve_threads(arguments.num_threads);
-    std::vector<ScoredQuery> queries = score_queries(arguments, kernels);
-    if (arguments.predict_all_pixels) {
-        const MaskLogits drawn =
-            arguments.rules.resizes_logits() ? resample(arguments, logits, threads) : logits;
+    std::vector<ScoredQuery> queries;
+    if (!arguments.rules.by_sum) queries = score_queries(arguments, kernels);
+    const bool resizes = arguments.rules.resizes_logits();
+    if (arguments.rules.by_sum) {
+        const MaskLogits drawn = resizes ? resample(arguments, logits, threads) : logits;
+        draw_by_sum(arguments, drawn, kernels, threads, queries, segments);
+    } else if (arguments.rules.panoptic) {
+        std::erase_if(queries, [&](const ScoredQuery& query) {
+            return !math::competes(query.has_class, query.score, arguments.threshold);
+        });
+        const MaskLogits drawn = resizes ? resample(arguments, logits, threads, &queries) : logits;
+        draw_panoptic(arguments, drawn, kernels, threads, queries, segments);
+    } else if (arguments.predict_all_pixels) {
+        const MaskLogits drawn = resizes ? resample(arguments, logits, threads, &queries) : logits;
         draw_semantic(arguments, drawn, kernels, threads, queries, segments);
     } else {
         draw_instances(arguments, logits, kernels, threads, queries, result);

@@ -28,7 +28,8 @@ std::vector<ScoredQuery> score_queries(const PostprocessArguments& arguments, co
         ScoredQuery query{static_cast<int32_t>(q), 0.0, 0};
         kernels.class_score[logits.dtype == DType::f16](
             static_cast<const char*>(logits.data) + q * logits.strides[0],
-            static_cast<int32_t>(logits.shape[1]), arguments.softmax, &query.score, &query.class_id);
+            static_cast<int32_t>(logits.shape[1]), arguments.softmax, &query.score, &query.class_id,
+            &query.has_class);
         if (!std::isnan(query.score)) queries.push_back(query);
     }
     return queries;
@@ -51,10 +52,18 @@ std::span<const cpu::Plane> resample(const PostprocessArguments& arguments,
     return t_caller.resampled.make(planes, dtype_index, nodes, threads);
 }
 
-MaskLogits resample(const PostprocessArguments& arguments, const MaskLogits& logits, int threads) {
+MaskLogits resample(const PostprocessArguments& arguments, const MaskLogits& logits, int threads,
+                    const std::vector<ScoredQuery>* queries) {
     std::vector<cpu::Plane> planes;
     for (int32_t q = 0; q < logits.queries; ++q) planes.push_back(logits.plane(q));
-    const std::span<const cpu::Plane> resized = resample(arguments, planes, logits.dtype_index, threads);
+    std::vector<uint8_t> wanted(planes.size(), queries == nullptr);
+    if (queries) {
+        for (const ScoredQuery& query : *queries) wanted[query.index] = 1;
+    }
+    const Nodes nodes = nodes_of(arguments.rules.logits_size, arguments.letterboxed, arguments.tensor,
+                                 arguments.placement);
+    const std::span<const cpu::Plane> resized =
+        t_caller.resampled.make(planes, logits.dtype_index, nodes, threads, wanted);
     return {.queries = logits.queries,
             .rows = resized[0].rows,
             .columns = resized[0].columns,

@@ -23,6 +23,7 @@ struct ScoredQuery {
     int32_t index;
     double score;
     int64_t class_id;
+    bool has_class = true;  // false where 'no object' is likelier
     Region region = Region::empty();
     cpu::NodeSum nodes{0, 0.0};  // where the mask score is of nodes
 };
@@ -50,6 +51,7 @@ struct CallerScratch {
     Scratch<Region> regions;
     Scratch<uint8_t> has_nan;
     Resampled resampled;
+    Scratch<int64_t> won;
 };
 struct WorkerScratch {
     Scratch<float> floats;
@@ -67,10 +69,12 @@ struct Axes {
 // Of masks of rows x columns nodes; those of `logits_size` are the frame's alone.
 Axes build_axes(const PostprocessArguments& arguments, int32_t rows, int32_t columns);
 
-// Masks at the nodes of `logits_size`, in float32: of these queries, or of all. Valid until the next call.
+// Masks at the nodes of `logits_size`, in float32. Valid until the next call. Of planes, or of all queries, which lie
+// where they are meant to; where `queries` are given, theirs alone are written.
 std::span<const cpu::Plane> resample(const PostprocessArguments& arguments,
                                      std::span<const cpu::Plane> planes, int dtype_index, int threads);
-MaskLogits resample(const PostprocessArguments& arguments, const MaskLogits& logits, int threads);
+MaskLogits resample(const PostprocessArguments& arguments, const MaskLogits& logits, int threads,
+                    const std::vector<ScoredQuery>* queries = nullptr);
 
 // Steps 4 to 6 for a query whose region is known.
 bool keep(const PostprocessArguments& arguments, ScoredQuery& query);
@@ -83,9 +87,31 @@ void draw_instances(const PostprocessArguments& arguments, const MaskLogits& log
                     const cpu::Kernels& kernels, int threads, std::vector<ScoredQuery>& queries,
                     Postprocessed& result);
 
+// What a contest has found of each query besides its region.
+struct Contest {
+    std::vector<uint8_t> rejected;  // not 0 where a NaN was met
+    std::vector<int64_t> won;       // pixels
+};
+
+// Gives every pixel to one of the queries, which are in order of falling score then, and have their regions.
+// Where `only_own`, pixels of which the winner's probability is below mask_threshold are nobody's, and in no
+// region.
+Contest hold_contest(const PostprocessArguments& arguments, const MaskLogits& logits, const Axes& axes,
+                     const cpu::Kernels& kernels, int threads, bool only_own,
+                     std::vector<ScoredQuery>& queries, void* segments);
+
 // Semantic results: rows into `queries`, labels into `segments`.
 void draw_semantic(const PostprocessArguments& arguments, const MaskLogits& logits,
                    const cpu::Kernels& kernels, int threads, std::vector<ScoredQuery>& queries,
                    void* segments);
+
+// Panoptic results, of the queries that compete: rows into `queries`, labels into `segments`.
+void draw_panoptic(const PostprocessArguments& arguments, const MaskLogits& logits,
+                   const cpu::Kernels& kernels, int threads, std::vector<ScoredQuery>& queries,
+                   void* segments);
+
+// Semantic by sum: a row for each class that has won pixels into `rows`, classes into `segments`.
+void draw_by_sum(const PostprocessArguments& arguments, const MaskLogits& logits, const cpu::Kernels& kernels,
+                 int threads, std::vector<ScoredQuery>& rows, void* segments);
 
 }  // namespace fai::ops

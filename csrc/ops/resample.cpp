@@ -53,7 +53,8 @@ float logit_of(double mask_threshold) {
 }
 
 std::span<const cpu::Plane> Resampled::make(std::span<const cpu::Plane> planes, int dtype_index,
-                                            const Nodes& nodes, int threads) {
+                                            const Nodes& nodes, int threads,
+                                            std::span<const uint8_t> wanted) {
     planes_.clear();
     if (planes.empty()) return planes_;
     const cpu::Kernels& kernels = cpu::kernels();
@@ -74,6 +75,7 @@ std::span<const cpu::Plane> Resampled::make(std::span<const cpu::Plane> planes, 
         planes_.push_back({values + i * plane, nodes.size.height, nodes.size.width, nodes.size.width});
     }
     parallel_for(static_cast<int64_t>(planes.size()), threads, [&](int64_t i) {
+        if (!wanted.empty() && !wanted[i]) return;
         float* const out = values + static_cast<size_t>(i) * plane;
         // Anywhere, and so where no node is near.
         constexpr float kAboveAll = std::numeric_limits<float>::infinity();

@@ -37,8 +37,9 @@ class Resampled {
   public:
     // Planes of `nodes.size`, in the order of `planes`, of which `dtype_index` tells the kernels' entry. A
     // plane with NaN becomes nothing but NaN. Valid until the next call.
+    // `wanted`: not 0 for those that matter, the others are left as they are; empty for all.
     std::span<const cpu::Plane> make(std::span<const cpu::Plane> planes, int dtype_index, const Nodes& nodes,
-                                     int threads);
+                                     int threads, std::span<const uint8_t> wanted = {});
 
   private:
     Scratch<float> values_, fractions_;

@@ -19,7 +19,7 @@ from fai_fast.letterbox import Letterbox
 from fai_fast.ops import build_info, postprocess, postprocess_batch, preprocess
 
 if TYPE_CHECKING:
-    from fai_fast import evaluate, losses, reference, render, samples
+    from fai_fast import evaluate, losses, ray, reference, render, samples
     from fai_fast._pipelines import InferFuture, Ticket
     from fai_fast.exporter import export
     from fai_fast.model import Model, load
@@ -63,6 +63,7 @@ __all__ = [
     "postprocess_batch",
     "preprocess",
     "quantize",
+    "ray",
     "reference",
     "render",
     "samples",
@@ -88,6 +89,7 @@ _LAZY = {
     "losses": "",
     "QuantizeReport": "fai_fast.quantization",
     "quantize": "fai_fast.quantization",
+    "ray": "",
     "reference": "",
     "render": "",
     "samples": "",

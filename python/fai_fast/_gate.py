@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fai_fast._pictures import Pictures
+from fai_fast._rules import rules_of
 from fai_fast.detections import Detections
 from fai_fast.engines.base import Engine
 from fai_fast.ops import postprocess, preprocess
@@ -42,8 +43,9 @@ __all__ = [
 VERSION = 1
 """Of what is measured, which verdicts in the cache depend on."""
 MIN_PANOPTIC_QUALITY = 0.9
-"""Of models that find instances. Rounding to bf16 leaves 0.99 and more, and int8 that costs no AP 0.92, as masks move
-by a pixel; below 0.9 AP falls fast. docs/low_precision.md has what a model's AP is at which panoptic quality."""
+"""Of models that find instances, or panoptic segments. Rounding to bf16 leaves 0.99 and more, and int8 that costs no AP
+0.92, as masks move by a pixel; below 0.9 AP falls fast: docs/low_precision.md has the AP of a model at each panoptic
+quality."""
 MIN_PIXEL_ACCURACY = 0.97
 """Of semantic models: what the same disturbance leaves that costs a model of instances a tenth of its quality."""
 MIN_SIGNAL_TO_NOISE = 20.0
@@ -167,6 +169,7 @@ class Comparison:
         self._spec = spec
         self._size = size
         self._num_threads = num_threads
+        self._rules = rules_of(spec.config)
         threshold = spec.config.threshold
         # Rows between the two are near the threshold.
         self._unsure = max(threshold - SCORE_MARGIN, 0.0)
@@ -190,8 +193,9 @@ class Comparison:
                 )
         self._ratios += _signal_to_noise(ours, theirs, self._spec.config.cls_sigmoid)
         if self._spec.config.predict_all_pixels:
-            sigmoid = self._spec.config.cls_sigmoid
-            self._add_pixels(_segments(ours, sigmoid), _segments(theirs, sigmoid))
+            config = self._spec.config
+            segments = _sums if self._rules.combine == "sum" else _segments
+            self._add_pixels(segments(ours, config.cls_sigmoid), segments(theirs, config.cls_sigmoid))
         else:
             self._add_rows(self._found(ours), self._found(theirs))
 
@@ -237,6 +241,9 @@ class Comparison:
             use_mask_score=config.use_mask_score,
             predict_all_pixels=config.predict_all_pixels,
             class_activation="sigmoid" if config.cls_sigmoid else "softmax",
+            panoptic=self._rules.panoptic,
+            multi_label=self._rules.multi_label,
+            resampling=self._rules.resampling,
             num_threads=self._num_threads,
         )
 
@@ -309,7 +316,8 @@ def _pairs(found: Detections, expected: Detections) -> list[tuple[int, int, floa
 class Segments(NamedTuple):
     """Of each pixel of the masks (h, w): the class that wins it, that query's score, and by how much it wins.
 
-    The lead is over the best query of another class, in score times mask probability, of which the largest wins.
+    The lead is over the best query of another class, in score times mask probability, of which the largest wins. Where
+    classes win by the sum over queries, the score is that sum, and the lead is over that of another class.
     """
 
     classes: npt.NDArray[np.int64]
@@ -330,6 +338,20 @@ def _segments(logits: Logits, sigmoid: bool) -> Segments:
     won = classes[winners]
     shares[classes[:, None, None] == won] = -1
     return Segments(won, np.where(best < 0, -1, scores[winners]), best - np.maximum(shares.max(0), 0))
+
+
+def _sums(logits: Logits, sigmoid: bool) -> Segments:
+    """As :func:`_segments`, where each pixel goes to the class with the largest sum over queries."""
+    probabilities = _probabilities(logits.classes, sigmoid)
+    with np.errstate(invalid="ignore"):
+        masks = _sigmoid(logits.masks)
+    # As in postprocessing, a query with a NaN has no say.
+    lost = np.isnan(masks).any((1, 2)) | np.isnan(probabilities).any(1)
+    sums = np.tensordot(probabilities[~lost].T, masks[~lost], 1)
+    won = sums.argmax(0)
+    best = sums.max(0)
+    np.put_along_axis(sums, won[None], -1, 0)
+    return Segments(won, best, best - np.maximum(sums.max(0), 0))
 
 
 def _signal_to_noise(low: Logits, exact: Logits, sigmoid: bool) -> list[float]:

@@ -21,6 +21,7 @@ __all__ = [
     "MOST_PIXELS",
     "SUFFIXES",
     "VIDEO_SUFFIXES",
+    "TooLargeError",
     "check_max_pixels",
     "is_encoded",
     "picture_size",
@@ -59,6 +60,10 @@ _ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)
 _LABEL_MODES = ("1", "L", "P", "I", "I;16")
 # Pillow spreads gray of few bits over 0..255, by these factors.
 _SPREAD = {"L;2": 85, "L;4": 17}
+
+
+class TooLargeError(ValueError):
+    """A picture has more pixels than are taken: all that its file says of it may be right."""
 
 
 def is_encoded(image: object) -> bool:
@@ -242,7 +247,7 @@ def _reading(argument: str, image: Any, max_pixels: int | None) -> Iterator[tupl
         more = "; model.stream and fai-fast predict take videos" if video else ""
         raise ValueError(f"{argument}: {name} is no picture that Pillow can read{more}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError(
+        raise TooLargeError(
             f"{argument}: {name} is too large: {error} Raise max_pixels= for one that you trust"
         ) from None
     except MemoryError:
@@ -251,7 +256,8 @@ def _reading(argument: str, image: Any, max_pixels: int | None) -> Iterator[tupl
         if (isinstance(error, OSError) and error.errno is not None) or not explained(error, *_DECODERS):
             raise
         raise ValueError(f"{argument}: {name} is damaged: {str(error) or type(error).__name__}") from error
-    raise ValueError(f"{argument}: {name} {problem}")
+    kind, text = problem
+    raise kind(f"{argument}: {name} {text}")
 
 
 def _check_file(argument: str, name: str) -> None:
@@ -274,12 +280,14 @@ def _check_file(argument: str, name: str) -> None:
         )
 
 
-def _refused(picture: Any, max_pixels: int | None) -> str | None:
-    """Why a picture that was opened is not to be decoded."""
+def _refused(picture: Any, max_pixels: int | None) -> tuple[type[ValueError], str] | None:
+    """Why a picture that was opened is not to be decoded: the error's type and text."""
     if picture.format == "EPS":  # for which Pillow would start Ghostscript
-        return "is PostScript, a program, expected a picture"
+        return ValueError, "is PostScript, a program, expected a picture"
     limit = pixel_limit(max_pixels)
-    return too_large(picture.width, picture.height, limit) if picture.width * picture.height > limit else None
+    if picture.width * picture.height > limit:
+        return TooLargeError, too_large(picture.width, picture.height, limit)
+    return None
 
 
 @contextmanager

@@ -39,7 +39,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="the picture to write, .jpg, .png or .webp; default: %(default)s",
     )
     parser.add_argument("--image", metavar="PATH", help="another picture; default: the sample of the package")
-    add_model_options(parser)
+    add_model_options(parser, any_model=False)
     # Whoever tries it for the first time wants to see what is found, not how that came about.
     parser.set_defaults(level=logging.WARNING)
 

@@ -28,15 +28,16 @@ if TYPE_CHECKING:
     from fai_fast.model import Model
 
 NAME = "eval"
-HELP = "measure accuracy on labeled pictures: COCO's mask AP, ADE20K's mIoU"
+HELP = "measure accuracy on labeled pictures: COCO's mask AP and panoptic quality, ADE20K's mIoU"
 DESCRIPTION = f"""\
 Runs a model on labeled pictures and prints its accuracy in percent, for each metric and class, beside the published
 figures. Instance models: --images and --coco, mask AP by faster-coco-eval ({install("eval")}); categories
-are matched with the model's classes by name. Semantic models: --ade, mIoU and pixel accuracy.
+are matched with the model's classes by name. Semantic models: --ade, mIoU and pixel accuracy. Panoptic models:
+--images and --panoptic, panoptic quality (PQ, SQ, RQ) of all classes, of things and of stuff, by panopticapi's rules.
 
 --compare and --compare-engines measure several precisions and engines on the same pictures. The first one is what the
-others are held against; those that this machine cannot run are listed with the reason. The exit code is 1 if AP or
-mIoU falls by more than --tolerance.
+others are held against; those that this machine cannot run are listed with the reason. The exit code is 1 if AP, mIoU
+or PQ falls by more than --tolerance.
 
 Each picture gets an input of its shape: they are divided into at most --buckets parts, for each of which the model is
 made ready once. Some are run in the model's own size too, and the report says what that would have given.
@@ -47,13 +48,15 @@ and add up all queries at a pixel (mIoU), so the two need not agree exactly.
 EPILOG = """\
 the JSON: the figures of the table, engine, precision, input size and the published figures; where pictures had
   inputs of their shapes "sizes": [[[h, w], images], ...] and "size_effect": {"images": ..., "own_size": [h, w],
-  "shaped": percent, "own": percent}; with a comparison
+  "shaped": percent, "own": percent}; of panoptic models "quality": {class: {"pq": ..., "sq": ..., "rq": ...,
+  "found": segments, "wrong": ..., "missed": ...}, ...}; with a comparison
   {"tolerance": ..., "runs": [{"engine": ..., "precision": ..., "problem": why it cannot run, or null,
                                "difference": from the first run, "fell": ..., "report": as above}, ...]}
 
 examples:
   fai-fast eval fai-mf-m-coco-ins --images val2017 --coco instances_val2017.json
   fai-fast eval bisenetformer-m-ade --ade ADEChallengeData2016 --json measured.json
+  fai-fast eval theirs.onnx --images val2017 --panoptic panoptic_val2017.json
   fai-fast eval mine --images photos --coco mine.json --limit 500 --compare fp32,bf16,fp16
   fai-fast eval fai-mf-s-coco-ins --images val2017 --coco instances_val2017.json \\
       --compare-engines openvino,onnxruntime
@@ -63,7 +66,9 @@ _log = logging.getLogger("fai_fast")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.usage = "%(prog)s MODEL (--coco FILE --images DIR | --ade DIR) [options]"
+    parser.usage = (
+        "%(prog)s MODEL (--coco FILE --images DIR | --ade DIR | --panoptic FILE --images DIR) [options]"
+    )
     parser.add_argument("model", nargs="?", metavar="MODEL", help=MODEL_HELP)
     add_old_model(parser)
     group = parser.add_argument_group("labeled pictures")
@@ -75,7 +80,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="a folder with images/validation and annotations/validation, or images and annotations; label images "
         "hold 0 for unlabeled, then the classes from 1 on",
     )
-    group.add_argument("--images", metavar="DIR", help="the folder of the pictures that --coco names")
+    truth.add_argument("--panoptic", metavar="FILE", help="COCO's panoptic JSON; needs --images")
+    group.add_argument(
+        "--images", metavar="DIR", help="the folder of the pictures that --coco or --panoptic names"
+    )
+    group.add_argument(
+        "--segments",
+        metavar="DIR",
+        help="the folder of the PNGs that --panoptic names; default: the one beside it, called as it is without .json",
+    )
     group.add_argument("--limit", type=count, metavar="N", help="the first N pictures")
     group.add_argument(
         "--skip-missing",
@@ -86,9 +99,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threshold",
         type=number,
-        default=0.0,
         metavar="T",
-        help="leave out what scores less; AP counts all that a model says, so the default is 0",
+        help="leave out what scores less; AP and mIoU count all that a model says, so the default is 0; with "
+        "--panoptic it is the model's own",
     )
     parser.add_argument(
         "--json", metavar="FILE", help="write the figures as JSON too; - for stdout, in place of the table"
@@ -120,7 +133,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=number,
         default=0.005,
         metavar="T",
-        help="of 1, that AP or mIoU may fall by; default: %(default)s",
+        help="of 1, that AP, mIoU or PQ may fall by; default: %(default)s",
     )
     add_model_options(parser)
 
@@ -131,21 +144,32 @@ def run(args: argparse.Namespace) -> int:
     args.model = _model(args)
     check_target("--json", args.json)
     configurations = _configurations(args)
-    data: evaluate.CocoData | evaluate.AdeData
+    data: evaluate.CocoData | evaluate.AdeData | evaluate.PanopticData
     # Before the model, which may take minutes to make ready.
-    if args.coco is not None:
-        if args.images is None:
-            raise UsageError("--coco: needs --images, the folder of the pictures")
+    for option, given in (("--coco", args.coco), ("--panoptic", args.panoptic)):
+        if given is not None and args.images is None:
+            raise UsageError(f"{option}: needs --images, the folder of the pictures")
+    if args.segments is not None and args.panoptic is None:
+        raise UsageError("--segments: belongs to --panoptic, whose PNGs it has")
+    # Each kind of truth has its own default.
+    threshold: dict[str, float] = {} if args.threshold is None else {"threshold": args.threshold}
+    if args.panoptic is not None:
+        data = evaluate.PanopticData.read(
+            args.images, args.panoptic, args.segments, limit=args.limit, skip_missing=args.skip_missing
+        )
+    elif args.coco is not None:
         data = evaluate.CocoData.read(
             args.images, args.coco, limit=args.limit, skip_missing=args.skip_missing
         )
     else:
         if args.images is not None:
-            raise UsageError("--images: belongs to --coco; --ade names the pictures' folder too")
+            raise UsageError(
+                "--images: belongs to --coco and --panoptic; --ade names the pictures' folder too"
+            )
         data = evaluate.AdeData.read(args.ade, limit=args.limit, skip_missing=args.skip_missing)
 
     with usage():
-        data.check(spec_of(args.model))  # before minutes of export
+        data.check(spec_of(args.model, args.spec))  # before minutes of export
     interrupt: Interrupt = args.interrupt
 
     def measure(model: Model) -> Report:
@@ -153,7 +177,7 @@ def run(args: argparse.Namespace) -> int:
         with interrupt.noted():
             return data.measure(
                 model,
-                threshold=args.threshold,
+                **threshold,
                 progress=False if args.quiet else None,
                 max_pixels=args.max_pixels,
                 stop=lambda: interrupt.came,

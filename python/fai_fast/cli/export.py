@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fai_fast.cli.messages import UsageError, write_line
-from fai_fast.cli.options import add_size_options, check_target, count, usage
+from fai_fast.cli.options import add_size_options, add_spec, check_target, count, usage
 
 if TYPE_CHECKING:
     from fai_fast.exporter import ExportReport
@@ -32,6 +32,7 @@ examples:
   fai-fast export fai-mf-n-shapes shapes.onnx
   fai-fast export bisenetformer-m-ade camera.onnx --frame 1920x1080 --precision fp16
   fai-fast export my_model_folder mine.onnx --weights best.pth --batch 4
+  fai-fast export theirs.onnx ours.onnx --spec spec.json --im-size 384x640 --precision fp16
   fai-fast export fai-mf-n-shapes shapes.engine --format tensorrt --target sm75
   fai-fast export fai-mf-n-shapes shapes.engine --target sm75 --precision int8 --pictures scenes/
 """
@@ -39,7 +40,7 @@ examples:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a name that `fai-fast models` lists, or a folder or file with "
-                        "FocoosAI's model_info.json")  # fmt: skip
+                        "FocoosAI's model_info.json; with --spec, an .onnx file of somebody else")  # fmt: skip
     parser.add_argument("output", metavar="OUT", help="the file to write, ending with .onnx or .engine")
     parser.add_argument("--format", choices=tuple(SUFFIXES), help="default: as OUT ends")
     parser.add_argument(
@@ -50,6 +51,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights", metavar="W", help="a file (.pth, .safetensors), an http(s) address, or `random`"
     )
+    add_spec(parser)
     add_size_options(parser)
     parser.add_argument(
         "--batch", type=count, default=1, metavar="N", help="pictures at once; default: %(default)s"
@@ -88,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--pictures: with --precision int8, and only there")
     with usage():
         report = fai_fast.export(
-            load_spec(args.model),
+            load_spec(args.model) if args.spec is None else args.model,
             output,
             im_size=args.im_size,
             frame=args.frame,
@@ -100,6 +102,7 @@ def run(args: argparse.Namespace) -> int:
             format=kind,
             target=args.target.split(",") if args.target else None,
             pictures=args.pictures,
+            spec=args.spec,
         )
     write_line(f"wrote {output}, {output.stat().st_size / 1e6:.1f} MB, in {report.seconds:.1f} s")
     for line in _lines(report):

@@ -25,11 +25,15 @@ FORMATS = {
     "yolo": "labels",
     "labelme": "labelme",
     "png": "masks",
+    "panoptic": "panoptic",
 }
+# Beside the folder of its PNGs, as COCO has it.
+_PANOPTIC_JSON = "panoptic.json"
 HELP = (
     "write this beside the JSON; may be repeated. jsonl, csv: predictions.jsonl, .csv, with file and time; coco: "
     "predictions.coco.json, with COCO's category ids; yolo: labels/NAME.txt, outlines; labelme: labelme/NAME.json; "
-    "png: masks/NAME.png, the class of each pixel in 8 or 16 bits, the largest value for none"
+    "png: masks/NAME.png, the class of each pixel in 8 or 16 bits, the largest value for none; panoptic, of panoptic "
+    "models: panoptic.json and panoptic/NAME.png, COCO's"
 )
 
 
@@ -44,15 +48,22 @@ class Labels:
         if {"yolo", "labelme"} & set(self._formats):
             # Before anything is computed, rather than at the first picture.
             _require("cv2", "an outline", "polygons")
+        if "panoptic" in self._formats and spec.task != "panoptic":
+            raise UsageError(
+                f"--format panoptic: {spec.name} is a model of the task {spec.task}, expected a panoptic one"
+            )
         self._folder = folder
         self._spec = spec
         self._taken: set[str] = set()
         self._images: list[dict[str, Any]] = []
         self._annotations: list[dict[str, Any]] = []
+        self._panoptic: dict[str, list[dict[str, Any]]] = {"images": [], "annotations": []}
         self._csv: list[str] = []
         self._lines = Lines(str(folder / FORMATS["jsonl"])) if "jsonl" in self._formats else None
-        for name in self._formats:
-            target = folder / FORMATS[name]
+        targets = [(name, folder / FORMATS[name]) for name in self._formats]
+        if "panoptic" in self._formats:
+            targets.append(("panoptic", folder / _PANOPTIC_JSON))
+        for name, target in targets:
             if target.exists() and not overwrite:
                 raise UsageError(
                     f"--format {name}: {target} is there already; give another --output, or --overwrite"
@@ -70,6 +81,7 @@ class Labels:
             "yolo": (".txt", detections.to_yolo),
             "labelme": (".json", lambda: json.dumps(detections.to_labelme(file), indent=1)),
             "png": (".png", detections.to_label_png),
+            "panoptic": (".png", detections.panoptic_png),
         }
         wanted = [name for name in files if name in self._formats]
         if not wanted:
@@ -80,6 +92,8 @@ class Labels:
             folder = self._folder / FORMATS[name]
             folder.mkdir(exist_ok=True)
             _write(folder / f"{stem}{suffix}", content())
+        if "panoptic" in self._formats:
+            self._add_panoptic(file, f"{stem}.png", detections, frame)
 
     def end(self) -> None:
         """Writes what is one file for all pictures."""
@@ -88,23 +102,34 @@ class Labels:
             self._lines.__exit__(None, None, None)
         if self._csv:
             _write(self._folder / FORMATS["csv"], "".join(self._csv))
+        ids = self._spec.category_ids or range(len(self._spec.classes))
+        categories: list[dict[str, Any]] = [
+            {"id": category, "name": name} for category, name in zip(ids, self._spec.classes, strict=True)
+        ]
         if "coco" in self._formats:
-            ids = self._spec.category_ids or range(len(self._spec.classes))
             document = {
-                "images": self._images,
-                "annotations": self._annotations,
-                "categories": [
-                    {"id": category, "name": name}
-                    for category, name in zip(ids, self._spec.classes, strict=True)
-                ],
-            }
+                "images": self._images, "annotations": self._annotations, "categories": categories
+            }  # fmt: skip
             _write(self._folder / FORMATS["coco"], json.dumps(document))
+        if "panoptic" in self._formats:
+            panoptic = getattr(self._spec.config, "panoptic", None)
+            stuff = () if panoptic is None else panoptic.stuff
+            kinds = [
+                {**category, "isthing": int(class_id not in stuff)}
+                for class_id, category in enumerate(categories)
+            ]
+            _write(self._folder / _PANOPTIC_JSON, json.dumps({**self._panoptic, "categories": kinds}))
+
+    def _add_panoptic(self, file: str, png: str, detections: Detections, frame: int | None) -> None:
+        images = self._panoptic["images"]
+        images.append(_image(len(images) + 1, file, detections, frame))
+        self._panoptic["annotations"].append(
+            detections.to_coco_panoptic(len(images), png, category_ids=self._spec.category_ids)
+        )
 
     def _add_coco(self, file: str, detections: Detections, frame: int | None) -> None:
         image_id = len(self._images) + 1
-        height, width = detections.size
-        place = {} if frame is None else {"frame": frame}
-        self._images.append({"id": image_id, "file_name": file, **place, "height": height, "width": width})
+        self._images.append(_image(image_id, file, detections, frame))
         for annotation in detections.to_coco(image_id, category_ids=self._spec.category_ids):
             self._annotations.append({"id": len(self._annotations) + 1, **annotation})
 
@@ -117,6 +142,13 @@ class Labels:
             stem = f"{plain}-{count}"
         self._taken.add(stem)
         return stem
+
+
+def _image(image_id: int, file: str, detections: Detections, frame: int | None) -> dict[str, Any]:
+    """COCO's record of a picture."""
+    height, width = detections.size
+    place = {} if frame is None else {"frame": frame}
+    return {"id": image_id, "file_name": file, **place, "height": height, "width": width}
 
 
 def _write(path: Path, content: str | bytes) -> None:

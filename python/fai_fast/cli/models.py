@@ -28,7 +28,7 @@ examples:
 """
 
 # The one that each task is usually judged by.
-HEADLINES = {"segm/AP": "AP", "sem_seg/mIoU": "mIoU"}
+HEADLINES = {"segm/AP": "AP", "sem_seg/mIoU": "mIoU", "panoptic/PQ": "PQ"}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -27,6 +27,7 @@ __all__ = [
     "add_old_model",
     "add_result_options",
     "add_size_options",
+    "add_spec",
     "check_order",
     "check_target",
     "count",
@@ -49,7 +50,7 @@ _FIXED = (".onnx", ".openvino", ".engine")
 
 MODEL_HELP = (
     "a name that `fai-fast models` lists, a folder or file with FocoosAI's model_info.json, or an .onnx or .openvino "
-    "file that `fai-fast export` or `fai-fast quantize` wrote"
+    "file that `fai-fast export` or `fai-fast quantize` wrote; with --spec, any .onnx file with mask and class logits"
 )
 SOURCE_HELP = (
     "a picture, a folder or a pattern ('a/*.jpg') of pictures, a video, an address (rtsp://, http://), a camera (0, "
@@ -57,8 +58,13 @@ SOURCE_HELP = (
 )
 
 
-def add_model_options(parser: argparse.ArgumentParser, size_default: str = "the model's own") -> None:
-    """What :func:`fai_fast.load` takes; `size_default` says what the network's input is without an option."""
+def add_model_options(
+    parser: argparse.ArgumentParser, size_default: str = "the model's own", *, any_model: bool = True
+) -> None:
+    """What :func:`fai_fast.load` takes; `size_default` says what the network's input is without an option.
+
+    `any_model` is whether the user names the model.
+    """
     group = parser.add_argument_group("model")
     group.add_argument(
         "--weights",
@@ -66,6 +72,8 @@ def add_model_options(parser: argparse.ArgumentParser, size_default: str = "the 
         help="a file (.pth, .safetensors), an http(s) address, or `random` to measure speed without any; default: the "
         "model's own, fetched once",
     )
+    if any_model:
+        add_spec(group)
     add_size_options(group, size_default)
     group.add_argument(
         "--engine",
@@ -110,6 +118,16 @@ def add_size_options(parser: argparse._ActionsContainer, default: str = "the mod
         metavar="WxH",
         help="in place of --im-size: what the frames are, 1920x1080, width x height, as cameras write it; the input "
         "gets their aspect and about the model's own number of pixels",
+    )
+
+
+def add_spec(parser: argparse._ActionsContainer) -> None:
+    """What a network of somebody else is."""
+    parser.add_argument(
+        "--spec",
+        metavar="FILE",
+        help="of an .onnx file of somebody else: JSON that says what it is, with name, task, classes, im_size, and "
+        "config where that is not as usual; see docs/foreign.md",
     )
 
 
@@ -263,6 +281,7 @@ def load(
             cache_dir=args.cache_dir,
             pictures=args.pictures,
             verify_precision=verify_precision,
+            spec=getattr(args, "spec", None),
         )
 
 
@@ -305,10 +324,17 @@ def shaped(spec: ModelSpec, frame: tuple[int, int] | None, what: str) -> tuple[i
     return fitting
 
 
-def spec_of(model: str) -> ModelSpec:
-    """What is known of a model before it is loaded. Raises FileNotFoundError, ValueError where there is none such."""
+def spec_of(model: str, given: str | None = None) -> ModelSpec:
+    """What is known of a model before it is loaded: what its file says, or `given`, the file of --spec.
+
+    Raises FileNotFoundError, ValueError where there is none such.
+    """
     from fai_fast.registry import load_spec
 
+    if given is not None:
+        from fai_fast.networks.foreign import spec_from
+
+        return spec_from(given)
     if model.endswith(".onnx"):
         from fai_fast.exporter import read_metadata
 

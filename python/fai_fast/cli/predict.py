@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from fai_fast._core import __version__
 from fai_fast._sizes import aspects_differ, size_text
+from fai_fast.cli import predict_ray
 from fai_fast.cli.growing import Document
 from fai_fast.cli.interrupts import Interrupt
 from fai_fast.cli.labels import FORMATS, Labels
@@ -56,15 +57,19 @@ Of patterns, videos too: {" ".join(sorted(VIDEO_SUFFIXES))}
 The folder is `predictions`, or `predictions-2` and so on where an earlier run has written there: runs do not mix. With
 --output it is the one that you name; what an earlier run has left there is only replaced with --overwrite.
 A damaged picture is reported and the others go on; the exit code then is 1. Sources are never overwritten.
+
+With --ray, pictures go to all machines of a cluster, and what is found in them into Parquet files in the folder, a row
+a picture. Run again, it does what is missing, and what has failed; --overwrite begins anew.
 """
 EPILOG = """\
 the JSON, valid at every moment, with a line for each entry:
-  {"fai_fast": version, "model": name, "task": "instance" or "semantic", "classes": [...], "im_size": [h, w],
-   "engine": ..., "precision": ..., "images": [...]}
+  {"fai_fast": version, "model": name, "task": "instance", "semantic" or "panoptic", "classes": [...],
+   "im_size": [h, w], "engine": ..., "precision": ..., "images": [...]}
   of each picture, in order:
   {"file": as given, "size": [H, W], "picture": the drawn one or null, "latency_ms": {"decode": ..., ..., "total": ...},
    "detections": [{"xyxy": [x1, y1, x2, y2], "confidence": ..., "class_id": ..., "class_name": ..., "query": ...,
                    "tracker_id": null, "area": pixels, "mask": {"size": [H, W], "counts": COCO's compressed RLE}}, ...]}
+                   of panoptic models "is_thing": true or false, too
   of each frame of a video, beside those: "frame": its number, "pts": seconds or null, and "picture" the drawn video
   or, of one that could not be read: {"file": as given, "error": why}
   A run that was ended before it was done (Ctrl-C, SIGTERM, an error, kill -9) leaves what it has, and
@@ -77,6 +82,7 @@ examples:
   fai-fast predict fai-mf-m-coco-ins photos --recursive --output found --threshold 0.7
   fai-fast predict fai-mf-s-coco-ins 'photos/2026-*.png' --im-size 384x640 --no-images --json found.json
   fai-fast predict fai-mf-s-coco-ins photos --classes person,car --threshold person=0.7 --format yolo
+  fai-fast predict fai-mf-s-coco-ins photos --recursive --ray --output found.parquet
   fai-fast predict my_model_folder frame.png --json - --no-images | jq '.images[].detections[].class_name'
 """
 
@@ -114,6 +120,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--show", action="store_true", help="show each in a window: any key for the next one, q to end"
     )
+    predict_ray.add_options(parser)
     add_model_options(
         parser,
         "of the model's own number of pixels, in the shape of the pictures where that is about the same for all, or "
@@ -123,6 +130,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     check_order("predict", args.model, args.inputs)
+    if args.ray is not None:
+        return predict_ray.run(args)
+    if args.ray_workers is not None:
+        raise UsageError("--ray-workers: belongs to --ray")
     folder = _folder(args)
     sources, problems = find_sources(
         args.inputs, recursive=args.recursive, leave_out=[folder, *_earlier_folders()]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from fai_fast._extras import install
 from fai_fast.cli.messages import STDOUT, UsageError, write_json, write_line
-from fai_fast.cli.options import add_size_options, check_target, count, number, usage
+from fai_fast.cli.options import add_size_options, add_spec, check_target, count, number, usage
 
 if TYPE_CHECKING:
     from fai_fast import QuantizeReport
@@ -57,6 +57,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights", metavar="W", help="a file (.pth, .safetensors), an http(s) address, or `random`"
     )
+    add_spec(parser)
     add_size_options(parser)
     parser.add_argument(
         "--batch", type=count, default=1, metavar="N", help="pictures at once; default: %(default)s"
@@ -91,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
             tolerance=args.tolerance,
             cache_dir=args.cache_dir,
             progress=False if args.quiet else None,
+            spec=args.spec,
         )
     if args.json != STDOUT:
         write_line(f"wrote {report.path}, {report.file_size / 1e6:.1f} MB, in {report.seconds:.1f} s")

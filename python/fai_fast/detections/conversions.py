@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from fai_fast.detections import focoos, formats, labels, panoptic
+from fai_fast.detections import arrow, focoos, formats, labels, panoptic
 from fai_fast.detections.arrays import Int32
 
 if TYPE_CHECKING:
@@ -307,6 +307,60 @@ class _Conversions:
     def to_json_line(self: Any, *, file: str | None = None, time: str | float | None = None) -> str:
         """:meth:`to_dict` after ``file`` and ``time``, as a line of JSON."""
         return labels.to_json_line(self, file, time)
+
+    def to_arrow(self: Any) -> Any:
+        """A ``pyarrow.Table`` of one row, the picture's, whose columns Arrow and Parquet hold well.
+
+        For each object ``class_id`` (int32), ``class_name``, ``confidence`` (float32), ``box`` (x1, y1, x2, y2),
+        ``mask`` (COCO's compressed RLE, null for boxes only), ``area``, ``query``, ``tracker_id`` (or null) and
+        ``is_thing`` (null unless panoptic), each a list; ``height`` and ``width`` of the picture; ``label_map``,
+        whether there is one; ``latency_ms``, a struct of the stages, or null; ``error``, null here; and ``path`` and
+        ``frame`` of :attr:`source` where there is one. The names of all classes are in the schema's metadata. Tables of
+        several pictures are made by ``pyarrow.concat_tables``.
+
+        Raises ImportError without pyarrow.
+
+        Example:
+            >>> d = Detections(xyxy=[[0, 0, 4, 2]], confidence=[0.5], class_id=[1], size=(6, 8))
+            >>> Detections.from_arrow(d.to_arrow()) == d  # doctest: +SKIP
+            True
+        """
+        return arrow.to_arrow(self)
+
+    @classmethod
+    def from_arrow(cls, row: Any, *, class_names: Sequence[str] | None = None) -> Detections:
+        """Detections from a row of :meth:`to_arrow`, or of :class:`fai_fast.ray.Detector`: equal, with a label map too.
+
+        Args:
+            row: a ``pyarrow.Table`` or ``RecordBatch`` of one row, or a mapping from its columns to their values, as
+                Ray Data's ``take()`` gives it. Other columns are not looked at, but for ``path`` and ``frame``, of
+                which :attr:`source` is made.
+            class_names: None for those that the table's schema has, or that rows tell; a class that no row is of is
+                then called by its number.
+
+        Raises:
+            TypeError, ValueError: something in it is not as it should be, or it is the row of an error; the text says
+                which.
+        """
+        return arrow.from_arrow(cast("type[Detections]", cls), row, class_names)
+
+    @classmethod
+    def from_parquet(
+        cls, path: Any, *, class_names: Sequence[str] | None = None, skip_errors: bool = False
+    ) -> Iterator[Detections]:
+        """The pictures of a Parquet file, or of the files in a folder, one after another, as :meth:`from_arrow`.
+
+        Args:
+            path: of a file, or of a folder; what ``fai-fast predict --ray`` and Ray Data's ``write_parquet`` leave.
+            class_names: see :meth:`from_arrow`.
+            skip_errors: leave out the pictures that could not be read, whose rows are a ValueError otherwise.
+
+        Raises:
+            TypeError, ValueError, FileNotFoundError: nothing is there, it is damaged or something else; at the first
+                result, or in its place.
+            ImportError: pyarrow is missing.
+        """
+        return arrow.from_parquet(cast("type[Detections]", cls), path, class_names, skip_errors)
 
     def to_supervision(self: Any, *, compact: bool = False) -> Any:
         """A ``supervision.Detections`` of its own arrays.

@@ -159,7 +159,10 @@ def rows_of_ids(image: npt.NDArray[np.integer[Any]], ids: Int64, png: str, recor
     ordered = ids[order]
     if (twice := ordered[1:][ordered[1:] == ordered[:-1]]).size:
         raise ValueError(f"{record}: got id {twice[0]} more than once, expected each once")
-    found, inverse = np.unique(image, return_inverse=True)
+    # Of each run of equal pixels in a row after the other the first one: there are few, and as many as can be unlike.
+    flat = image.ravel()
+    starts = np.flatnonzero(np.concatenate([[True], flat[1:] != flat[:-1]]))
+    found, inverse = np.unique(flat[starts], return_inverse=True)
     at = np.minimum(np.searchsorted(ordered, found), max(len(ids) - 1, 0))
     known = ordered[at] == found if len(ids) else np.zeros(len(found), bool)
     if (unknown := found[~known & (found != 0)]).size:
@@ -169,7 +172,7 @@ def rows_of_ids(image: npt.NDArray[np.integer[Any]], ids: Int64, png: str, recor
     if (lacking := np.setdiff1d(ordered, found)).size:
         raise ValueError(f"{record}: got id {lacking[0]}, which no pixel of {png} has")
     places = np.where(known, order[at] if len(ids) else 0, len(ids))
-    rows: Int64 = places[inverse].reshape(image.shape)
+    rows: Int64 = np.repeat(places[inverse], np.diff(starts, append=flat.size)).reshape(image.shape)
     return rows
 
 

@@ -1,4 +1,4 @@
-"""Accuracy on labeled pictures: COCO's mask AP of instance models, ADE20K's mIoU of semantic ones.
+"""Accuracy on labeled pictures: COCO's mask AP of instance models, ADE20K's mIoU of semantic ones, PQ of panoptic ones.
 
 What is measured is what :meth:`fai_fast.Model.infer` returns, in the pictures' own sizes. FocoosAI's published figures
 come from its training code (``MaskFormerProcessor.eval_postprocess`` of FocoosAI/focoos), which selects differently: AP
@@ -12,7 +12,8 @@ from fai_fast.evaluate.ade_data import AdeData, ade
 from fai_fast.evaluate.coco_data import TOP_K as TOP_K
 from fai_fast.evaluate.coco_data import CocoData, coco
 from fai_fast.evaluate.comparison import TOLERANCE, Comparison, Run, compare
-from fai_fast.evaluate.report import AdeReport, CocoReport, Report, SizeEffect
+from fai_fast.evaluate.panoptic_data import PanopticData, PanopticScore, panoptic
+from fai_fast.evaluate.report import AdeReport, ClassQuality, CocoReport, PanopticReport, Report, SizeEffect
 from fai_fast.evaluate.running import IN_FLIGHT as IN_FLIGHT
 from fai_fast.evaluate.shapes import BUCKETS as BUCKETS
 from fai_fast.evaluate.shapes import COMPARED as COMPARED
@@ -21,13 +22,18 @@ __all__ = [
     "TOLERANCE",
     "AdeData",
     "AdeReport",
+    "ClassQuality",
     "CocoData",
     "CocoReport",
     "Comparison",
+    "PanopticData",
+    "PanopticReport",
+    "PanopticScore",
     "Report",
     "Run",
     "SizeEffect",
     "ade",
     "coco",
     "compare",
+    "panoptic",
 ]

@@ -7,7 +7,7 @@ import json
 import logging
 import re
 import reprlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, cast
@@ -259,10 +259,12 @@ class CocoData:
     def check(self, spec: ModelSpec) -> dict[int, int]:
         """The category of each of a model's classes. Raises ValueError where the data is not for such a model."""
         if spec.task != "instance":
+            other = "panoptic()" if spec.task == "panoptic" else "ade()"
             raise ValueError(
-                f"model: {spec.name} is a {spec.task} model, expected an instance one; measure it with ade()"
+                f"model: {spec.name} is a {spec.task} model, expected an instance one; measure it with {other}"
             )
-        return self._category_of(spec.classes)
+        with_objects = {item["category_id"] for item in self.annotations}
+        return categories_of_classes(spec.classes, self.categories, with_objects, self.source)
 
     def _only(self, chosen: Sequence[int]) -> CocoData:
         """Some of the pictures, by their places, and what is known of them."""
@@ -270,26 +272,6 @@ class CocoData:
         ids = {item[0] for item in images}
         annotations = [item for item in self.annotations if item["image_id"] in ids]
         return dataclasses.replace(self, images=images, annotations=annotations)
-
-    def _category_of(self, classes: Sequence[str]) -> dict[int, int]:
-        """The category of each class by name; ValueError where objects have a category that is not a class."""
-        ids = {name: category for category, name in self.categories.items()}
-        unknown = sorted(set(ids) - set(classes))
-        lacking = [name for name in classes if name not in ids]
-        with_objects = {self.categories[item["category_id"]] for item in self.annotations}
-        if set(unknown) & with_objects or len(lacking) == len(classes):
-            raise ValueError(
-                f"annotations: categories of {self.source} are no classes of the model: {_quoted(unknown)}; "
-                f"its classes without a category: {_quoted(lacking)}; rename the categories"
-            )
-        if lacking:
-            _log.info(
-                "%s has no category for %s of the model's classes, whose detections are left out: %s",
-                self.source,
-                len(lacking),
-                _some(lacking),
-            )
-        return {index: ids[name] for index, name in enumerate(classes) if name in ids}
 
     def _precision(self, rows: list[dict[str, Any]]) -> npt.NDArray[np.float64]:
         """(10 IoUs, 101 recalls, categories by id, areas), -1 where there is no truth."""
@@ -308,6 +290,29 @@ class CocoData:
         evaluator.evaluate()
         evaluator.accumulate()
         return cast("npt.NDArray[np.float64]", np.asarray(evaluator.eval["precision"])[..., -1])
+
+
+def categories_of_classes(
+    classes: Sequence[str], categories: Mapping[int, str], with_objects: Collection[int], source: str
+) -> dict[int, int]:
+    """The category of each class by name; ValueError where objects have a category that is not a class."""
+    ids = {name: category for category, name in categories.items()}
+    unknown = sorted(set(ids) - set(classes))
+    lacking = [name for name in classes if name not in ids]
+    needed = {categories[category] for category in with_objects}
+    if set(unknown) & needed or len(lacking) == len(classes):
+        raise ValueError(
+            f"annotations: categories of {source} are no classes of the model: {_quoted(unknown)}; "
+            f"its classes without a category: {_quoted(lacking)}; rename the categories"
+        )
+    if lacking:
+        _log.info(
+            "%s has no category for %s of the model's classes, whose detections are left out: %s",
+            source,
+            len(lacking),
+            _some(lacking),
+        )
+    return {index: ids[name] for index, name in enumerate(classes) if name in ids}
 
 
 def _numbered(rows: Mapping[int, list[dict[str, Any]]], chosen: Sequence[int]) -> list[dict[str, Any]]:
@@ -333,28 +338,29 @@ def _quoted(names: Sequence[str]) -> str:
     return _some([repr(name) for name in names]) if names else "none"
 
 
-def _read_json(file: Path) -> dict[str, list[Any]]:
+def _read_json(
+    file: Path, kind: str = "instances", lists: Sequence[str] = ("images", "annotations", "categories")
+) -> dict[str, list[Any]]:
+    """COCO's file of some kind, which has these lists of objects."""
     if file.exists() and not file.is_file():
-        raise ValueError(f"annotations: {file} is no regular file, expected COCO's instances JSON")
+        raise ValueError(f"annotations: {file} is no regular file, expected COCO's {kind} JSON")
     if not file.is_file():
         raise FileNotFoundError(f"annotations: no such file: {file}")
     try:
         document = json.loads(file.read_bytes())
     except RecursionError:
-        raise ValueError(
-            f"annotations: {file} is nested too deeply, expected COCO's instances format"
-        ) from None
+        raise ValueError(f"annotations: {file} is nested too deeply, expected COCO's {kind} format") from None
     except ValueError as error:
         raise ValueError(
-            f"annotations: {file} is no JSON ({error}), expected COCO's instances format"
+            f"annotations: {file} is no JSON ({error}), expected COCO's {kind} format"
         ) from error
     if not isinstance(document, dict):
         raise ValueError(
-            f"annotations: {file} holds {_brief.repr(document)}, expected an object in COCO's instances format"
+            f"annotations: {file} holds {_brief.repr(document)}, expected an object in COCO's {kind} format"
         )
-    for key in ("images", "annotations", "categories"):
+    for key in lists:
         if not isinstance(document.get(key), list):
-            raise ValueError(f"annotations: {file} has no list {key!r}, expected COCO's instances format")
+            raise ValueError(f"annotations: {file} has no list {key!r}, expected COCO's {kind} format")
         for i, record in enumerate(document[key]):
             if not isinstance(record, dict):
                 raise ValueError(

@@ -37,14 +37,14 @@ class Comparison:
 
     Attributes:
         runs: in the order asked for; the first has a report.
-        tolerance: percentage points of AP or mIoU that a run may lose.
+        tolerance: percentage points of AP, mIoU or PQ that a run may lose.
     """
 
     runs: tuple[Run, ...]
     tolerance: float
 
     def difference(self, run: Run) -> float | None:
-        """Percentage points of AP or mIoU above the first run's; None where one of them has no figure."""
+        """Percentage points of AP, mIoU or PQ above the first run's; None where one of them has no figure."""
         first, report = self.runs[0].report, run.report
         if first is None or report is None or first.headline is None or report.headline is None:
             return None

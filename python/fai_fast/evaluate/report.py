@@ -25,7 +25,7 @@ class SizeEffect:
     Attributes:
         images: pictures that were run both ways, spread evenly over all.
         own_size: (h, w), the model's own input, which all of them had for the second figure.
-        shaped, own: AP or mIoU of these pictures, percent, with inputs of their shapes and with the model's own;
+        shaped, own: AP, mIoU or PQ of these pictures, percent, with inputs of their shapes and with the model's own;
             None where the truth has nothing to measure.
     """
 
@@ -52,7 +52,7 @@ class Report:
         images: pictures that were evaluated.
         missing: pictures that were left out, because one of picture and truth was not there.
         metrics: percent, under the registry's names; None where the truth has nothing to measure.
-        per_class: AP or IoU of each class, percent; None as above.
+        per_class: AP, IoU or PQ of each class, percent; None as above.
         published, published_per_class: the registry's figures, percent, where it has them.
         published_im_size: the network's input that they hold for, an int for a square or (h, w).
         sizes: ((h, w), images) of each input that there was, that of the most images first; empty where all had
@@ -77,7 +77,7 @@ class Report:
 
     @property
     def headline(self) -> float | None:
-        """The figure that the task is judged by: AP or mIoU, percent."""
+        """The figure that the task is judged by: AP, mIoU or PQ, percent."""
         return next(iter(self.metrics.values()))
 
     def to_dict(self) -> dict[str, Any]:
@@ -91,7 +91,7 @@ class Report:
             "",
             *_figures("percent", self.metrics, self.published),
             "",
-            *_figures("class", self.per_class, self.published_per_class),
+            *self._class_lines(),
         ]
         if self.published and (self.sizes or self.im_size != sides_of(self.published_im_size)):
             lines += ["", f"Published at {size_text(self.published_im_size)}."]
@@ -105,6 +105,10 @@ class Report:
         if self.missing:
             lines += ["", f"Left out, not there: {_some(self.missing)}."]
         return "\n".join(lines)
+
+    def _class_lines(self) -> list[str]:
+        """A head, and a line for each class."""
+        return _figures("class", self.per_class, self.published_per_class)
 
     def _inputs(self) -> str:
         """The network's input, or how many images had which."""
@@ -138,6 +142,55 @@ class CocoReport(Report):
 
     def _what(self) -> str:
         return f"{self.images} images, {self.objects} objects, {self.detections} detections"
+
+
+@dataclass(frozen=True)
+class ClassQuality:
+    """The panoptic quality of one class, or the mean of some.
+
+    Attributes:
+        pq, sq, rq: panoptic, segmentation and recognition quality, percent; None where neither truth nor prediction has
+            a segment that counts.
+        found, wrong, missed: segments that are in both, in the prediction only, in the truth only.
+    """
+
+    pq: float | None
+    sq: float | None
+    rq: float | None
+    found: int
+    wrong: int
+    missed: int
+
+
+@dataclass(frozen=True)
+class PanopticReport(Report):
+    """``panoptic/PQ``, ``SQ`` and ``RQ``: panoptic, segmentation and recognition quality, mean over classes.
+
+    ``PQth`` and the like are of classes that are things, ``PQst`` and the like of stuff. As in panopticapi, a class of
+    which neither truth nor prediction has a segment that counts is left out of the means. ``per_class`` is PQ.
+
+    Attributes:
+        segments: of the truth, crowds too.
+        predicted: segments of the model.
+        quality: all of it of each class.
+    """
+
+    segments: int
+    predicted: int
+    quality: Mapping[str, ClassQuality]
+
+    def _class_lines(self) -> list[str]:
+        head, *lines = super()._class_lines()
+        return [
+            f"{head}  {'SQ':>6}  {'RQ':>6}  {'found':>6}  {'wrong':>6}  {'missed':>6}",
+            *(
+                f"{line}  {_percent(of.sq):>6}  {_percent(of.rq):>6}  {of.found:>6}  {of.wrong:>6}  {of.missed:>6}"
+                for line, of in zip(lines, self.quality.values(), strict=True)
+            ),
+        ]
+
+    def _what(self) -> str:
+        return f"{self.images} images, {self.segments} segments, {self.predicted} predicted"
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from fai_fast._foreign import explained
 from fai_fast._redaction import redacted
 from fai_fast.errors import ExportError
 
-__all__ = ["LARGEST_FILE", "OLDEST_OPSET", "graphs_of", "read"]
+__all__ = ["LARGEST_FILE", "OLDEST_OPSET", "graphs_of", "read", "tensors_of"]
 
 LARGEST_FILE = (1 << 31) - 1
 """Bytes: protobuf has no larger messages, and a deployed graph is one."""
@@ -172,7 +172,7 @@ def _check_operators(model: Any, shown: str) -> None:
 # ------------------------------------------------------------------------------------------------ tensors
 
 
-def _tensors(graph: Any) -> Iterator[Any]:
+def tensors_of(graph: Any) -> Iterator[Any]:
     """All constants, of all graphs in it."""
     for one in graphs_of(graph):
         yield from one.initializer
@@ -192,7 +192,7 @@ def _fetch_external(model: Any, path: Path, size: int, shown: str) -> None:
     import onnx
 
     total = size
-    for tensor in _tensors(model.graph):
+    for tensor in tensors_of(model.graph):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
         said = {item.key: item.value for item in tensor.external_data}
@@ -270,7 +270,7 @@ def _check_tensors(model: Any, shown: str) -> None:
     """Sizes by shapes, before anything allocates what a damaged shape says."""
     import onnx
 
-    for tensor in _tensors(model.graph):
+    for tensor in tensors_of(model.graph):
         if tensor.data_type == onnx.TensorProto.STRING:
             continue
         what = f"{shown}: the weights {tensor.name!r:.80}"

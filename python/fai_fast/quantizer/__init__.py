@@ -137,7 +137,8 @@ def write(
     rests = [name for name in _RESTS if name in openvino.native_precisions()]
     exact = None if accuracy is None else accuracy(subject.path, "fp32")
     refused = []
-    for attempt in calibration.ATTEMPTS:
+    attempts = calibration.attempts_for(subject.spec)
+    for attempt in attempts:
         with _bar(pictures.count, progress) as bar:
             model = calibration.calibrate(
                 subject.path,
@@ -151,7 +152,7 @@ def write(
             verification = {rest: _verified(subject, place, rest, pictures) for rest in rests}
         except EngineError:
             # OpenVINO's kernels do not take every scale that NNCF finds, such as for few tokens of attention.
-            if attempt is calibration.ATTEMPTS[-1]:
+            if attempt is attempts[-1]:
                 raise
             continue
         if accuracy is not None and exact is not None:

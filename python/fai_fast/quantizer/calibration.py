@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
@@ -19,8 +19,12 @@ from fai_fast._extras import install
 from fai_fast.engines import openvino
 from fai_fast.engines.base import INPUT, import_lock
 from fai_fast.errors import ExportError
+from fai_fast.registry import ModelSpec
+from fai_fast.registry.spec import OWN_FAMILIES
 
-__all__ = ["ATTEMPTS", "Attempt", "calibrate", "nncf", "version"]
+__all__ = ["ATTEMPTS", "Attempt", "attempts_for", "calibrate", "nncf", "version"]
+
+_AS_IT_IS = ("Convert", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 
 Tensor = npt.NDArray[np.float32]
 
@@ -31,14 +35,20 @@ class Attempt:
     Attributes:
         name: of them, to read; "" for none.
         patterns: regular expressions of their nodes' names.
+        of_activations: whether products of two activations stay, whatever they are called.
     """
 
-    def __init__(self, name: str, *patterns: str) -> None:
-        self.name, self.patterns = name, patterns
+    def __init__(self, name: str, *patterns: str, of_activations: bool = False) -> None:
+        self.name, self.patterns, self.of_activations = name, patterns, of_activations
 
-    def kept(self, names: Sequence[str]) -> list[str]:
-        """Those of `names` that stay as they are."""
-        return [name for name in names if any(re.fullmatch(pattern, name) for pattern in self.patterns)]
+    def kept(self, names: Sequence[str], of_activations: Collection[str] = ()) -> list[str]:
+        """Those of `names` that stay as they are, of which some are products of two activations."""
+        return [
+            name
+            for name in names
+            if any(re.fullmatch(pattern, name) for pattern in self.patterns)
+            or (self.of_activations and name in of_activations)
+        ]
 
 
 # The names are those that the exporter gives. Convolutions are most of the time and cost least: they are int8 always.
@@ -52,6 +62,18 @@ ATTEMPTS = (
         r"head/(masks|classes).*",
     ),
 )
+
+
+# What others call their nodes says nothing. Attention and the masks are where two activations are multiplied.
+ATTEMPTS_OF_OTHERS = (
+    Attempt(""),
+    Attempt("two activations, as in attention and masks", of_activations=True),
+)
+
+
+def attempts_for(spec: ModelSpec) -> tuple[Attempt, ...]:
+    """How a network is quantized, the next where the one before loses too much."""
+    return ATTEMPTS if spec.family in OWN_FAMILIES else ATTEMPTS_OF_OTHERS
 
 
 @cache
@@ -110,7 +132,7 @@ def calibrate(
         if op.get_type_name() in ("MatMul", "Convolution", "GroupConvolution")
     ]
     source = _Inputs(inputs)
-    kept = attempt.kept(products)
+    kept = attempt.kept(products, _of_activations(model))
     with _silent():
         try:
             return package.quantize(
@@ -124,6 +146,23 @@ def calibrate(
             if error is source.failure:  # of a picture, which the caller is told as it is
                 raise
             raise ExportError(f"quantize: NNCF failed: {type(error).__name__}: {_line(error)}") from error
+
+
+def _of_activations(model: Any) -> set[str]:
+    """The names of the matrix products of which neither side is a weight."""
+    found = set()
+    for op in model.get_ordered_ops():
+        if op.get_type_name() == "MatMul" and not any(_is_weight(op.input_value(side)) for side in (0, 1)):
+            found.add(op.get_friendly_name())
+    return found
+
+
+def _is_weight(value: Any) -> bool:
+    """Whether a value is constant, maybe in another type or shape."""
+    node = value.get_node()
+    while node.get_type_name() in _AS_IT_IS:
+        node = node.input_value(0).get_node()
+    return bool(node.get_type_name() == "Constant")
 
 
 class _Inputs:

@@ -114,6 +114,8 @@ class NetworkConfig:
             self._set("panoptic", Panoptic())
         if task != "panoptic" and self.panoptic is not None:
             raise ValueError(f"config.panoptic: got one for the task {task!r}, expected None")
+        if task == "panoptic" and self.use_mask_score:
+            raise ValueError("config.use_mask_score: got True for the task 'panoptic', expected False")
         if task != "semantic" and self.predict_all_pixels:
             raise ValueError(f"config.predict_all_pixels: got True for the task {task!r}, expected False")
         try:

@@ -1,0 +1,152 @@
+// Semantic results by sum: each pixel's class is the one with the largest sum, over all queries, of class
+// probability times mask probability.
+#include <algorithm>
+#include <numeric>
+
+#include "csrc/core/error.h"
+#include "csrc/core/parallel.h"
+#include "csrc/math/rows.h"
+#include "csrc/ops/checks.h"
+#include "csrc/ops/queries.h"
+
+namespace fai::ops {
+namespace {
+
+// Few enough cell rows to share the work evenly, enough to load few node rows twice.
+constexpr int32_t kCellRowsPerTask = 2 * cpu::kSumTileRows;
+// And not so few that the tasks' own regions take up much memory.
+constexpr int64_t kMaxTaskRegions = int64_t{1} << 20;
+// What a label of two bytes can say beside nobody.
+constexpr int64_t kMaxClasses = 65534;
+
+struct SumScratch {
+    Scratch<float> by_query, by_class;
+    Scratch<int32_t> index;
+};
+thread_local SumScratch t_sums;
+
+void check_by_sum(const PostprocessArguments& arguments) {
+    if (arguments.use_mask_score) {
+        throw ValueError(
+            "use_mask_score: got True with combine='sum', expected False: what a sum's score is, is the sum");
+    }
+    if (arguments.rules.of_logits) {
+        throw ValueError(
+            "resampling.of: got 'logits' with combine='sum', expected 'probabilities': sums are resized, not "
+            "masks");
+    }
+    const int64_t classes = arguments.class_logits.shape[1] - arguments.softmax;
+    if (classes > kMaxClasses) {
+        throw ValueError(message("class_logits: got ", classes, " classes in shape ",
+                                 shape_of(arguments.class_logits), " with combine='sum', expected at most ",
+                                 kMaxClasses));
+    }
+}
+
+}  // namespace
+
+void draw_by_sum(const PostprocessArguments& arguments, const MaskLogits& logits, const cpu::Kernels& kernels,
+                 int threads, std::vector<ScoredQuery>& rows, void* segments) {
+    check_by_sum(arguments);
+    const View& class_logits = arguments.class_logits;
+    const auto classes = static_cast<int32_t>(class_logits.shape[1] - arguments.softmax);
+    const int64_t stride = (classes + cpu::kPadding - 1) / cpu::kPadding * cpu::kPadding;
+
+    // Class probabilities of the queries that take part, one after the other.
+    float* const by_query = t_sums.by_query.get(static_cast<size_t>(logits.queries * stride));
+    int32_t* const index = t_sums.index.get(static_cast<size_t>(logits.queries));
+    int32_t queries = 0;
+    for (int32_t q = 0; q < logits.queries; ++q) {
+        const bool takes_part = kernels.class_probabilities[class_logits.dtype == DType::f16](
+            static_cast<const char*>(class_logits.data) + q * class_logits.strides[0],
+            static_cast<int32_t>(class_logits.shape[1]), arguments.softmax, by_query + queries * stride);
+        if (takes_part) index[queries++] = q;
+    }
+    const Axes axes = build_axes(arguments, logits.rows, logits.columns);
+    const bool wide = segment_item_size(arguments) == 2;
+    const auto rows_per_task = static_cast<int32_t>(std::max<int64_t>(
+        kCellRowsPerTask, int64_t{logits.rows} * (classes + logits.queries) / kMaxTaskRegions));
+    const int64_t tasks = (logits.rows + rows_per_task - 1) / rows_per_task;
+    const size_t regions_size = static_cast<size_t>(classes) * static_cast<size_t>(tasks);
+    Region* const regions = t_caller.regions.get(regions_size);
+
+    // As in a contest: a query with NaN in its mask must not take part, and where one is met, everything is
+    // drawn again without it.
+    for (;;) {
+        float* const by_class =
+            t_sums.by_class.get(static_cast<size_t>(classes) * static_cast<size_t>(queries) + 1);
+        for (int32_t q = 0; q < queries; ++q) {
+            for (int32_t k = 0; k < classes; ++k) {
+                by_class[static_cast<int64_t>(k) * queries + q] = by_query[q * stride + k];
+            }
+        }
+        const size_t flags = static_cast<size_t>(queries) * static_cast<size_t>(tasks);
+        uint8_t* const has_nan = t_caller.has_nan.get(flags + 1);
+        std::fill_n(has_nan, flags, uint8_t{0});
+        std::fill_n(regions, regions_size, Region::empty());
+        if (queries == 0) break;
+        parallel_for(tasks, threads, [&](int64_t task) {
+            const auto begin = static_cast<int32_t>(task * rows_per_task);
+            kernels.draw_sums[logits.dtype_index](
+                {.logits = logits.data,
+                 .rows = logits.rows,
+                 .columns = logits.columns,
+                 .query_stride = logits.query_stride,
+                 .row_stride = logits.row_stride,
+                 .queries = queries,
+                 .query = index,
+                 .classes = classes,
+                 .class_stride = stride,
+                 .by_query = by_query,
+                 .by_class = by_class,
+                 .x = axes.x,
+                 .y = axes.y,
+                 .row_begin = begin,
+                 .row_end = std::min(begin + rows_per_task, logits.rows),
+                 .segments = segments,
+                 .wide = wide,
+                 .has_nan = has_nan + task * queries,
+                 .regions = regions + task * classes,
+                 .scratch =
+                     t_worker.floats.get(static_cast<size_t>(cpu::sum_scratch(queries, classes, stride))),
+                 .integers = t_worker.integers.get(static_cast<size_t>(cpu::sum_integers(classes)))});
+        });
+        int32_t kept = 0;
+        for (int32_t q = 0; q < queries; ++q) {
+            bool rejected = false;
+            for (int64_t task = 0; task < tasks; ++task) rejected |= has_nan[task * queries + q] != 0;
+            if (rejected) continue;
+            if (kept != q) {
+                index[kept] = index[q];
+                std::copy_n(by_query + q * stride, stride, by_query + kept * stride);
+            }
+            ++kept;
+        }
+        if (kept == queries) break;
+        queries = kept;
+    }
+    if (queries == 0) {
+        const size_t pixels = static_cast<size_t>(arguments.size.height) * arguments.size.width;
+        std::fill_n(static_cast<uint8_t*>(segments), pixels * (wide ? 2 : 1), uint8_t{0xff});
+        return;
+    }
+    for (int32_t k = 0; k < classes; ++k) {
+        ScoredQuery row{k, 0.0, k};
+        Region& whole = row.region;
+        for (int64_t task = 0; task < tasks; ++task) {
+            const Region& part = regions[task * classes + k];
+            whole.x1 = std::min(whole.x1, part.x1);
+            whole.y1 = std::min(whole.y1, part.y1);
+            whole.x2 = std::max(whole.x2, part.x2);
+            whole.y2 = std::max(whole.y2, part.y2);
+            whole.area += part.area;
+            whole.sum += part.sum;
+        }
+        if (whole.area == 0) continue;
+        row.score = math::mean_sum(whole.sum, whole.area);
+        if (keep(arguments, row)) rows.push_back(row);
+    }
+    sort_by_score(rows);
+}
+
+}  // namespace fai::ops

@@ -1,0 +1,946 @@
+"""Networks that are nobody's: ONNX files of others with a spec, found by name and shape, held against the original."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+
+import fai_fast
+import numpy as np
+import pytest
+from fai_fast import exporter
+from fai_fast._rules import rules_of
+from fai_fast.errors import EngineError, ExportError, WeightsError
+from fai_fast.exporter import others as exporting
+from fai_fast.networks import Network, Reference, fold, foreign, onnx_file, ports
+from fai_fast.ops import postprocess, preprocess
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("openvino")
+
+from helpers import others  # noqa: E402
+from helpers.others import NAMES, QUERIES, outputs, picture, spec, write  # noqa: E402
+
+OPEN = {"batch": None, "size": (None, None)}
+
+
+def load(path, given=None, **options):
+    return fai_fast.load(path, spec=spec() if given is None else given, device="cpu", **options)
+
+
+def expected(model, given, frame, size, **options):
+    """By the original's own outputs, and postprocess()."""
+    config = given.config
+    images = preprocess(frame, size, mean=config.pixel_mean, std=config.pixel_std)
+    return found(outputs(model, images, **options), given, frame)
+
+
+def found(logits, given, frame):
+    config, rules = given.config, rules_of(given.config)
+    return postprocess(
+        *(values[0] for values in logits),
+        frame.shape[:2],
+        threshold=config.threshold,
+        mask_threshold=config.mask_threshold,
+        use_mask_score=config.use_mask_score,
+        predict_all_pixels=config.predict_all_pixels,
+        class_activation="sigmoid" if config.cls_sigmoid else "softmax",
+        combine=rules.combine,
+        panoptic=rules.panoptic,
+        multi_label=rules.multi_label,
+        resampling=rules.resampling,
+        class_names=given.classes,
+    )
+
+
+def assert_same(ours, theirs, tolerance=1e-4):
+    assert len(ours) == len(theirs) > 0
+    assert np.array_equal(ours.class_id, theirs.class_id)
+    assert np.allclose(ours.confidence, theirs.confidence, atol=tolerance)
+    both, either = (ours.mask & theirs.mask).sum(), (ours.mask | theirs.mask).sum()
+    assert both >= 0.999 * either
+
+
+# ------------------------------------------------------------------------------------------------- runs
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+@pytest.mark.parametrize("form", [{}, OPEN, {"boxes": True}, {"opset": 21}, {"last": False, "seed": 3}])
+def test_a_file_of_others_finds_what_it_says_itself(tmp_path, engine, form):
+    pytest.importorskip(engine)
+    path = write(tmp_path / "theirs.onnx", **form)
+    given = spec(threshold=0.4)
+    with load(path, given, engine=engine, precision="fp32", cache_dir=tmp_path) as model:
+        assert (model.spec, model.size, model.batch_size) == (given, (64, 64), 1)
+        frame = picture()
+        assert_same(model.infer(frame), expected(onnx.load(path), given, frame, (64, 64)))
+        info = model.info()
+    assert info["name"] == "pears"
+    assert info["weights"] == str(path)
+    assert re.match(r"the original file in (onnxruntime|openvino)", info["verification"]["against"])
+    assert info["verification"]["mask_difference"] <= 1e-4
+    assert "built" in info["artefacts"]["graph"]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        spec(task="semantic"),
+        spec(task="semantic", combine="sum", threshold=0.0),
+        spec(task="panoptic", panoptic=fai_fast.Panoptic(stuff=(1,)), threshold=0.3),
+        spec(threshold=0.3, use_mask_score=True, mask_threshold=0.4),
+        spec(threshold=0.3, pixel_mean=(0, 0, 0), pixel_std=(255, 255, 255)),
+    ],
+    ids=["semantic", "sum", "panoptic", "scored", "scaled"],
+)
+def test_each_task_and_rule(tmp_path, given):
+    path = write(tmp_path / "theirs.onnx")
+    frame = picture(1)
+    with load(path, given, precision="fp32") as model:
+        ours = model.infer(frame)
+    theirs = expected(onnx.load(path), given, frame, (64, 64))
+    assert_same(ours, theirs)
+
+
+def test_classes_of_a_sigmoid(tmp_path):
+    path = write(tmp_path / "theirs.onnx", columns=2)
+    given = spec(cls_sigmoid=True)
+    frame = picture(2)
+    with load(path, given, precision="fp32") as model:
+        assert_same(model.infer(frame), expected(onnx.load(path), given, frame, (64, 64)))
+
+
+def test_a_file_in_float16(tmp_path):
+    path = write(tmp_path / "theirs.onnx", dtype=np.float16, **OPEN)
+    given = spec(threshold=0.4)
+    frame = picture()
+    with load(path, given, precision="fp32") as model:
+        assert model.info()["engine"]["inputs"]["images"] == "float32 (1, 3, 64, 64)"
+        ours = model.infer(frame)
+    config = given.config
+    images = preprocess(frame, (64, 64), mean=config.pixel_mean, std=config.pixel_std).astype(np.float16)
+    assert_same(ours, found(outputs(onnx.load(path), images), given, frame), 5e-3)
+
+
+def test_sizes_and_batches_of_open_sides(tmp_path):
+    path = write(tmp_path / "theirs.onnx", **OPEN)
+    given = spec(threshold=0.4)
+    frames = [picture(seed) for seed in range(5)]
+    with load(path, given, im_size=(64, 96), batch_size=4, precision="fp32") as model:
+        assert (model.size, model.batch_size) == ((64, 96), 4)
+        for ours, frame in zip(model.infer_batch(frames), frames, strict=True):
+            assert_same(ours, expected(onnx.load(path), given, frame, (64, 96)))
+    with load(path, given, frame=(90, 160)) as model:
+        assert model.size == fai_fast.fit_size((90, 160), area=64 * 64)
+        assert not model._size_is_open
+    with load(path, given) as model:
+        assert model._size_is_open
+        with model._with_size((96, 64)) as other:
+            assert (other.size, other.spec) == ((96, 64), given)
+    with load(path, spec(60, stride=4, threshold=0.4), im_size=76) as model:
+        assert model.size == (76, 76)
+
+
+def test_a_fixed_batch_is_taken(tmp_path):
+    path = write(tmp_path / "theirs.onnx", batch=2)
+    with load(path) as model:
+        assert model.batch_size == 2
+        assert len(model.infer_batch([picture(seed) for seed in range(3)])) == 3
+
+
+def test_one_side_may_be_open(tmp_path):
+    path = write(tmp_path / "theirs.onnx", size=(64, None))
+    with load(path, im_size=(64, 96)) as model:
+        assert model.size == (64, 96)
+        assert not model._size_is_open
+    with pytest.raises(ValueError, match=r"im_size: got \(96, 96\), .*fixed to, 64 x any"):
+        load(path, im_size=(96, 96))
+
+
+def test_it_is_made_once(tmp_path):
+    path = write(tmp_path / "theirs.onnx")
+    load(path, cache_dir=tmp_path).close()
+    with load(path, cache_dir=tmp_path) as model:
+        assert "from the cache" in model.info()["artefacts"]["graph"]
+    write(path, seed=1)
+    with load(path, cache_dir=tmp_path) as model:
+        assert "built" in model.info()["artefacts"]["graph"]
+    with load(path, spec(threshold=0.2), cache_dir=tmp_path) as model:
+        assert "built" in model.info()["artefacts"]["graph"]
+        assert model.spec.config.threshold == 0.2
+
+
+def test_what_it_has_and_has_not(tmp_path, monkeypatch):
+    write(tmp_path / "theirs.onnx")
+    monkeypatch.chdir(tmp_path)
+    with load("theirs.onnx", cache_dir="kept") as model:
+        with pytest.raises(WeightsError, match="pears was loaded from a graph"):
+            model.weights  # noqa: B018
+        words = pickle.dumps(model)
+    monkeypatch.chdir("/")
+    with pickle.loads(words) as again:
+        assert again.spec == spec()
+        assert "from the cache" in again.info()["artefacts"]["graph"]
+
+
+# ------------------------------------------------------------------------------------------ what is whose
+
+
+def test_outputs_by_name(tmp_path):
+    path = write(tmp_path / "theirs.onnx", auxiliary=True)
+    with pytest.raises(
+        ValueError, match=r"could be mask and class logits; say which.*mask_logits_name="
+    ) as error:
+        load(path)
+    for text in ("'pred_masks' float32 (1, 5, 16, 16)", "'aux_logits' float32 (1, 5, 3)"):
+        assert text in str(error.value)
+    frame = picture()
+    given = spec(
+        input_name="pixel_values", mask_logits_name="aux_masks", class_logits_name="aux_logits", threshold=0.3
+    )
+    with load(path, given, precision="fp32") as model:
+        names = {"masks": "aux_masks", "classes": "aux_logits"}
+        assert_same(model.infer(frame), expected(onnx.load(path), given, frame, (64, 64), **names))
+
+
+def test_a_name_decides_one_of_two(tmp_path):
+    path = write(tmp_path / "theirs.onnx", boxes=True, columns=4)
+    given = spec(classes=("a", "b", "c"))
+    with pytest.raises(
+        ValueError, match=r"'pred_masks' with 'pred_boxes', 'pred_masks' with 'pred_logits' could be"
+    ):
+        load(path, given)
+    with load(path, spec(classes=("a", "b", "c"), class_logits_name="pred_logits")) as model:
+        assert model.info()["engine"]["outputs"]["class_logits"] == "float32 (1, 5, 4)"
+
+
+@pytest.mark.parametrize(
+    "names", [("mask_logits", "class_logits"), ("class_logits", "mask_logits"), ("f2", "images")]
+)
+def test_names_that_are_ours_already_may_stand_for_anything(tmp_path, names):
+    path = write(tmp_path / "theirs.onnx", masks=names[0], classes=names[1], image="x", auxiliary=False)
+    given = spec(threshold=0.4)
+    frame = picture()
+    with load(path, given, precision="fp32") as model:
+        named = {"masks": names[0], "classes": names[1], "image": "x"}
+        assert_same(model.infer(frame), expected(onnx.load(path), given, frame, (64, 64), **named))
+
+
+@pytest.mark.parametrize(
+    ("form", "config", "text"),
+    [
+        (
+            {},
+            {"input_name": "image"},
+            r"config.input_name: got 'image', .*'pixel_values' float32 \(1, 3, 64, 64\)",
+        ),
+        ({}, {"mask_logits_name": "m"}, r"config.mask_logits_name: got 'm', .*'pred_masks' float32"),
+        ({}, {"class_logits_name": "m"}, r"config.class_logits_name: got 'm', expected one of the outputs"),
+        (
+            {},
+            {"mask_logits_name": "pred_logits"},
+            r"config.mask_logits_name: 'pred_logits' float32 \(1, 5, 3\) cannot be the mask_logits, .*\(1, Q, h, w\)",
+        ),
+        (
+            {},
+            {"class_logits_name": "pred_masks"},
+            r"cannot be the class_logits, expected float32 or float16 .*\(1, Q, 3\), K = 2 classes and 'no object'",
+        ),
+        (
+            {"columns": 2},
+            {},
+            r"'pred_logits' has 2 columns, as with config.cls_sigmoid=True .*or with one class less",
+        ),
+        (
+            {},
+            {"cls_sigmoid": True},
+            r"has 3 columns, as with config.cls_sigmoid=False .*or with one class more",
+        ),
+        (
+            {"columns": 7},
+            {},
+            r"'pred_masks' float32 .*'pred_logits' float32 \(1, 5, 7\), expected class_logits",
+        ),
+        ({}, {"num_queries": 9}, r"expected mask_logits \(B, Q, h, w\) = \(1, 9, h, w\)"),
+        ({"last": True}, {}, r"\(1, 64, 64, 3\), with the colors last .*channels first"),
+        (
+            {"dtype": np.float64},
+            {},
+            r"input 'pixel_values' float64 \(1, 3, 64, 64\), expected the normalized image",
+        ),
+        ({"size": (32, 64)}, {}, r"spec.im_size: got 64, expected the size .*fixed to, 32 x 64"),
+    ],
+)
+def test_what_is_not_as_it_was_said(tmp_path, form, config, text):
+    path = write(tmp_path / "theirs.onnx", **form)
+    with pytest.raises(ValueError, match=text):
+        load(path, spec(**config))
+
+
+def test_masks_and_classes_of_different_queries_are_no_pair(tmp_path):
+    model = others.graph()
+    extra = others.graph(queries=QUERIES + 1)
+    for node in extra.graph.node:
+        node.output[:] = [f"x_{name}" for name in node.output]
+        node.input[:] = [name if name == "pixel_values" else f"x_{name}" for name in node.input]
+    for item in extra.graph.initializer:
+        item.name = f"x_{item.name}"
+    model.graph.node.extend(extra.graph.node)
+    model.graph.initializer.extend(extra.graph.initializer)
+    other = extra.graph.output[1]
+    other.name = "x_pred_logits"
+    del model.graph.output[1:]
+    model.graph.output.extend([other])
+    onnx.save(model, tmp_path / "theirs.onnx")
+    with pytest.raises(ValueError, match=r"no mask logits .* have the same number of queries"):
+        load(tmp_path / "theirs.onnx")
+
+
+def test_a_second_input_is_refused(tmp_path):
+    model = others.graph()
+    model.graph.input.append(
+        onnx.helper.make_tensor_value_info("pixel_mask", onnx.TensorProto.INT64, [1, 64, 64])
+    )
+    onnx.save(model, tmp_path / "theirs.onnx")
+    with pytest.raises(
+        ValueError, match=r"inputs 'pixel_values'.*'pixel_mask' int64 \(1, 64, 64\), expected a single"
+    ):
+        load(tmp_path / "theirs.onnx")
+
+
+def test_weights_among_the_inputs_are_none(tmp_path):
+    """As files of old exporters have them."""
+    model = others.graph()
+    for item in model.graph.initializer:
+        model.graph.input.append(onnx.helper.make_tensor_value_info(item.name, item.data_type, item.dims))
+    onnx.save(model, tmp_path / "theirs.onnx")
+    with load(tmp_path / "theirs.onnx") as ready:
+        assert ready.size == (64, 64)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"im_size": 32}, r"im_size: got 32, expected the size that the input of .*fixed to, 64 x 64"),
+        ({"frame": (90, 160)}, r"frame: got \(90, 160\), expected the size"),
+        ({"batch_size": 2}, r"batch_size: got 2, expected 1, which the input"),
+        ({"weights": "a.pth"}, r"weights: got some with spec=, expected None"),
+        ({"im_size": 9000}, r"im_size: got \(9000, 9000\), expected at most 8192"),
+        (
+            {"spec": fai_fast.spec("fai-mf-s-coco-ins")},
+            r"spec: got one of the family 'fai_mf', expected .*'custom'",
+        ),
+        ({"spec": 3}, r"spec: got int, expected a ModelSpec"),
+    ],
+)
+def test_arguments_that_do_not_go_with_it(tmp_path, options, text):
+    path = write(tmp_path / "theirs.onnx")
+    with pytest.raises((TypeError, ValueError), match=text):
+        fai_fast.load(path, **{"spec": spec(), **options})
+
+
+def test_a_spec_as_a_dict_or_a_file(tmp_path):
+    path = write(tmp_path / "theirs.onnx")
+    given = spec(task="panoptic", panoptic=fai_fast.Panoptic(stuff=(0,)), resize="letterbox")
+    said = json.loads(json.dumps(given.to_dict()))
+    (tmp_path / "spec.json").write_text(json.dumps(said))
+    for form in (said, tmp_path / "spec.json", str(tmp_path / "spec.json")):
+        assert foreign.spec_from(form) == given
+    with load(path, tmp_path / "spec.json") as model:
+        assert model.spec == given
+    with pytest.raises(FileNotFoundError, match=r"spec: no such file: .*none\.json"):
+        load(path, tmp_path / "none.json")
+    (tmp_path / "spec.json").write_text("{")
+    with pytest.raises(ValueError, match=r"spec: .*spec\.json cannot be read as JSON"):
+        load(path, tmp_path / "spec.json")
+    (tmp_path / "spec.json").write_text(json.dumps({**said, "task": "pears"}))
+    with pytest.raises(ValueError, match=r"spec: .*spec\.json: task: got 'pears'"):
+        load(path, tmp_path / "spec.json")
+
+
+def test_without_a_spec_its_shapes_are_told(tmp_path):
+    path = write(tmp_path / "theirs.onnx", boxes=True, **OPEN)
+    with pytest.raises(ValueError, match="spec: got None with") as error:
+        fai_fast.load(path)
+    text = str(error.value)
+    for said in (
+        "'pixel_values' float32 (?, 3, ?, ?)",
+        "'pred_boxes' float32 (?, 5, 4), 'pred_masks' float32 (?, 5, ?, ?), 'pred_logits' float32 (?, 5, 3)",
+        "fai_fast.load('theirs.onnx', spec=fai_fast.ModelSpec(name='theirs', task='instance', classes=(...2 names",
+    ):
+        assert said in text
+
+
+def test_a_spec_is_for_networks_of_others_alone(tmp_path):
+    own = tmp_path / "own.onnx"
+    fai_fast.export(write(tmp_path / "theirs.onnx"), own, spec=spec())
+    with fai_fast.load(own) as model, fai_fast.load(own, spec=spec()) as other:
+        assert model.spec == other.spec == spec()
+    with pytest.raises(
+        ValueError, match=r"spec: got one that is not that of own\.onnx, .*<ModelSpec pears: custom"
+    ):
+        fai_fast.load(own, spec=spec(threshold=0.3))
+    for name in ("fai-mf-s-coco-ins", tmp_path, 3):
+        with pytest.raises(
+            ValueError, match=r"spec: got one with .*, expected it with an \.onnx file or a torch"
+        ):
+            fai_fast.load(name, spec=spec())
+    for name in ("a.engine", "a.openvino"):
+        with pytest.raises(ValueError, match=rf"spec: got one with a \{name[1:]} file, expected None"):
+            fai_fast.load(name, spec=spec())
+
+
+# -------------------------------------------------------------------------------------------- files
+
+
+def broken(path, **changes):
+    model = others.graph()
+    for name, value in changes.items():
+        setattr(model, name, value)
+    onnx.save(model, path)
+
+
+def test_a_truncated_file(tmp_path):
+    whole = others.graph().SerializeToString()
+    path = tmp_path / "theirs.onnx"
+    for length in (0, 1, 7, len(whole) // 3, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"theirs\.onnx (is|has)|: the (weights|spec)"):
+            load(path)
+
+
+def test_bytes_that_are_no_model(tmp_path):
+    path = tmp_path / "theirs.onnx"
+    for content in (b"no graph", b"\x00" * 100, b"\x08\x09", json.dumps({"a": 1}).encode()):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"theirs\.onnx is no ONNX model, or is damaged"):
+            load(path)
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        load(tmp_path / "none.onnx")
+    (tmp_path / "folder.onnx").mkdir()
+    with pytest.raises((FileNotFoundError, ValueError), match=r"folder\.onnx"):
+        load(tmp_path / "folder.onnx")
+
+
+def test_files_that_are_too_large(tmp_path, monkeypatch):
+    path = write(tmp_path / "theirs.onnx")
+    monkeypatch.setattr(onnx_file, "LARGEST_FILE", 100)
+    with pytest.raises(ValueError, match=rf"has {path.stat().st_size} bytes, expected at most 100"):
+        load(path)
+
+
+def test_versions_that_nobody_has(tmp_path):
+    path = tmp_path / "theirs.onnx"
+    broken(path, ir_version=1000)
+    with pytest.raises(ValueError, match=r"has IR version 1000, expected at most"):
+        load(path)
+    for opset in (3, 1000):
+        onnx.save(others.graph(opset=opset), path)
+        with pytest.raises(ValueError, match=rf"has opset {opset}, expected 9 to "):
+            load(path)
+    model = others.graph()
+    del model.opset_import[:]
+    model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    onnx.save(model, path)
+    with pytest.raises(ValueError, match="names 0 versions"):
+        load(path)
+
+
+def test_operators_of_somebody(tmp_path):
+    model = others.graph()
+    model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    model.graph.node[1].op_type, model.graph.node[1].domain = "Gelu", "com.microsoft"
+    onnx.save(model, tmp_path / "theirs.onnx")
+    with pytest.raises(
+        ValueError, match=r"com\.microsoft::Gelu, which not every engine runs; expected ONNX's alone"
+    ):
+        load(tmp_path / "theirs.onnx")
+
+
+def test_a_graph_that_is_not_valid(tmp_path):
+    model = others.graph()
+    model.graph.node[0].input[0] = "nothing"
+    onnx.save(model, tmp_path / "theirs.onnx")
+    with pytest.raises(ValueError, match=r"is not a valid ONNX model: .*nothing"):
+        load(tmp_path / "theirs.onnx")
+
+
+def with_function(depth=1, itself=False):
+    """A model whose Relu is a function of its own, which calls another twice, and so on."""
+    model = others.graph()
+    model.opset_import.append(onnx.helper.make_opsetid("mine", 1))
+    imports = [onnx.helper.make_opsetid("", 18), onnx.helper.make_opsetid("mine", 1)]
+    node = onnx.helper.make_node
+    for level in range(depth):
+        inner = {"domain": "mine"} if level else {}
+        name = f"f{level - 1}" if level else "Relu"
+        nodes = [node(name, ["x"], ["t"], **inner), node(name, ["t"], ["y"], **inner)]
+        if itself:
+            nodes = [node(f"f{level}", ["x"], ["y"], domain="mine")]
+        model.functions.append(onnx.helper.make_function("mine", f"f{level}", ["x"], ["y"], nodes, imports))
+    relu = next(item for item in model.graph.node if item.op_type == "Relu")
+    relu.op_type, relu.domain = f"f{depth - 1}", "mine"
+    return model
+
+
+def test_functions_are_written_out(tmp_path):
+    onnx.save(with_function(2), tmp_path / "theirs.onnx")
+    frame, given = picture(), spec(threshold=0.4)
+    with load(tmp_path / "theirs.onnx", given, precision="fp32") as model:
+        assert_same(model.infer(frame), expected(others.graph(), given, frame, (64, 64)))
+
+
+def test_functions_that_fill_the_memory(tmp_path):
+    onnx.save(with_function(40), tmp_path / "theirs.onnx")
+    with pytest.raises(ValueError, match=r"has \d+ nodes with its functions written out, expected at most"):
+        load(tmp_path / "theirs.onnx")
+    onnx.save(with_function(1, itself=True), tmp_path / "theirs.onnx")
+    with pytest.raises(ValueError, match="its function f0 calls itself"):
+        load(tmp_path / "theirs.onnx")
+
+
+def external(folder, location="theirs.bin", **changes):
+    """A file with its first weights in another; `changes` of what it says of them, and that entry."""
+    model = others.graph()
+    tensor = model.graph.initializer[0]
+    (folder / "theirs.bin").write_bytes(b"before" + tensor.raw_data)
+    said = {"location": location, "offset": "6", "length": str(len(tensor.raw_data)), **changes}
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in said.items():
+        if value is not None:
+            tensor.external_data.add(key=key, value=value)
+    path = folder / "theirs.onnx"
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def test_weights_in_another_file(tmp_path):
+    frame, given = picture(), spec(threshold=0.4)
+    for changes in ({}, {"length": None}):
+        with load(external(tmp_path, **changes), given, precision="fp32") as model:
+            assert_same(model.infer(frame), expected(others.graph(), given, frame, (64, 64)))
+    path = tmp_path / "theirs.bin"
+    before = foreign.network_of(tmp_path / "theirs.onnx", given, (64, 64)).sha256
+    path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\0")
+    assert foreign.network_of(tmp_path / "theirs.onnx", given, (64, 64)).sha256 != before
+
+
+@pytest.mark.parametrize(
+    ("location", "text"),
+    [
+        ("../secret.bin", r"'\.\./secret\.bin', expected a file in the folder of the model"),
+        ("sub/../../secret.bin", r"expected a file in the folder of the model"),
+        ("/etc/passwd", r"'/etc/passwd', expected a file in the folder of the model"),
+        ("C:\\secret.bin", r"expected a file in the folder of the model"),
+        ("..\\secret.bin", r"expected a file in the folder of the model"),
+        ("", r"'', expected a file in the folder"),
+        ("none.bin", r"'none\.bin', and there is no such file beside the model"),
+        ("link.bin", r"'link\.bin', a link that leads out of the model's folder"),
+        ("folder", r"'folder', which is no file"),
+    ],
+)
+def test_weights_from_elsewhere_are_refused(tmp_path, location, text):
+    (tmp_path / "secret.bin").write_bytes(bytes(10_000))
+    folder = tmp_path / "model"
+    (folder / "folder").mkdir(parents=True)
+    (folder / "link.bin").symlink_to(tmp_path / "secret.bin")
+    with pytest.raises(ValueError, match=text):
+        load(external(folder, location))
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"offset": "-1"}, r"are said to be 864 bytes at -1 of theirs\.bin"),
+        ({"offset": "7"}, r"864 bytes at 7 of theirs\.bin, which has 870"),
+        ({"length": "12"}, r"expected 864 for shape \(8, 3, 3, 3\)"),
+        ({"length": "pears"}, r"offset or length is no number"),
+    ],
+)
+def test_places_in_another_file_that_are_not_there(tmp_path, changes, text):
+    with pytest.raises(ValueError, match=text):
+        load(external(tmp_path, **changes))
+
+
+@pytest.mark.parametrize(
+    ("dims", "text"),
+    [
+        ([1 << 40, 1 << 20], r"have 864 bytes, expected \d+ for shape|negative"),
+        ([-1, 3], r"negative"),
+        ([8, 3, 3, 4], r"864 bytes, expected 1152 for shape"),
+    ],
+)
+def test_weights_of_other_shapes_than_their_bytes(tmp_path, dims, text):
+    model = others.graph()
+    model.graph.initializer[0].dims[:] = dims
+    (tmp_path / "theirs.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ValueError, match=text):
+        load(tmp_path / "theirs.onnx")
+
+
+def test_values_that_no_machine_holds(tmp_path):
+    model = others.graph()
+    shape = onnx.numpy_helper.from_array(np.array([1 << 20, 1 << 20, 1, 1]), "large")
+    model.graph.initializer.append(shape)
+    model.graph.node.insert(0, onnx.helper.make_node("ConstantOfShape", ["large"], ["zeros"]))
+    model.graph.node.append(onnx.helper.make_node("ReduceSum", ["zeros"], ["sum"]))
+    model.graph.node.append(onnx.helper.make_node("Add", ["pred_masks", "sum"], ["more"]))
+    model.graph.output[0].name = "more"
+    onnx.save(model, tmp_path / "theirs.onnx")
+    with pytest.raises(ValueError, match=r"its value 'zeros' has 1099511627776 elements, expected at most"):
+        load(tmp_path / "theirs.onnx")
+
+
+def test_a_graph_that_cannot_have_the_size(tmp_path):
+    """It says that its sides are open, and holds a constant of one size."""
+    model = others.graph(**OPEN)
+    model.graph.initializer.append(
+        onnx.numpy_helper.from_array(np.zeros((1, 1, 16, 16), np.float32), "place")
+    )
+    model.graph.node.append(onnx.helper.make_node("Add", ["pred_masks", "place"], ["masks"]))
+    model.graph.output[0].name = "masks"
+    onnx.save(model, tmp_path / "theirs.onnx")
+    with load(tmp_path / "theirs.onnx") as ready:
+        assert ready.size == (64, 64)
+    with pytest.raises((ExportError, ValueError), match=r"theirs\.onnx"):
+        load(tmp_path / "theirs.onnx", im_size=96)
+
+
+# ---------------------------------------------------------------------------------------- the deployed graph
+
+
+def deployed(tmp_path, model=None, precision="fp32", given=None, **options):
+    onnx.save(others.graph(**OPEN) if model is None else model, tmp_path / "theirs.onnx")
+    report = fai_fast.export(
+        tmp_path / "theirs.onnx",
+        tmp_path / "ours.onnx",
+        spec=spec() if given is None else given,
+        precision=precision,
+        **options,
+    )
+    return report, onnx.load(tmp_path / "ours.onnx")
+
+
+def shapes_of(values):
+    return {item.name: tuple(side.dim_value for side in item.type.tensor_type.shape.dim) for item in values}
+
+
+def test_an_exported_file_is_a_deployed_graph(tmp_path):
+    report, model = deployed(tmp_path, others.graph(boxes=True, auxiliary=True, **OPEN), given=spec(
+        mask_logits_name="pred_masks", class_logits_name="pred_logits"), im_size=(64, 96), batch=2)  # fmt: skip
+    assert report.verified
+    assert (report.size, report.batch, report.precision) == ((64, 96), 2, "fp32")
+    assert shapes_of(model.graph.input) == {"images": (2, 3, 64, 96)}
+    assert shapes_of(model.graph.output) == {"mask_logits": (2, 5, 16, 24), "class_logits": (2, 5, 3)}
+    assert not {"Neg"} & {node.op_type for node in model.graph.node}
+    assert "wb" not in {item.name for item in model.graph.initializer}
+    info = exporter.read_metadata(tmp_path / "ours.onnx")
+    assert (info.spec.name, info.size, info.batch) == ("pears", (64, 96), 2)
+    with fai_fast.load(tmp_path / "ours.onnx", device="cpu") as ready:
+        assert (ready.size, ready.batch_size) == ((64, 96), 2)
+
+
+def test_what_follows_from_shapes_is_computed_once(tmp_path):
+    """A chain as exporters leave it where a size was open."""
+    model = others.graph(**OPEN)
+    node = onnx.helper.make_node
+    constants = {"two": np.array([2, 3]), "twice": np.array([1, 1, 2, 2])}
+    model.graph.initializer.extend(
+        onnx.numpy_helper.from_array(value, key) for key, value in constants.items()
+    )
+    model.graph.node.extend(
+        [
+            node("Shape", ["pred_masks"], ["sides"]),
+            node("Mul", ["sides", "twice"], ["larger"]),
+            node("Resize", ["pred_masks", "", "", "larger"], ["masks"], mode="linear"),
+            node("Constant", [], ["one"], value=onnx.numpy_helper.from_array(np.array(1.0, np.float32))),
+            node("Mul", ["masks", "one"], ["out"]),
+        ]
+    )
+    model.graph.output[0].name = "out"
+    for precision in ("fp32", "fp16"):
+        if precision == "fp16":
+            pytest.importorskip("onnxruntime")
+        report, ours = deployed(tmp_path, model, precision)
+        assert report.verified
+        assert not {"Shape", "Constant"} & {item.op_type for item in ours.graph.node}
+        assert shapes_of(ours.graph.output)["mask_logits"] == (1, 5, 32, 32)
+
+
+def test_folding_leaves_what_it_may_not_store():
+    model = others.graph()
+    node = onnx.helper.make_node
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([4096, 4096]), "large"))
+    model.graph.node.extend(
+        [
+            node("ConstantOfShape", ["large"], ["zeros"]),
+            node("RandomNormal", [], ["noise"], shape=[1]),
+            node("Size", ["pixel_values"], ["pixels"]),
+            node("Cast", ["pixels"], ["as_float"], to=1),
+        ]
+    )
+    kept = {item.op_type for item in fold.folded(model).graph.node}
+    assert {"ConstantOfShape", "RandomNormal", "Conv"} <= kept
+    assert not {"Size", "Cast"} & kept
+
+
+def test_float16_for_gpus(tmp_path):
+    pytest.importorskip("onnxruntime")
+    report, model = deployed(tmp_path, precision="fp16")
+    assert report.precision == "fp16"
+    assert report.verification["agreement"]["holds"]
+    kinds = {item.type.tensor_type.elem_type for item in (*model.graph.input, *model.graph.output)}
+    assert kinds == {onnx.TensorProto.FLOAT16}
+    floats = {item.data_type for item in model.graph.initializer if item.data_type != onnx.TensorProto.INT64}
+    assert floats == {onnx.TensorProto.FLOAT16}
+    with fai_fast.load(tmp_path / "ours.onnx", engine="onnxruntime") as ready:
+        assert ready.info()["engine"]["inputs"]["images"] == "float16 (1, 3, 64, 64)"
+        assert len(ready.infer(picture(), threshold=0.3))
+
+
+def test_a_network_beyond_float16_is_refused(tmp_path):
+    pytest.importorskip("onnxruntime")
+    model = others.graph()
+    weights = next(item for item in model.graph.initializer if item.name == "w1")
+    weights.CopyFrom(
+        onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weights) * np.float32(1e6), "w1")
+    )
+    scale = onnx.numpy_helper.from_array(np.array(1e-6, np.float32), "scale")
+    model.graph.initializer.append(scale)
+    relu = next(item for item in model.graph.node if item.op_type == "Relu")
+    relu.output[0] = "loud"
+    index = list(model.graph.node).index(relu)
+    model.graph.node.insert(index + 1, onnx.helper.make_node("Mul", ["loud", "scale"], ["f"]))
+    with pytest.raises(
+        ExportError, match=r"the fp16 graph does not find what the original file .* export it in fp32"
+    ):
+        deployed(tmp_path, model, "fp16")
+    assert not (tmp_path / "ours.onnx").exists()
+
+
+def test_without_the_converter_it_says_what_to_install(tmp_path, monkeypatch):
+    def package():
+        raise EngineError("onnxruntime: cannot be imported")
+
+    monkeypatch.setattr("fai_fast.networks.deploy.onnxruntime.package", package)
+    with pytest.raises(EngineError, match="onnxruntime: cannot be imported"):
+        deployed(tmp_path, precision="fp16")
+
+
+def test_int8_for_tensorrt_is_of_our_own_networks(tmp_path):
+    pytest.importorskip("onnxruntime")
+    write(tmp_path / "theirs.onnx")
+    with pytest.raises((ValueError, ExportError, EngineError), match=r"only FocoosAI's|tensorrt"):
+        fai_fast.export(
+            tmp_path / "theirs.onnx",
+            tmp_path / "a.engine",
+            spec=spec(),
+            format="tensorrt",
+            target="sm75",
+            precision="int8",
+            pictures=[picture()],
+        )
+
+
+def made_by(model, reference, exact):
+    return Network(
+        spec(),
+        "made",
+        "0" * 64,
+        lambda size, batch: model,
+        lambda size, batch: Reference("it", reference, exact),
+    )
+
+
+def test_a_graph_that_differs_is_refused(tmp_path):
+    given = spec()
+    network = foreign.network_of(write(tmp_path / "theirs.onnx"), given, (64, 64))
+    model = network.graph((64, 64), 1)
+    run = network.reference((64, 64), 1).run
+
+    def off(images):
+        masks, classes = run(images)
+        return masks + np.float32(0.01), classes
+
+    with pytest.raises(
+        ExportError, match=r"is not equal to it: mask and class probabilities differ by 0\.00"
+    ):
+        exporting.made(made_by(model, off, exact=True), (64, 64), 1, "fp32", verify=True)
+    _, found = exporting.made(made_by(model, off, exact=False), (64, 64), 1, "fp32", verify=True)
+    assert found["agreement"]["holds"]
+
+    def far(images):
+        masks, classes = run(images)
+        return -masks, classes[..., ::-1]
+
+    with pytest.raises(ExportError, match="does not find what it finds"):
+        exporting.made(made_by(model, far, exact=False), (64, 64), 1, "fp32", verify=True)
+    with pytest.raises(ExportError, match=r"depends on something else than the images"):
+        exporting.made(
+            made_by(model, lambda images: [item[:, :3] for item in run(images)], True),
+            (64, 64),
+            1,
+            "fp32",
+            True,
+        )
+    assert exporting.made(made_by(model, far, exact=True), (64, 64), 1, "fp32", verify=False)[1] is None
+
+
+def test_openvino_verifies_where_onnxruntime_is_missing(tmp_path, monkeypatch):
+    def package():
+        raise EngineError("onnxruntime: not here")
+
+    monkeypatch.setattr("fai_fast.engines.onnxruntime.package", package)
+    with load(write(tmp_path / "theirs.onnx", **OPEN), cache_dir=tmp_path) as model:
+        assert model.info()["verification"]["against"].startswith("the original file in openvino")
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_shapes(tmp_path, seed):
+    """Sizes, batches, queries and classes as they come; graphs with and without open sides."""
+    rng = np.random.default_rng(seed)
+    size = tuple(int(side) * 4 for side in rng.integers(5, 24, 2))
+    batch, queries, classes = (int(rng.integers(1, high)) for high in (4, 12, 9))
+    sigmoid, half = bool(rng.integers(2)), bool(rng.integers(2))
+    open_sides = bool(rng.integers(2))
+    given = spec(
+        size, classes=tuple(f"c{i}" for i in range(classes)), cls_sigmoid=sigmoid, threshold=0.1, stride=4
+    )
+    columns = classes + (not sigmoid)
+    form = {"queries": queries, "columns": columns, "boxes": columns != 4, "seed": seed}
+    form |= OPEN if open_sides else {"batch": batch, "size": size}
+    form |= {"dtype": np.float16} if half else {}
+    path = write(tmp_path / "theirs.onnx", **form)
+    frames = [picture(seed + i, (50 + seed, 70)) for i in range(batch)]
+    with load(path, given, batch_size=batch, precision="fp32") as model:
+        assert (model.size, model.batch_size) == (size, batch)
+        results = model.infer_batch(frames)
+    config = given.config
+    images = np.concatenate(
+        [preprocess(frame, size, mean=config.pixel_mean, std=config.pixel_std) for frame in frames]
+    )
+    logits = outputs(onnx.load(path), images.astype(np.float16 if half else np.float32))
+    for index, (ours, frame) in enumerate(zip(results, frames, strict=True)):
+        theirs = found([values[index : index + 1] for values in logits], given, frame)
+        near = 0.02 if half else 1e-4
+        sure = theirs.confidence > config.threshold + near
+        assert len(ours) >= sure.sum()
+        assert np.allclose(ours.confidence[: sure.sum()], theirs.confidence[: sure.sum()], atol=near)
+        if not half:
+            assert np.array_equal(ours.class_id, theirs.class_id)
+
+
+def test_shapes_that_onnx_does_not_see_come_from_openvino(tmp_path, monkeypatch):
+    monkeypatch.setattr(ports, "inferred", lambda model: model)
+    model = others.graph(**OPEN)
+    assert [
+        item.is_known for item in ports.outputs_of(ports.fixed(model, ports.inputs_of(model)[0], (64, 64), 1))
+    ] == [
+        False,
+        False,
+    ]
+    with load(write(tmp_path / "theirs.onnx", **OPEN), cache_dir=tmp_path) as ready:
+        assert ready.info()["engine"]["outputs"]["mask_logits"] == "float32 (1, 5, 16, 16)"
+
+
+def test_the_names_are_those_of_the_classes(tmp_path):
+    with load(write(tmp_path / "theirs.onnx")) as model:
+        assert model.infer(picture(), threshold=0.2).class_names == NAMES
+
+
+# -------------------------------------------------------------------------------------- int8, command line
+
+
+def test_int8(tmp_path):
+    pytest.importorskip("nncf")
+    path = write(tmp_path / "theirs.onnx", **OPEN)
+    pictures = [picture(seed) for seed in range(6)]
+    given = spec(threshold=0.3)
+    report = fai_fast.quantize(
+        path, pictures, tmp_path / "a.openvino", spec=given, im_size=96, progress=False, cache_dir=tmp_path
+    )
+    assert (report.spec, report.size, report.precision) == (given, (96, 96), "int8")
+    with fai_fast.load(tmp_path / "a.openvino", cache_dir=tmp_path) as model:
+        ours = model.infer(picture())
+        assert model.info()["precision"] == "int8"
+    theirs = expected(onnx.load(path), given, picture(), (96, 96))
+    assert len(ours) == len(theirs)
+    assert np.allclose(ours.confidence, theirs.confidence, atol=0.1)
+    # And from load() alone.
+    options = {"precision": "int8", "cache_dir": tmp_path}
+    with pytest.raises(EngineError, match=r"no int8 form of these weights in 64x64 is there: pass pictures="):
+        load(path, given, **options)
+    with load(path, given, pictures=pictures, **options) as model:
+        assert model.info()["precision"] == "int8"
+    with load(path, given, **options) as model:
+        assert "from the cache" in model.info()["artefacts"]["quantized"]
+
+
+def test_products_of_two_activations_are_kept_where_int8_loses_too_much():
+    pytest.importorskip("nncf")
+    from fai_fast.quantizer import calibration
+
+    first, second = calibration.attempts_for(spec())
+    assert calibration.attempts_for(fai_fast.spec("fai-mf-s-coco-ins")) == calibration.ATTEMPTS
+    products = ["conv", "scores"]
+    assert first.kept(products, {"scores"}) == []
+    assert second.kept(products, {"scores"}) == ["scores"]
+
+
+def test_products_of_two_activations_are_found(tmp_path):
+    pytest.importorskip("nncf")
+    from fai_fast.engines import openvino
+    from fai_fast.quantizer import calibration
+
+    model = others.graph()
+    node = onnx.helper.make_node
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((3, 3), np.float32), "square"))
+    model.graph.node.extend(
+        [
+            node("MatMul", ["pred_logits", "square"], ["p1"], name="by_weight"),
+            node("Transpose", ["pred_logits"], ["turned"], perm=[0, 2, 1]),
+            node("MatMul", ["p1", "turned"], ["p2"], name="by_activation"),
+            node("MatMul", ["p2", "pred_logits"], ["p3"], name="by_another"),
+            node("Neg", ["p3"], ["less"]),
+        ]
+    )
+    model.graph.output[1].name = "less"
+    onnx.save(model, tmp_path / "a.onnx")
+    assert calibration._of_activations(openvino.read_graph(tmp_path / "a.onnx")) == {
+        "by_activation",
+        "by_another",
+    }
+
+
+def test_the_command_line(tmp_path, capsys):
+    from fai_fast.cli import main
+
+    path = write(tmp_path / "theirs.onnx", **OPEN)
+    said = tmp_path / "spec.json"
+    said.write_text(json.dumps(spec(threshold=0.3).to_dict()))
+    from PIL import Image
+
+    Image.fromarray(picture()).save(tmp_path / "a.png")
+    cache = ["--cache-dir", str(tmp_path / "cache")]
+    command = ["predict", str(path), str(tmp_path / "a.png"), "--json", "-", "--no-images", *cache]
+    assert main([*command, "--spec", str(said), "--device", "cpu"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["model"], report["classes"], report["im_size"]) == ("pears", list(NAMES), [64, 64])
+    assert report["images"][0]["detections"]
+    assert main(command) == 2
+    assert "spec: got None with" in capsys.readouterr().err
+    assert (
+        main(
+            ["export", str(path), str(tmp_path / "b.onnx"), "--spec", str(said), "--im-size", "64x96", *cache]
+        )
+        == 0
+    )
+    assert "pears" in capsys.readouterr().out
+    assert exporter.read_metadata(tmp_path / "b.onnx").size == (64, 96)
+    assert (
+        main(["predict", str(path), str(tmp_path / "a.png"), "--spec", str(tmp_path / "none.json"), *cache])
+        != 0
+    )
+    assert "spec: no such file" in capsys.readouterr().err
