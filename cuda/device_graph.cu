@@ -62,7 +62,7 @@ struct DeviceGraph::Impl {
     Stream stream;
     Event began, uploaded, preprocessed, engine_ended, ended, other;
     DeviceBuffer images, mask_logits, class_logits;
-    DeviceBuffer resampled;         // semantic: mask logits that were resized
+    DeviceBuffer resampled;          // semantic: mask logits that were resized
     PinnedBuffer host_class_logits;  // where the rules need them
 
     // One entry per image.
@@ -92,8 +92,14 @@ struct DeviceGraph::Impl {
     PostprocessLaunch postprocess() const {
         const void* masks = mask_logits.get();
         if (spec.rules.resizes_logits()) masks = resampled.get();
-        return {&drawn, kernel_params(),   masks,                  class_logits.get(), multiprocessors,
-                &spec,  mask_logits.get(), resampled.get<float>()};
+        return {&drawn,
+                kernel_params(),
+                masks,
+                class_logits.get(),
+                multiprocessors,
+                &spec,
+                mask_logits.get(),
+                resampled.get<float>()};
     }
 
     void check_process() const {

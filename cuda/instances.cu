@@ -36,12 +36,11 @@ __global__ void __launch_bounds__(kThreads)
         QueryState& query = image.queries[image.candidates[slot]];
         const int64_t start = static_cast<int64_t>(begin) * columns;
         float* const out = image.probabilities + slot * plane + start;
-        const T* const in = mask_logits ? mask_logits +
-                                              (static_cast<int64_t>(blockIdx.y) * queries +
-                                               image.candidates[slot]) *
-                                                  plane +
-                                              start
-                                        : reinterpret_cast<const T*>(out);
+        const T* const in =
+            mask_logits
+                ? mask_logits +
+                      (static_cast<int64_t>(blockIdx.y) * queries + image.candidates[slot]) * plane + start
+                : reinterpret_cast<const T*>(out);
         float part = 0.0f;
         uint32_t inside = 0;
         int32_t x1 = INT32_MAX, y1 = INT32_MAX, x2 = 0, y2 = 0;

@@ -44,8 +44,8 @@ struct ImageParams {
     const Tap* rows;
     const Tap* columns;
 
-    // Where logits are resized first: the nodes that the frame takes of that grid, and where they lie among the
-    // network's. Else all of the network's.
+    // Where logits are resized first: the nodes that the frame takes of that grid, and where they lie among
+    // the network's. Else all of the network's.
     Size nodes;
     const Tap* node_rows;     // (nodes.height)
     const Tap* node_columns;  // (nodes.width)
@@ -101,7 +101,8 @@ struct PostprocessLaunch {
     // The network's; where logits are resized first, with the masks that come of it.
     const GraphSpec* spec;
     const ImageParams* params;
-    const void* mask_logits;  // instances: null where they are resized, and lie where their probabilities will be
+    const void*
+        mask_logits;  // instances: null where they are resized, and lie where their probabilities will be
     const void* class_logits;
     int multiprocessors;
     const GraphSpec* network;

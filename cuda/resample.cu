@@ -1,7 +1,7 @@
 // Mask logits at the nodes of another grid (Rules::logits_size), as csrc/cpu/resample.inl makes them.
 //
-// Bytes. The logits of the queries that are drawn are read once (Q' * h * w * itemsize), what becomes of them is
-// written (Q' * h' * w' * 4): 59 MB of 100 queries at 384 x 384, 12 us of an H200's memory.
+// Bytes. The logits of the queries that are drawn are read once (Q' * h * w * itemsize), what becomes of them
+// is written (Q' * h' * w' * 4): 59 MB of 100 queries at 384 x 384, 12 us of an H200's memory.
 #include <cstdint>
 
 #include "csrc/math/masks.h"
@@ -15,12 +15,13 @@ namespace {
 
 constexpr int32_t kNodeRows = 8;
 
-// Instances: a plane for each candidate, in the order of their slots, where their probabilities will be. Semantic:
-// one for each query that takes part. Beside the nodes that the frame takes, the last ones are repeated.
+// Instances: a plane for each candidate, in the order of their slots, where their probabilities will be.
+// Semantic: one for each query that takes part. Beside the nodes that the frame takes, the last ones are
+// repeated.
 template <class T, bool semantic>
 __global__ void __launch_bounds__(kThreads)
-    resample(const ImageParams* __restrict__ params, const T* __restrict__ mask_logits, Size masks, int32_t queries,
-             Size grid, float* __restrict__ resampled) {
+    resample(const ImageParams* __restrict__ params, const T* __restrict__ mask_logits, Size masks,
+             int32_t queries, Size grid, float* __restrict__ resampled) {
     const ImageParams& image = params[blockIdx.y];
     if (!image.active) return;
     const int32_t chunks = (grid.height + kNodeRows - 1) / kNodeRows;
@@ -42,11 +43,12 @@ __global__ void __launch_bounds__(kThreads)
             const Tap down = image.node_rows[min_i32(y, image.nodes.height - 1)];
             const Tap across = image.node_columns[min_i32(x, image.nodes.width - 1)];
             const T* const above = in + static_cast<int64_t>(down.index) * masks.width;
-            const T* const below = in + static_cast<int64_t>(min_i32(down.index + 1, masks.height - 1)) * masks.width;
+            const T* const below =
+                in + static_cast<int64_t>(min_i32(down.index + 1, masks.height - 1)) * masks.width;
             const int32_t next = min_i32(across.index + 1, masks.width - 1);
             const auto between = [&](int32_t column) {
-                return math::lerp(math::bounded(to_float(above[column])), math::bounded(to_float(below[column])),
-                                  down.fraction);
+                return math::lerp(math::bounded(to_float(above[column])),
+                                  math::bounded(to_float(below[column])), down.fraction);
             };
             out[static_cast<int64_t>(y) * grid.width + x] =
                 math::lerp(between(across.index), between(next), across.fraction);
@@ -58,9 +60,9 @@ template <class T, bool semantic>
 void run(cudaStream_t stream, const PostprocessLaunch& l) {
     const GraphSpec& spec = *l.network;
     // As many blocks as the device holds at once: how much there is to do is known on the device alone.
-    launch(stream, dim3(resident_blocks(resample<T, semantic>, l.multiprocessors), spec.batch), dim3(kThreads),
-           resample<T, semantic>, l.params, static_cast<const T*>(l.network_logits), Size{spec.rows, spec.columns},
-           spec.queries, spec.rules.logits_size, l.resampled);
+    launch(stream, dim3(resident_blocks(resample<T, semantic>, l.multiprocessors), spec.batch),
+           dim3(kThreads), resample<T, semantic>, l.params, static_cast<const T*>(l.network_logits),
+           Size{spec.rows, spec.columns}, spec.queries, spec.rules.logits_size, l.resampled);
 }
 
 }  // namespace

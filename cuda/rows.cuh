@@ -27,9 +27,10 @@ __device__ __forceinline__ void finish(const ImageParams& image, int32_t queries
             if (!query->rejected && math::enough_pixels(static_cast<int64_t>(query->area))) {
                 double score = query->score;
                 if (image.use_mask_score) {
-                    score = math::fused_score(score, static_cast<double>(query->sum) * kSumUnit,
-                                              static_cast<int64_t>(image.nearest ? query->nodes : query->area),
-                                              image.mask_score_epsilon);
+                    score =
+                        math::fused_score(score, static_cast<double>(query->sum) * kSumUnit,
+                                          static_cast<int64_t>(image.nearest ? query->nodes : query->area),
+                                          image.mask_score_epsilon);
                 }
                 keep = math::perhaps_above(score, image.threshold);
                 const int64_t across = (query->x2 + 63) / 64 - query->x1 / 64;

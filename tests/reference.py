@@ -114,9 +114,9 @@ def fits(frame, target):
 
 
 def pad(frame, target):
-    """((content_h, content_w), (0, 0)) of a frame that is resized to fit the target and padded behind: the side with the
-    larger ratio of frame to target fills it, truncated, after the other was rounded; a frame whose other side is that
-    already stays as it is."""
+    """((content_h, content_w), (0, 0)) of a frame that is resized to fit the target and padded behind: the side with
+    the larger ratio of frame to target fills it, truncated, after the other was rounded; a frame whose other side is
+    that already stays as it is."""
     filling = 0 if Fraction(frame[0], target[0]) > Fraction(frame[1], target[1]) else 1
     other = 1 - filling
     exact = target[filling] * float(frame[other]) / float(frame[filling])

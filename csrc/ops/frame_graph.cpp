@@ -246,7 +246,8 @@ std::vector<FrameResult> FrameGraph::results(int64_t top_k) {
             // The device has drawn the masks of all queries that a pair may be of.
             row_of_query_.assign(static_cast<size_t>(spec.queries), nullptr);
             for (const cuda::Row& row : rows) row_of_query_[row.query] = &row;
-            for (const ClassPair& pair : best_class_pairs(class_logits(i), spec.softmax, geometry.threshold)) {
+            for (const ClassPair& pair :
+                 best_class_pairs(class_logits(i), spec.softmax, geometry.threshold)) {
                 const cuda::Row* const row = row_of_query_[pair.query];
                 if (row) add(*row, pair.class_id, pair.score);
             }

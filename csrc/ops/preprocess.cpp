@@ -172,7 +172,8 @@ Placement preprocess(const PreprocessArguments& arguments, DType out_dtype, void
         alignas(64) uint16_t halves[3 * kFillValues];
         for (int c = 0; c < 3; ++c) {
             float* const one = values + c * kFillValues;
-            std::fill_n(one, kFillValues, padding_of(arguments.resize, arguments.mean[c], arguments.stddev[c]));
+            std::fill_n(one, kFillValues,
+                        padding_of(arguments.resize, arguments.mean[c], arguments.stddev[c]));
             // Rounded to halves as the content is.
             if (out_dtype == DType::f16) {
                 kernels.blend_rows({one, one, 1.0f, 0.0f, 0.0f, kFillValues, halves + c * kFillValues, true});

@@ -7,8 +7,8 @@ namespace fai::ops {
 
 enum class Color { rgb, bgr, rgba, bgra, gray, nv12, i420, yuyv, uyvy };
 enum class YuvMatrix { bt601, bt709 };
-// How a frame becomes as large as the tensor: over all of it; in its middle, the rest the mean; or at its top left,
-// the rest black.
+// How a frame becomes as large as the tensor: over all of it; in its middle, the rest the mean; or at its top
+// left, the rest black.
 enum class Resize { stretch, letterbox, pad };
 
 // Where the frame lies in the tensor; the rest is padding.
@@ -34,8 +34,9 @@ struct PreprocessArguments {
 // The frame's own size. Throws TypeError, ValueError naming `image`.
 Size frame_size(const PreprocessArguments& arguments);
 
-// The whole tensor for a stretched frame; for a letterboxed one the largest centerd box of its aspect; for a padded one
-// the box of transformers' get_size_with_aspect_ratio(), which rounds the shorter side and truncates the longer one.
+// The whole tensor for a stretched frame; for a letterboxed one the largest centerd box of its aspect; for a
+// padded one the box of transformers' get_size_with_aspect_ratio(), which rounds the shorter side and
+// truncates the longer one.
 Placement place(Size frame, Size tensor, Resize resize);
 
 // What the values of a channel are beside the frame.

@@ -60,8 +60,8 @@ MaskLogits resample(const PostprocessArguments& arguments, const MaskLogits& log
     if (queries) {
         for (const ScoredQuery& query : *queries) wanted[query.index] = 1;
     }
-    const Nodes nodes = nodes_of(arguments.rules.logits_size, arguments.letterboxed, arguments.tensor,
-                                 arguments.placement);
+    const Nodes nodes =
+        nodes_of(arguments.rules.logits_size, arguments.letterboxed, arguments.tensor, arguments.placement);
     const std::span<const cpu::Plane> resized =
         t_caller.resampled.make(planes, logits.dtype_index, nodes, threads, wanted);
     return {.queries = logits.queries,
