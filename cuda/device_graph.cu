@@ -64,6 +64,7 @@ struct DeviceGraph::Impl {
     DeviceBuffer images, mask_logits, class_logits;
     DeviceBuffer resampled;          // semantic: mask logits that were resized
     PinnedBuffer host_class_logits;  // where the rules need them
+    DeviceBuffer stuff;              // classes, panoptic
 
     // One entry per image.
     struct Image {
@@ -96,6 +97,7 @@ struct DeviceGraph::Impl {
                 kernel_params(),
                 masks,
                 class_logits.get(),
+                spec.rules.stuff.empty() ? nullptr : stuff.get<uint8_t>(),
                 multiprocessors,
                 &spec,
                 mask_logits.get(),
@@ -289,6 +291,12 @@ DeviceGraph::DeviceGraph(const GraphSpec& spec) : impl_(new Impl) {
     m.image.resize(batch);
     for (Impl::Image& image : m.image) {
         image.scratch.reserve(m.scratch_bytes());
+    }
+    if (!spec.rules.stuff.empty()) {
+        m.stuff.reserve(aligned(spec.rules.stuff.size()));
+        check(cudaMemcpyAsync(m.stuff.get(), m.spec.rules.stuff.data(), spec.rules.stuff.size(),
+                              cudaMemcpyHostToDevice, m.stream.get()),
+              "uploading classes");
     }
     std::memset(m.params.get(), 0, batch * sizeof(ImageParams));
     // What an engine reads before the first frame must be numbers.
@@ -685,7 +693,8 @@ void DeviceGraph::run_engine(const Enqueue& enqueue, const void* images, void* m
 size_t DeviceGraph::device_bytes() const {
     const Impl& m = *impl_;
     size_t bytes = m.images.bytes() + m.mask_logits.bytes() + m.class_logits.bytes() +
-                   m.device_params.bytes() + m.counters.bytes() + m.resampled.bytes() + m.masks->bytes();
+                   m.device_params.bytes() + m.counters.bytes() + m.resampled.bytes() + m.stuff.bytes() +
+                   m.masks->bytes();
     for (const Impl::Image& image : m.image) {
         bytes += image.frame.bytes() + image.tables.bytes() + image.canvas.bytes() + image.segments.bytes() +
                  image.scratch.bytes();

@@ -32,6 +32,7 @@ SOURCES = (
     "csrc/ops/preprocess.cpp",
     "csrc/ops/queries.cpp",
     "csrc/ops/semantic.cpp",
+    "csrc/ops/semantic_sum.cpp",
     "tests/cross/kernels.cpp",
 )
 # What CMakeLists.txt asks for. Linked statically, it needs no libraries of the other processor at run time.

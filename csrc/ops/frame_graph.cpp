@@ -21,9 +21,6 @@ constexpr int32_t kMaxInstanceQueries = 65534;
 constexpr int32_t kMaxSemanticQueries = 1024;
 
 void check_spec(const cuda::GraphSpec& spec) {
-    if (spec.rules.panoptic) {
-        throw ValueError("panoptic: got a panoptic result on a GPU, expected one of the CPU: device='cpu'");
-    }
     const auto check_count = [](const char* name, int64_t value, int64_t most) {
         if (value < 1 || value > most) {
             throw ValueError(message(name, ": got ", value, ", expected 1 to ", most));

@@ -26,7 +26,7 @@ from fai_fast._pictures import Pictures
 from fai_fast._rules import rules_of
 from fai_fast.detections import Detections
 from fai_fast.engines.base import Engine
-from fai_fast.ops import postprocess, preprocess
+from fai_fast.ops import postprocess, preprocess_frame
 from fai_fast.registry import ModelSpec
 
 __all__ = [
@@ -147,7 +147,14 @@ def verify(
     found = Comparison(spec, size, num_threads)
     config = spec.config
     images = (
-        preprocess(frame, size, mean=config.pixel_mean, std=config.pixel_std) for frame in pictures.frames()
+        preprocess_frame(
+            frame,
+            size,
+            mean=config.pixel_mean,
+            std=config.pixel_std,
+            resize=getattr(config, "resize", "stretch"),
+        )[0]
+        for frame in pictures.frames()
     )
     with _running(candidate) as (run, batch), _running(reference) as (exact, other):
         while group := list(islice(images, max(batch, other))):

@@ -66,6 +66,8 @@ def prepare(
     pictures: Pictures | None = None,
     verify_precision: bool = True,
     spec: Any = None,
+    processor: Any = None,
+    task: str | None = None,
 ) -> Prepared:
     """See :func:`fai_fast.load`."""
     precision = check_choice("precision", precision, PRECISIONS)
@@ -96,7 +98,18 @@ def prepare(
     # Importing an engine takes as long as reading a checkpoint's hash, and they do not need each other.
     with ThreadPoolExecutor(1) as beside:
         chosen = beside.submit(select.candidates, engine, on)
-        source = source_of(name_or_path, weights, im_size, frame, batch_size, cache_dir, chosen, spec=spec)
+        source = source_of(
+            name_or_path,
+            weights,
+            im_size,
+            frame,
+            batch_size,
+            cache_dir,
+            chosen,
+            spec=spec,
+            processor=processor,
+            task=task,
+        )
     with _progress.job(f"{source.spec.name}: being made ready for this machine, which is done once"):
         return _with_first_engine(source, chosen.result(), precision, threads, trial)
 
@@ -153,6 +166,8 @@ def source_of(
     chosen: Future[list[select.Choice]] | None = None,
     *,
     spec: Any = None,
+    processor: Any = None,
+    task: str | None = None,
     batch_name: str = "batch_size",
 ) -> Source:
     """What :func:`prepare` makes a model of, and others something else.
@@ -161,7 +176,7 @@ def source_of(
         model: as :func:`fai_fast.load` takes it, or weights that were located.
         weights_of_it, im_size, frame, batch_size, cache_dir: as there.
         chosen: the engines that are being looked for beside this; None where none is needed.
-        spec: as there.
+        spec, processor, task: as there.
         batch_name: what the caller calls the batch size.
 
     Raises:
@@ -182,10 +197,11 @@ def source_of(
             None,
             weights_sha256=None,
         )
-    if spec is not None:
-        network, size, batch_size = exporter.network_of(
-            model, weights_of_it, spec, im_size, frame, batch_size, batch_name
-        )
+    theirs = exporter.network_of(
+        model, weights_of_it, spec, im_size, frame, batch_size, batch_name, processor=processor, task=task
+    )
+    if theirs is not None:
+        network, size, batch_size = theirs
         return _source_of(network, size, batch_size, cache_dir, chosen)
     if foreign.is_module(model):
         raise ValueError(
@@ -213,6 +229,8 @@ def _own_graph(path: Path, spec: ModelSpec | None) -> exporter.ExportedInfo | No
     """
     if not path.is_file():
         raise FileNotFoundError(f"name_or_path: no such file: {redacted(str(path))}")
+    if spec is not None and not exporter.may_be_own(path):
+        return None
     try:
         info = exporter.read_metadata(path)
     except exporter.NotExportedError as error:

@@ -90,6 +90,8 @@ def load(
     pictures: Any = None,
     verify_precision: bool = True,
     spec: Any = None,
+    processor: Any = None,
+    task: str | None = None,
 ) -> Model:
     """Makes a model ready to run.
 
@@ -99,7 +101,9 @@ def load(
     Args:
         name_or_path: a name of :func:`fai_fast.models`; a folder or file with FocoosAI's ``model_info.json``; a
             :class:`fai_fast.ModelSpec`; or an ``.onnx`` or ``.engine`` file that :func:`fai_fast.export` wrote; or,
-            with `spec`, a network of somebody else: an ``.onnx`` file or a ``torch.nn.Module`` (docs/foreign.md).
+            with `spec`, a network of somebody else: an ``.onnx`` file or a ``torch.nn.Module`` (docs/foreign.md). Or a
+            network of transformers: a model, a folder of ``save_pretrained``, or a name such as
+            "facebook/mask2former-swin-tiny-coco-instance" (docs/networks.md).
         weights: a path (.pth, .safetensors), an http(s) address, a state dict, "random" (to measure speed), or None
             for those that belong to the model. A .pth file and "random" need PyTorch, the extra ``torch``.
         engine: "auto", or one that ``fai-fast doctor`` lists, such as "tensorrt", "torch-cuda" and "openvino".
@@ -122,6 +126,10 @@ def load(
         verify_precision: False takes a precision that is asked for by its name as it is, in order to measure it.
         spec: of a network of somebody else, what it is: a :class:`fai_fast.ModelSpec`, what its ``to_dict()`` gives,
             or a JSON file of that.
+        processor: of a network of transformers, its image processor; None for the one beside it, or what networks of
+            its kind have by default (docs/networks.md).
+        task: of a network of transformers, "instance", "semantic" or "panoptic"; None for what its name, its processor
+            or its classes say.
 
     Raises:
         TypeError, ValueError: an argument is wrong; the text names it.
@@ -145,6 +153,8 @@ def load(
         "batch_size": batch_size,
         "verify_precision": verify_precision,
         "spec": spec,
+        "processor": processor,
+        "task": task,
     }
     # Ranges for int8 are taken from more of them than a verdict is.
     most = SUBSET if precision == INT8 else MOST
@@ -716,6 +726,8 @@ class Model:
                 **arguments,
                 "name_or_path": str(self._prepared.graph),
                 "spec": None,
+                "processor": None,
+                "task": None,
                 "im_size": None,
                 "frame": None,
             }

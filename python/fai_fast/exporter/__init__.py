@@ -25,8 +25,8 @@ from fai_fast._redaction import redacted
 from fai_fast._sizes import LARGEST_SIDE, STRIDE, fit_size, step_of
 from fai_fast.errors import ExportError
 from fai_fast.exporter import checksum
-from fai_fast.networks import Network, foreign
-from fai_fast.registry import ModelSpec, load_spec, stride_of
+from fai_fast.networks import Network, foreign, pretrained
+from fai_fast.registry import ModelSpec, load_spec, models, stride_of
 from fai_fast.weights import Weights, load_weights
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "check_im_size",
     "export",
     "input_size",
+    "may_be_own",
     "network_of",
     "read_metadata",
     "write",
@@ -153,6 +154,8 @@ def export(
     target: str | Sequence[str] | None = None,
     pictures: Any = None,
     spec: Any = None,
+    processor: Any = None,
+    task: str | None = None,
 ) -> ExportReport:
     """Writes a model's deployed graph as an ONNX file that ``fai_fast.load`` and any ONNX engine run.
 
@@ -188,6 +191,10 @@ def export(
             None or "current" for the GPU that is here, which the full TensorRT builds for too.
         spec: of a network of somebody else, what it is: a :class:`fai_fast.ModelSpec`, what its ``to_dict()`` gives,
             or a JSON file of that.
+        processor: of a network of transformers, its image processor; None for the one beside it, or what networks of
+            its kind have by default (docs/networks.md).
+        task: of a network of transformers, "instance", "semantic" or "panoptic"; None for what its name, its processor
+            or its classes say.
         pictures: with "int8" alone, and necessary there: of what the model is for, a folder, or several pictures, each
             as :meth:`fai_fast.Model.infer` takes it. Up to 100 of them are taken, evenly spread. No labels.
 
@@ -215,7 +222,7 @@ def export(
     if not place.parent.is_dir():
         raise FileNotFoundError(f"path: no such folder: {place.parent}; create it first")
     # Wrong ones are better known before weights are fetched.
-    input_size((STRIDE, STRIDE), im_size, frame, STRIDE if spec is None else 1)
+    input_size((STRIDE, STRIDE), im_size, frame, STRIDE if _is_own(model, spec) else 1)
     batch = _check_batch(batch)
     if precision is None:
         precision = "fp16" if format == "tensorrt" else "fp32"
@@ -227,8 +234,9 @@ def export(
     elif target is not None:
         raise ValueError(f"target: got {target!r} with format='onnx', expected None, or format='tensorrt'")
     found: Weights | Network
-    if spec is not None:
-        found, size, batch = network_of(model, weights, spec, im_size, frame, batch)
+    theirs = network_of(model, weights, spec, im_size, frame, batch, processor=processor, task=task)
+    if theirs is not None:
+        found, size, batch = theirs
         if chosen is not None:
             raise ValueError(
                 f"precision: got {precision!r} with {found.spec.name}, expected {' or '.join(PRECISIONS)}: in int8 for "
@@ -446,6 +454,11 @@ def read_metadata(path: str | os.PathLike[str]) -> ExportedInfo:
     return info
 
 
+def may_be_own(path: Path) -> bool:
+    """Whether anything in a file looks as if :func:`export` had written it, found out faster than by reading it."""
+    return _KEY.encode() in path.read_bytes()
+
+
 def _in_words(verification: dict[str, Any] | None) -> str:
     """What was measured against the reference network, short."""
     if verification is None:
@@ -517,21 +530,37 @@ def network_of(
     frame: Sequence[int] | None,
     batch: int,
     named: str = "batch",
-) -> tuple[Network, tuple[int, int], int]:
+    *,
+    processor: Any = None,
+    task: str | None = None,
+) -> tuple[Network, tuple[int, int], int] | None:
     """Somebody else's network, and (height, width) and batch of its graph: what is asked for, where it takes that.
 
-    `named` is what the caller calls the batch.
+    None where the model is none: a network of FocoosAI's. `named` is what the caller calls the batch.
 
     Raises:
         TypeError, ValueError: an argument is not as :func:`export` takes it, or the network is fixed to another.
         FileNotFoundError, OSError: a file is not there, or cannot be read.
         ExportError: a module cannot be traced.
+        WeightsError: transformers cannot read its own network.
     """
+    said = None if spec is None else foreign.spec_from(spec)
+    known = pretrained.find(model, processor, task, said)
+    if known is None:
+        for name, value in (("processor", processor), ("task", task)):
+            if value is not None:
+                raise ValueError(
+                    f"{name}: got {value!r:.60}, expected None: only networks of transformers are told it"
+                )
+    if known is None and said is None:
+        return None
     if weights is not None:
         raise ValueError("weights: got some with spec=, expected None: the network brings its own")
-    said = foreign.spec_from(spec)
+    if known is not None:
+        said = known.spec
+    assert said is not None
     asked = input_size(said.input_size, im_size, frame, stride_of(said.config))
-    network = foreign.network_of(model, said, asked, batch)
+    network = foreign.network_of(model, said, asked, batch) if known is None else known.network()
     fixed = network.fixed_size
     if any(side not in (None, wanted) for side, wanted in zip(fixed, asked, strict=True)):
         only = " x ".join("any" if side is None else str(side) for side in fixed)
@@ -547,6 +576,13 @@ def network_of(
             f"{named}: got {batch}, expected {network.fixed_batch}, which the input of {network.source} is fixed to"
         )
     return network, asked, network.fixed_batch or batch
+
+
+def _is_own(model: Any, spec: Any) -> bool:
+    """Whether it is surely a network of FocoosAI's, whose input has sides that are multiples of 32."""
+    if isinstance(model, (str, os.PathLike)):
+        return spec is None and os.fsdecode(model) in models()
+    return spec is None and not pretrained.is_pretrained(model)
 
 
 def _check_targets(target: str | Sequence[str] | None, precision: str) -> tuple[str, ...]:

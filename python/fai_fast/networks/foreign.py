@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -15,12 +16,12 @@ import numpy as np
 from fai_fast._foreign import explained
 from fai_fast._redaction import redacted
 from fai_fast.engines import onnxruntime, openvino
-from fai_fast.engines.base import PACKAGES, reason
+from fai_fast.engines.base import INPUT, OUTPUTS, PACKAGES, reason
 from fai_fast.errors import EngineError, ExportError
 from fai_fast.networks import Network, Reference
 from fai_fast.networks.deploy import deployed, drop_unused
 from fai_fast.networks.fold import folded
-from fai_fast.networks.onnx_file import read, tensors_of
+from fai_fast.networks.onnx_file import check, read, tensors_of
 from fai_fast.networks.ports import (
     Tensor,
     Wanted,
@@ -34,7 +35,16 @@ from fai_fast.networks.ports import (
 )
 from fai_fast.registry import ModelSpec, NetworkConfig
 
-__all__ = ["VERSION", "check_config", "graph_of", "how_to_say", "is_module", "network_of", "spec_from"]
+__all__ = [
+    "VERSION",
+    "check_config",
+    "graph_of",
+    "how_to_say",
+    "is_module",
+    "network_of",
+    "spec_from",
+    "with_our_names",
+]
 
 VERSION = 1
 """Counts changes of what is made of a file: a graph of another version is made again."""
@@ -116,18 +126,22 @@ def network_of_file(path: Path, spec: ModelSpec) -> Network:
         ValueError: it is no ONNX model, or not one of an image; what its outputs are is found out when a graph is made.
     """
     config = check_config(spec)
-    model = read(path)
+    digest = hashlib.sha256(f"file {VERSION} ".encode())
+    model = read(path, digest)
     shown = f"name_or_path: {redacted(str(path))}"
     image = find_input(model, config.input_name, shown)
     assert image.shape is not None
     batch, _, height, width = image.shape
-    digest = hashlib.sha256(f"file {VERSION} ".encode())
-    digest.update(model.SerializeToString(deterministic=True))
+
+    def graph(size: tuple[int, int], count: int) -> Any:
+        check(model, shown)
+        return graph_of(model, spec, size, count, shown)
+
     return Network(
         spec=spec,
         source=str(path),
         sha256=digest.hexdigest(),
-        graph=lambda size, count: graph_of(model, spec, size, count, shown),
+        graph=graph,
         reference=lambda size, count: _reference(model, spec, size, count, shown),
         fixed_size=(height, width),
         fixed_batch=batch,
@@ -142,6 +156,17 @@ def check_config(spec: ModelSpec) -> NetworkConfig:
             "networks of FocoosAI's come with weights, not as graphs or modules of others"
         )
     return spec.config
+
+
+def with_our_names(spec: ModelSpec) -> ModelSpec:
+    """The spec of a graph that was traced here, whose input and outputs have our names."""
+    config = dataclasses.replace(
+        check_config(spec),
+        input_name=INPUT,
+        mask_logits_name=OUTPUTS[0],
+        class_logits_name=OUTPUTS[1],
+    )
+    return dataclasses.replace(spec, config=config)
 
 
 def graph_of(model: Any, spec: ModelSpec, size: tuple[int, int], batch: int, shown: str) -> Any:
@@ -260,11 +285,10 @@ def _reference(model: Any, spec: ModelSpec, size: tuple[int, int], batch: int, s
 
     _, image, outputs = _found(model, spec, size, batch, shown)
     names = [item.name for item in outputs]
-    # An engine fuses operators in float16 as it likes, and rounds between those that are left.
-    exact = (
-        not any(item.data_type == onnx.TensorProto.FLOAT16 for item in tensors_of(model.graph))
-        and image.kind == "float32"
-    )
+    # An engine fuses operators in float16 as it likes, and rounds between those that are left. What is float64 in the
+    # original is float32 in the graph, and maybe another engine's.
+    others = (onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
+    exact = not any(item.data_type in others for item in tensors_of(model.graph)) and image.kind == "float32"
     problems = []
     for prepare in (_in_onnxruntime, _in_openvino):
         try:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,17 +16,20 @@ import numpy as np
 from fai_fast._foreign import explained
 from fai_fast.errors import ExportError
 from fai_fast.networks import Network, Reference
-from fai_fast.networks.foreign import VERSION, check_config, graph_of
+from fai_fast.networks.foreign import VERSION, check_config, graph_of, with_our_names
 from fai_fast.networks.onnx_file import LARGEST_FILE
 from fai_fast.networks.ports import Tensor, Wanted, find_outputs
+from fai_fast.networks.tracing import Untraceable, traced
 from fai_fast.registry import ModelSpec
 
-__all__ = ["network_of_module"]
+__all__ = ["evaluated", "exported", "network_of_module"]
 
 OPSET = 18
 """The newest that PyTorch's exporter by tracing writes well, and that all engines read."""
 _DEEPEST = 4
 _MOST_OUTPUTS = 1000
+
+_log = logging.getLogger("fai_fast")
 
 
 def network_of_module(module: Any, spec: ModelSpec, size: tuple[int, int], batch: int) -> Network:
@@ -43,37 +47,30 @@ def network_of_module(module: Any, spec: ModelSpec, size: tuple[int, int], batch
         ValueError: `spec` is of a network of FocoosAI's; or the module's type or outputs are not as they must be.
         ExportError: the module cannot be run, or traced.
     """
-    config = check_config(spec)
+    check_config(spec)
     shown = f"the module {type(module).__name__}"
-    for item in (*module.parameters(), *module.buffers()):
+    for item in module.parameters():
         if (kind := str(item.dtype).removeprefix("torch.")) in ("bfloat16", "float64"):
             raise ValueError(
                 f"{shown} has {kind} parameters, expected float32 or float16: give module.float()"
             )
     graphs: dict[tuple[tuple[int, int], int], bytes] = {}
 
-    def traced(size: tuple[int, int], batch: int) -> Any:
+    def file_of(size: tuple[int, int], batch: int) -> Any:
         import onnx
 
         if (size, batch) not in graphs:
             graphs[size, batch] = _traced(module, spec, size, batch, shown)
         return onnx.ModelProto.FromString(graphs[size, batch])
 
-    # What the inputs and outputs of the traced graph are called is ours.
-    inner = dataclasses.replace(
-        config,
-        input_name="images",
-        mask_logits_name="mask_logits",
-        class_logits_name="class_logits",
-    )
-    ours = dataclasses.replace(spec, config=inner)
+    ours = with_our_names(spec)
     digest = hashlib.sha256(f"module {VERSION} ".encode())
-    digest.update(traced(size, batch).SerializeToString(deterministic=True))
+    digest.update(file_of(size, batch).SerializeToString(deterministic=True))
     return Network(
         spec=spec,
         source=shown,
         sha256=digest.hexdigest(),
-        graph=lambda size, batch: graph_of(traced(size, batch), ours, size, batch, shown),
+        graph=lambda size, batch: graph_of(file_of(size, batch), ours, size, batch, shown),
         reference=lambda size, batch: Reference(
             f"the module in PyTorch {_torch().__version__}",
             lambda images: _run(module, spec, images, shown),
@@ -90,6 +87,36 @@ def _torch() -> Any:
 
 def _traced(module: Any, spec: ModelSpec, size: tuple[int, int], batch: int, shown: str) -> bytes:
     """The module as an ONNX file: input ``images``, outputs ``mask_logits`` and ``class_logits``."""
+
+    def logits(images: Any) -> tuple[Any, Any]:
+        return _logits(module(images), spec, len(images), shown)
+
+    with evaluated(module) as (device, kind):
+        return exported(module, logits, size, batch, shown, device=device, kind=kind)
+
+
+def exported(
+    module: Any,
+    logits: Callable[[Any], tuple[Any, Any]],
+    size: tuple[int, int],
+    batch: int,
+    shown: str,
+    *,
+    device: Any = "cpu",
+    kind: Any = None,
+) -> bytes:
+    """A function of PyTorch as an ONNX file: input ``images``, outputs ``mask_logits`` and ``class_logits``.
+
+    Args:
+        module: whose parameters the function computes with.
+        logits: from images (B, 3, height, width) to mask logits and class logits.
+        size, batch: of the images.
+        shown: what it is, for errors.
+        device, kind: of the images; None for float32.
+
+    Raises:
+        ExportError: PyTorch cannot run or trace it, or the file is too large.
+    """
     torch = _torch()
 
     class Wrapped(torch.nn.Module):  # type: ignore[misc, name-defined]
@@ -98,25 +125,27 @@ def _traced(module: Any, spec: ModelSpec, size: tuple[int, int], batch: int, sho
             self.module = module
 
         def forward(self, images: Any) -> Any:
-            return _logits(self.module(images), spec, len(images), shown)
+            return logits(images)
 
     # With pictures' values: of constant images some operators are left out.
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn((batch, 3, *size), generator=generator)
+    images = torch.randn((2, batch, 3, *size), generator=generator).to(device, kind or torch.float32)
     place = io.BytesIO()
-    with _evaluated(module) as (device, kind), warnings.catch_warnings():
+    with warnings.catch_warnings():
         # Of every branch that depends on a shape: sizes are fixed here, and the result is held against the module.
         warnings.simplefilter("ignore")
         try:
-            torch.onnx.export(
-                Wrapped().eval(),
-                (images.to(device, kind),),
-                place,
-                input_names=["images"],
-                output_names=["mask_logits", "class_logits"],
-                opset_version=OPSET,
-                dynamo=False,
-            )
+            recorded = _recorded(logits, images, shown)
+            with _without_listings():
+                torch.onnx.export(
+                    Wrapped().eval() if recorded is None else recorded,
+                    (images[0],),
+                    place,
+                    input_names=["images"],
+                    output_names=["mask_logits", "class_logits"],
+                    opset_version=OPSET,
+                    dynamo=False,
+                )
         except Exception as error:
             if isinstance(error, ValueError) and str(error).startswith(shown):
                 raise
@@ -132,16 +161,51 @@ def _traced(module: Any, spec: ModelSpec, size: tuple[int, int], batch: int, sho
     return place.getvalue()
 
 
+def _recorded(logits: Callable[[Any], tuple[Any, Any]], images: Any, shown: str) -> Any:
+    """What :mod:`fai_fast.networks.tracing` makes of the function; None where that is not the same on another image."""
+    torch = _torch()
+    try:
+        recorded = traced(logits, images[0])
+        with torch.no_grad():
+            outputs = zip(recorded(images[1]), logits(images[1]), strict=True)
+            same = all(torch.allclose(one, other, 1e-3, 1e-3) for one, other in outputs)
+    except Exception as error:
+        if isinstance(error, ValueError) and str(error).startswith(shown):
+            raise
+        if not isinstance(error, Untraceable) and not explained(error, "torch"):
+            raise
+        _log.debug("%s is exported as it is: %s: %s", shown, type(error).__name__, _line(error))
+        return None
+    if not same:
+        _log.debug("%s is exported as it is: what it computes depends on values in the image", shown)
+    return recorded if same else None
+
+
+@contextmanager
+def _without_listings() -> Iterator[None]:
+    """PyTorch's exporter prints whole graphs, thousands of lines, before it raises an error that says the same."""
+    binding = _torch()._C
+    switch = getattr(binding, "_jit_set_onnx_log_enabled", None)
+    if switch is None or not getattr(binding, "_jit_is_onnx_log_enabled", bool)():
+        yield
+        return
+    switch(False)
+    try:
+        yield
+    finally:
+        switch(True)
+
+
 def _run(module: Any, spec: ModelSpec, images: Any, shown: str) -> tuple[Any, Any]:
     torch = _torch()
-    with _evaluated(module) as (device, kind), torch.no_grad():
+    with evaluated(module) as (device, kind), torch.no_grad():
         given = torch.from_numpy(np.ascontiguousarray(images)).to(device, kind)
         masks, classes = _logits(module(given), spec, len(images), shown)
         return masks.float().cpu().numpy(), classes.float().cpu().numpy()
 
 
 @contextmanager
-def _evaluated(module: Any) -> Iterator[tuple[Any, Any]]:
+def evaluated(module: Any) -> Iterator[tuple[Any, Any]]:
     """The module as it is used after training, and what its images must be; afterwards as it was."""
     torch = _torch()
     trained = [item for item in module.modules() if item.training]

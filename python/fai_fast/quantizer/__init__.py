@@ -25,7 +25,7 @@ from fai_fast._redaction import redacted
 from fai_fast.engines import openvino, openvino_file
 from fai_fast.engines.openvino_file import SUFFIX
 from fai_fast.errors import EngineError, ExportError
-from fai_fast.ops import preprocess
+from fai_fast.ops import preprocess_frame
 from fai_fast.quantizer import calibration
 from fai_fast.registry import ModelSpec, stride_of
 
@@ -169,7 +169,7 @@ def write(
         refused.append(f"{_said(attempt)}: {_figures(verification['fp32'])}")
     raise ExportError(
         f"{subject.spec.name}: int8 loses too much against fp32. {'; '.join(refused)}. More pictures, of what the "
-        "model is for, may help; labels (coco=, ade=) with tolerance= decide what may be lost"
+        "model is for, may help; labels (coco=, ade=, panoptic=) with tolerance= decide what may be lost"
     )
 
 
@@ -250,7 +250,14 @@ def _inputs(subject: Subject, pictures: Pictures, bar: Any) -> Iterator[Any]:
     while group := list(islice(frames, subject.batch)):
         bar.update(len(group))
         images = [
-            preprocess(frame, subject.size, mean=config.pixel_mean, std=config.pixel_std) for frame in group
+            preprocess_frame(
+                frame,
+                subject.size,
+                mean=config.pixel_mean,
+                std=config.pixel_std,
+                resize=getattr(config, "resize", "stretch"),
+            )[0]
+            for frame in group
         ]
         yield np.concatenate([images[index % len(images)] for index in range(subject.batch)])
 

@@ -1,0 +1,366 @@
+"""Networks of transformers: a model in memory, a folder that ``save_pretrained`` wrote, or a name of its hub.
+
+transformers itself reads folders and looks names up, in its own cache first; nothing here knows where it looks.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fai_fast._extras import install
+from fai_fast._foreign import explained
+from fai_fast._redaction import redacted
+from fai_fast.errors import WeightsError
+from fai_fast.networks import Network, Reference, foreign
+from fai_fast.networks.families import FAMILIES, describe
+from fai_fast.registry import ModelSpec, models
+
+__all__ = ["Pretrained", "find", "is_folder", "is_pretrained"]
+
+VERSION = 1
+"""Counts changes of what is made of these networks: a graph of another version is made again."""
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_LARGEST_CONFIG = 1 << 24
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A network that was recognised.
+
+    Attributes:
+        spec: of it.
+        network: reads its weights where they are not in memory yet, and makes its graphs.
+    """
+
+    spec: ModelSpec
+    network: Callable[[], Network]
+
+
+def is_pretrained(model: object) -> bool:
+    """Whether it is a model of transformers; where that was not imported, nothing is."""
+    kind = getattr(sys.modules.get("transformers"), "PreTrainedModel", None)
+    return kind is not None and isinstance(model, kind)
+
+
+def is_folder(model: object) -> bool:
+    """Whether it is a folder as transformers' ``save_pretrained`` writes one, and none of FocoosAI's."""
+    if not isinstance(model, (str, os.PathLike)) or "\0" in os.fsdecode(model):
+        return False
+    folder = Path(os.fsdecode(model))
+    return (folder / "config.json").is_file() and not (folder / "model_info.json").is_file()
+
+
+def find(
+    model: Any, processor: Any = None, task: str | None = None, spec: ModelSpec | None = None
+) -> Pretrained | None:
+    """The network that `model` is; None where it is none of transformers.
+
+    Args:
+        model: a model of transformers, or a name or path.
+        processor: its image processor, or a processor with one; None for the one beside it, where there is one.
+        task: see :func:`fai_fast.networks.families.describe`.
+        spec: in place of what its configuration says.
+
+    Raises:
+        TypeError, ValueError: it is of transformers, and not of a kind that is known here, or `task` is none of its
+            own; or there is no such folder or name.
+        WeightsError: transformers is not installed, or cannot read it.
+    """
+    if is_pretrained(model):
+        return _of_module(model, processor, task, spec, _name_of(model), f"the {type(model).__name__}")
+    if isinstance(model, str) and model in models():
+        return None
+    if is_folder(model):
+        return _of_place(os.fsdecode(model), processor, task, spec, local=True)
+    # A file or folder of that name comes first, as everywhere.
+    if (
+        isinstance(model, str)
+        and _HUB_NAME.fullmatch(model)
+        and not _is_file_name(model)
+        and not os.path.exists(model)
+    ):
+        return _of_place(model, processor, task, spec, local=False)
+    return None
+
+
+def _is_file_name(name: str) -> bool:
+    return name.lower().endswith((".onnx", ".engine", ".openvino", ".json", ".pth", ".pt", ".safetensors"))
+
+
+def _of_place(
+    place: str, processor: Any, task: str | None, spec: ModelSpec | None, *, local: bool
+) -> Pretrained:
+    if local:
+        # Told apart before transformers is imported, which takes seconds.
+        _check_kind(_kind_in(Path(place)), redacted(place))
+    transformers = _transformers(redacted(place))
+    reader = _Reader(transformers, place, local)
+    config = reader.read(lambda **options: transformers.AutoConfig.from_pretrained(place, **options))
+    family = _check_kind(config.model_type, redacted(place))
+    if processor is None:
+        processor = reader.processor(config.model_type)
+    name = Path(place).resolve().name if local else place.rpartition("/")[2]
+    said = spec or describe(config, processor, name, task)
+    tokens = _task_tokens(config, processor, said.task) if family.needs_task else None
+
+    def network() -> Network:
+        kind = getattr(transformers, family.class_name)
+        module = reader.read(lambda **options: kind.from_pretrained(place, **options))
+        return _network(module, said, tokens, redacted(place))
+
+    return Pretrained(said, network)
+
+
+def _of_module(
+    module: Any, processor: Any, task: str | None, spec: ModelSpec | None, name: str, shown: str
+) -> Pretrained | None:
+    kind = getattr(module.config, "model_type", None)
+    family = FAMILIES.get(str(kind))
+    if family is None or family.class_name not in [item.__name__ for item in type(module).__mro__]:
+        if spec is not None:
+            return None  # a module like any other
+        expected = ", ".join(item.class_name for item in FAMILIES.values())
+        raise ValueError(
+            f"model: got a {type(module).__name__}, which is no network that can be run here as it is, expected one of "
+            f"{expected}; or spec=, with what gives mask and class logits"
+        )
+    if processor is None:
+        processor = _processor_beside(module)
+    said = spec or describe(module.config, processor, name, task)
+    tokens = _task_tokens(module.config, processor, said.task) if family.needs_task else None
+    return Pretrained(said, lambda: _network(module, said, tokens, shown))
+
+
+# ------------------------------------------------------------------------------------------------ network
+
+
+def _network(module: Any, spec: ModelSpec, tokens: Any, shown: str) -> Network:
+    import onnx
+    import torch
+
+    from fai_fast.networks.module import evaluated, exported
+
+    module = _in_float32(module)
+    masks, classes = FAMILIES[spec.family].outputs
+    more = {} if tokens is None else {"task_inputs": tokens}
+
+    def logits(images: Any) -> tuple[Any, Any]:
+        given = {name: value.expand(len(images), -1) for name, value in more.items()}
+        outputs = module(pixel_values=images, **given)
+        return getattr(outputs, masks), getattr(outputs, classes)
+
+    files: dict[tuple[tuple[int, int], int], bytes] = {}
+
+    def graph(size: tuple[int, int], batch: int) -> Any:
+        if (size, batch) not in files:
+            with evaluated(module):
+                files[size, batch] = exported(module, logits, size, batch, shown)
+        return foreign.graph_of(
+            onnx.ModelProto.FromString(files[size, batch]), foreign.with_our_names(spec), size, batch, shown
+        )
+
+    def run(images: Any) -> tuple[Any, Any]:
+        with evaluated(module), torch.no_grad():
+            outputs = logits(torch.from_numpy(images))
+        return outputs[0].numpy(), outputs[1].numpy()
+
+    side = getattr(module.config, "image_size", None) if spec.family.startswith("eomt") else None
+    fixed = (side, side) if isinstance(side, int) or side is None else tuple(side)
+    return Network(
+        spec=spec,
+        source=shown,
+        sha256=_digest(module, tokens),
+        graph=graph,
+        reference=lambda size, batch: Reference(
+            f"the module in PyTorch {torch.__version__}", run, exact=False
+        ),
+        fixed_size=(fixed[0], fixed[1]),
+    )
+
+
+def _in_float32(module: Any) -> Any:
+    """The module, or where it is elsewhere or in half precision a copy that is not."""
+    import torch
+
+    half = (torch.float16, torch.bfloat16)
+    if any(
+        item.device.type != "cpu" or item.dtype in half for item in (*module.parameters(), *module.buffers())
+    ):
+        return copy.deepcopy(module).to("cpu").float()
+    return module
+
+
+def _digest(module: Any, tokens: Any) -> str:
+    """Of all that a graph of the module depends on, besides its size."""
+    import torch
+    import transformers
+
+    digest = hashlib.sha256(
+        f"transformers {VERSION} {transformers.__version__} {torch.__version__} ".encode()
+    )
+    config = {key: value for key, value in module.config.to_dict().items() if key != "_name_or_path"}
+    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+    state = {**module.state_dict(), **({} if tokens is None else {"task_inputs": tokens})}
+    for name, value in state.items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _task_tokens(config: Any, processor: Any, task: str) -> Any:
+    """The words that tell OneFormer its task, as its processor writes them; int64 (1, L)."""
+    import torch
+
+    tokenizer = (
+        processor.get("tokenizer")
+        if isinstance(processor, Mapping)
+        else getattr(processor, "tokenizer", None)
+    )
+    if tokenizer is None:
+        came = "None" if processor is None else type(processor).__name__
+        raise ValueError(
+            f"processor: got {came}, expected a OneFormerProcessor: the network is told its task in words, which "
+            "the processor's tokenizer writes"
+        )
+    length = int(config.task_seq_len)
+    written = tokenizer([f"the task is {task}"], padding="max_length", max_length=length, truncation=True)
+    ids, real = torch.tensor(written["input_ids"]), torch.tensor(written["attention_mask"])
+    return (ids * real).to(torch.int64)
+
+
+# ------------------------------------------------------------------------------------------------- places
+
+
+def _name_of(module: Any) -> str:
+    """What the model is called where it came from, else what kind it is."""
+    place = str(getattr(module.config, "_name_or_path", "") or "").replace("\\", "/").rstrip("/")
+    return place.rpartition("/")[2] or str(getattr(module.config, "model_type", "network"))
+
+
+def _kind_in(folder: Path) -> Any:
+    path = folder / "config.json"
+    try:
+        if path.stat().st_size > _LARGEST_CONFIG:
+            raise ValueError(f"{path.stat().st_size} bytes are no configuration")
+        said = json.loads(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        raise ValueError(f"model: {redacted(str(path))} cannot be read as JSON: {error}") from None
+    return said.get("model_type") if isinstance(said, dict) else None
+
+
+def _check_kind(kind: Any, shown: str) -> Any:
+    """The family of a ``model_type``. Raises ValueError where there is none."""
+    if not isinstance(kind, str) or kind not in FAMILIES:
+        raise ValueError(
+            f"model: {shown} is of the type {kind!r} of transformers (config.json, model_type), expected one of "
+            f"{', '.join(FAMILIES)}"
+        )
+    return FAMILIES[kind]
+
+
+def _transformers(shown: str) -> Any:
+    try:
+        import torch  # noqa: F401
+        import transformers
+    except ImportError as error:
+        raise WeightsError(
+            f"model: {shown} is a network of transformers, and {error.name or 'a package'} is not installed: "
+            f"{install('networks')}"
+        ) from error
+    return transformers
+
+
+class _Reader:
+    """Reads by transformers: from a folder, or from its cache, and only then from afar."""
+
+    def __init__(self, transformers: Any, place: str, local: bool) -> None:
+        self._transformers = transformers
+        self._place = place
+        self._local = local
+
+    def read(self, how: Callable[..., Any]) -> Any:
+        try:
+            return how(local_files_only=True)
+        except Exception as error:
+            if not explained(error, "transformers", "huggingface_hub", "torch", "safetensors", "tokenizers"):
+                raise
+            if self._local:
+                raise WeightsError(
+                    f"model: transformers cannot read {redacted(self._place)}: {_line(error)}"
+                ) from error
+        try:
+            return how()
+        except Exception as error:
+            if not explained(error, "transformers", "huggingface_hub", "torch", "safetensors", "tokenizers"):
+                raise
+            # What the hub's library says is about accounts of its own, which nobody needs here.
+            raise ValueError(
+                f"model: got {redacted(self._place)!r}, no such file or folder; as a name of transformers, it "
+                f"{_why_not(error)}; as a name of fai_fast's own models, expected one of {', '.join(models())}"
+            ) from None
+
+    def processor(self, kind: str) -> Any:
+        """What is said of the image processor, and for OneFormer its tokenizer; None where nothing is."""
+        from transformers.image_processing_base import ImageProcessingMixin
+
+        try:
+            fields, _ = ImageProcessingMixin.get_image_processor_dict(
+                self._place, local_files_only=self._local
+            )
+        except Exception as error:
+            if not explained(error, "transformers", "huggingface_hub"):
+                raise
+            fields = None
+        if not FAMILIES[kind].needs_task:
+            return fields
+        tokenizer = self.read(
+            lambda **options: self._transformers.AutoTokenizer.from_pretrained(self._place, **options)
+        )
+        return {**(fields or {}), "tokenizer": tokenizer}
+
+
+def _processor_beside(module: Any) -> Any:
+    """What is said of the image processor in the folder, or the part of the cache, that the model is from."""
+    place = str(getattr(module.config, "_name_or_path", "") or "")
+    if not place:
+        return None
+    reader = _Reader(sys.modules["transformers"], place, local=True)
+    return (
+        reader.processor(str(module.config.model_type))
+        if is_folder(place) or _HUB_NAME.fullmatch(place)
+        else None
+    )
+
+
+def _why_not(error: BaseException) -> str:
+    names: set[str] = set()
+    cause: BaseException | None = error
+    while cause is not None and len(names) < 20:
+        names.add(type(cause).__name__)
+        cause = cause.__cause__ or cause.__context__
+    if names & {"RepositoryNotFoundError", "GatedRepoError", "RevisionNotFoundError"}:
+        return "is not on its hub for everybody to read"
+    if names & {
+        "LocalEntryNotFoundError",
+        "OfflineModeIsEnabled",
+        "ConnectionError",
+        "ConnectError",
+        "ProxyError",
+    }:
+        return "is not in its cache, and its hub cannot be reached"
+    return f"cannot be read ({type(error).__name__})"
+
+
+def _line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[
+        :300
+    ]
