@@ -145,7 +145,9 @@ void launch_scores(cudaStream_t stream, const PostprocessLaunch& l) {
 template <class T>
 void launch_masks(cudaStream_t stream, const PostprocessLaunch& l) {
     const GraphSpec& spec = *l.spec;
-    if (spec.rules.panoptic) {
+    if (spec.rules.by_sum) {
+        launch_semantic_sum<T>(stream, l);
+    } else if (spec.rules.panoptic) {
         launch_panoptic<T>(stream, l);
     } else if (spec.predict_all_pixels) {
         launch_semantic<T>(stream, l);

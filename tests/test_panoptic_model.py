@@ -190,6 +190,10 @@ def test_what_predict_writes_is_what_eval_finds(model, file, data, tmp_path):
     assert content["quality"]["car"] == {"pq": 100, "sq": 100, "rq": 100, "found": 4, "wrong": 0, "missed": 0}
     report = evaluate.panoptic(model, folder, truth)
     assert report.metrics == content["metrics"]
+    # So do its predictions, which are matched by the pictures' names.
+    argv = ["eval", str(truth), "--panoptic", str(truth), "--json", str(figures)]
+    assert cli.main(argv) == 0
+    assert json.loads(figures.read_text())["metrics"] == content["metrics"]
 
 
 def test_int8_is_held_against_labels(file, data, tmp_path):

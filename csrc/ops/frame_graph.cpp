@@ -19,6 +19,7 @@ namespace {
 constexpr int64_t kMaxValues = int64_t{1} << 30;
 constexpr int32_t kMaxInstanceQueries = 65534;
 constexpr int32_t kMaxSemanticQueries = 1024;
+constexpr int32_t kMaxSumClasses = 2048;
 
 void check_spec(const cuda::GraphSpec& spec) {
     const auto check_count = [](const char* name, int64_t value, int64_t most) {
@@ -32,7 +33,19 @@ void check_spec(const cuda::GraphSpec& spec) {
     check_count("mask_logits' queries", spec.queries,
                 spec.predict_all_pixels ? kMaxSemanticQueries : kMaxInstanceQueries);
     check_count("class_logits' columns", spec.class_columns - spec.softmax, int64_t{1} << 24);
+    if (spec.rules.by_sum && spec.class_columns - spec.softmax > kMaxSumClasses) {
+        throw ValueError(message("class_logits: got ", spec.class_columns - spec.softmax,
+                                 " classes with combine='sum' on a GPU, expected at most ", kMaxSumClasses,
+                                 "; device='cpu' takes more"));
+    }
     check_count("mask_logits' values", int64_t{spec.queries} * spec.rows * spec.columns, kMaxValues);
+    check_logits_size(spec.rules, spec.queries);
+    if (spec.rules.of_logits && spec.predict_all_pixels) {
+        throw ValueError(
+            "resampling.of: got 'logits' for a semantic or panoptic result on a GPU, expected "
+            "'probabilities', or "
+            "device='cpu'");
+    }
     check_count("class_logits' values", int64_t{spec.queries} * spec.class_columns, kMaxValues);
 }
 
@@ -251,8 +264,9 @@ std::vector<FrameResult> FrameGraph::results(int64_t top_k) {
         } else {
             for (const cuda::Row& row : rows) {
                 add(row, row.class_id,
-                    spec.softmax ? math::softmax_score(row.best, row.largest, row.total)
-                                 : math::sigmoid_score(row.best));
+                    spec.rules.by_sum ? math::mean_sum(static_cast<double>(row.sum), row.area)
+                    : spec.softmax    ? math::softmax_score(row.best, row.largest, row.total)
+                                      : math::sigmoid_score(row.best));
             }
         }
         std::sort(kept.begin(), kept.end(), [](const Scored& a, const Scored& b) {

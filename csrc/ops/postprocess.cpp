@@ -84,6 +84,7 @@ void check(const PostprocessArguments& arguments) {
             message("mask_threshold: got ", arguments.mask_threshold, ", expected a finite number"));
     }
     check_rules(arguments.rules, arguments.use_mask_score);
+    check_logits_size(arguments.rules, arguments.mask_logits.shape[0]);
     if (arguments.letterboxed) {
         const Placement& at = arguments.placement;
         const bool inside = at.top >= 0 && at.left >= 0 && at.content.height >= 1 && at.content.width >= 1 &&
@@ -103,6 +104,16 @@ void check_rules(const Rules& rules, bool use_mask_score) {
         throw ValueError(
             "use_mask_score: got True with panoptic, expected False: a segment's confidence is its class "
             "score");
+    }
+    if (rules.by_sum && use_mask_score) {
+        throw ValueError(
+            "use_mask_score: got True with combine='sum', expected False: a class's confidence is its mean "
+            "sum");
+    }
+    if (rules.by_sum && rules.of_logits) {
+        throw ValueError(
+            "resampling.of: got 'logits' with combine='sum', expected 'probabilities': sums are resized, not "
+            "masks");
     }
 }
 

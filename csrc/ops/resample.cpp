@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "csrc/core/error.h"
 #include "csrc/core/parallel.h"
 #include "csrc/math/sampling.h"
 
@@ -35,6 +36,15 @@ Nodes nodes_of(Size grid, bool letterboxed, Size tensor, const Placement& placem
     nodes.size.width =
         std::clamp(scaled(placement.content.width, grid.width, tensor.width), 1, grid.width - nodes.left);
     return nodes;
+}
+
+void check_logits_size(const Rules& rules, int64_t queries) {
+    constexpr int64_t kMaxValues = int64_t{1} << 30;
+    const Size size = rules.logits_size;
+    if (queries * size.height * size.width > kMaxValues) {
+        throw ValueError(message("resampling.logits_size: got ", size.height, " x ", size.width, " for ",
+                                 queries, " queries, expected at most ", kMaxValues, " values"));
+    }
 }
 
 std::vector<Tap> row_taps(const Nodes& nodes, Size masks) {

@@ -5,6 +5,7 @@
 #include <span>
 #include <vector>
 
+#include "csrc/core/rules.h"
 #include "csrc/core/scratch.h"
 #include "csrc/core/tap.h"
 #include "csrc/core/types.h"
@@ -23,6 +24,9 @@ struct Nodes {
 // `tensor` and `placement` matter where letterboxed. At the input's own size the nodes are the content's
 // pixels.
 Nodes nodes_of(Size grid, bool letterboxed, Size tensor, const Placement& placement);
+
+// Throws ValueError where the resized logits of that many queries were too many values.
+void check_logits_size(const Rules& rules, int64_t queries);
 
 // Where the nodes lie in a grid of `masks`.
 std::vector<Tap> row_taps(const Nodes& nodes, Size masks);
