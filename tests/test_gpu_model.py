@@ -14,7 +14,7 @@ import fai_fast
 import numpy as np
 import pytest
 from fai_fast import _core
-from fai_fast import _prepare as preparing
+from fai_fast import _sources as sources
 from fai_fast._pipelines import DEPTH
 from fai_fast._prepare import Prepared
 from fai_fast.engines import select
@@ -883,9 +883,9 @@ def machine(monkeypatch, tmp_path):
         path.write_text(f"graph in {precision}")
         return Exported(weights.spec)
 
-    monkeypatch.setattr(preparing.exporter, "write", write)
+    monkeypatch.setattr(sources.exporter, "write", write)
     # The engines' outputs are their own, whatever the network's would be; their size is none that it could have.
-    monkeypatch.setattr(preparing.exporter, "check_im_size", lambda *size: SIZE)
+    monkeypatch.setattr(sources.exporter.subject, "check_im_size", lambda *size: SIZE)
 
     def make(*modules, falls_back=True):
         known = {module.name: module for module in ((*modules, cpu) if falls_back else modules)}
@@ -1031,7 +1031,7 @@ def test_an_engine_without_its_graph_is_passed_over(machine, monkeypatch, caplog
     def write(*arguments, **options):
         raise ExportError("the graph is not equal to the network")
 
-    monkeypatch.setattr(preparing.exporter, "write", write)
+    monkeypatch.setattr(sources.exporter, "write", write)
     with load() as model:
         assert model.info()["precision"] == "fp16"
     assert "engine fast is passed over: the graph is not equal" in caplog.text

@@ -193,6 +193,10 @@ def test_what_predict_writes_is_what_eval_finds(model, file, data, tmp_path):
     assert content["quality"]["car"] == {"pq": 100, "sq": 100, "rq": 100, "found": 4, "wrong": 0, "missed": 0}
     report = evaluate.panoptic(model, folder, truth)
     assert report.metrics == content["metrics"]
+    # So do its predictions, which are matched by the pictures' names.
+    argv = ["eval", str(truth), "--panoptic", str(truth), "--json", str(figures)]
+    assert cli.main(argv) == 0
+    assert json.loads(figures.read_text())["metrics"] == content["metrics"]
 
 
 def test_int8_is_held_against_labels(file, data, tmp_path):
@@ -246,6 +250,10 @@ def test_a_gpu_gives_what_the_cpu_gives(overlap_threshold):
             kinds |= set(found.is_thing.tolist())
             ids = found.segment_map()
             np.testing.assert_array_equal(np.bincount(ids.ravel(), minlength=len(found) + 1)[1:], found.area)
+        found = model.infer(frame, masks_device=True)
+        memory = found.masks_device
+        mask = gpu.download(memory.__cuda_array_interface__["data"][0], memory.shape, np.uint8).view(bool)
+        np.testing.assert_array_equal(mask, found.mask)
         some = model.infer(frame, classes=["b"])
         assert not some.is_thing.any()
         assert set(np.unique(some.label_map)) <= {-1, 1}
