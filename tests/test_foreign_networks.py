@@ -775,3 +775,18 @@ def test_an_export_calls_the_batch_as_its_caller_does(tmp_path):
     ):
         fai_fast.export(path, tmp_path / "a.onnx", spec=spec(), batch=3)
     assert fai_fast.export(path, tmp_path / "a.onnx", spec=spec()).batch == 2
+
+
+@pytest.mark.parametrize("output", ["pred_masks", "pred_logits", None])
+def test_probabilities_in_place_of_logits_are_told(tmp_path, caplog, output):
+    model = others.graph()
+    if output is not None:
+        index = [item.name for item in model.graph.output].index(output)
+        model.graph.node.append(onnx.helper.make_node("Sigmoid", [output], ["squashed"]))
+        model.graph.output[index].name = "squashed"
+    onnx.save(model, tmp_path / "theirs.onnx")
+    with caplog.at_level("WARNING", "fai_fast"):
+        fai_fast.export(tmp_path / "theirs.onnx", tmp_path / "a.onnx", spec=spec())
+    told = [line for line in caplog.messages if "are all between 0 and 1, as probabilities are" in line]
+    kinds = {"pred_masks": ["the mask logits"], "pred_logits": ["the class logits"], None: []}
+    assert [line.split(": ")[1].split(" of ")[0] for line in told] == kinds[output]
