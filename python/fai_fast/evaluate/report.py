@@ -181,14 +181,7 @@ class PanopticReport(Report):
     quality: Mapping[str, ClassQuality]
 
     def _class_lines(self) -> list[str]:
-        head, *lines = super()._class_lines()
-        return [
-            f"{head}  {'SQ':>6}  {'RQ':>6}  {'found':>6}  {'wrong':>6}  {'missed':>6}",
-            *(
-                f"{line}  {_percent(of.sq):>6}  {_percent(of.rq):>6}  {of.found:>6}  {of.wrong:>6}  {of.missed:>6}"
-                for line, of in zip(lines, self.quality.values(), strict=True)
-            ),
-        ]
+        return quality_lines(super()._class_lines(), self.quality)
 
     def _what(self) -> str:
         return f"{self.images} images, {self.segments} segments, {self.predicted} predicted"
@@ -218,6 +211,18 @@ class AdeReport(Report):
 
     def _what(self) -> str:
         return f"{self.images} images, {self.pixels} labeled pixels"
+
+
+def quality_lines(lines: Sequence[str], quality: Mapping[str, ClassQuality]) -> list[str]:
+    """A head and a line for each class, with the parts of the panoptic quality after what they have."""
+    head, *rest = lines
+    return [
+        f"{head}  {'SQ':>6}  {'RQ':>6}  {'found':>6}  {'wrong':>6}  {'missed':>6}",
+        *(
+            f"{line}  {_percent(of.sq):>6}  {_percent(of.rq):>6}  {of.found:>6}  {of.wrong:>6}  {of.missed:>6}"
+            for line, of in zip(rest, quality.values(), strict=True)
+        ),
+    ]
 
 
 def _figures(title: str, here: Figures, published: Mapping[str, float]) -> list[str]:
