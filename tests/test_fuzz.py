@@ -411,6 +411,7 @@ WORDS = [
     "",
     "letterbox",
     "stretch",
+    "pad",
     "softmax",
     "relu",
     "nv12",
@@ -507,6 +508,17 @@ def valid(function):
     }
 
 
+PANOPTICS = [
+    fai_fast.Panoptic(),
+    fai_fast.Panoptic(stuff=(0, 2), overlap_threshold=0.0),
+    fai_fast.Panoptic(stuff=(1,), weighted=False),
+    fai_fast.Panoptic(stuff=(3,)),
+    fai_fast.Panoptic(stuff=(2**62,)),
+    fai_fast.Panoptic,
+    {"stuff": [1]},
+    [fai_fast.Panoptic()] * 2,
+    "panoptic",
+]
 _POSTPROCESS = {
     "mask_logits": things,
     "class_logits": things,
@@ -522,6 +534,8 @@ _POSTPROCESS = {
     | things,
     "letterbox": st.sampled_from(LETTERBOXES),
     "num_threads": threads,
+    "panoptic": st.integers(0, len(PANOPTICS) - 1).map(lambda i: PANOPTICS[i]) | scalars,
+    "combine": st.sampled_from(["contest", "sum"]) | words,
 }
 STRANGE = {
     fai_fast.preprocess: {
@@ -530,7 +544,7 @@ STRANGE = {
         "mean": st.sampled_from(TRIPLES) | scalars,
         "std": st.sampled_from(TRIPLES) | scalars,
         "color": st.sampled_from(COLOURS) | words,
-        "resize": st.sampled_from(["stretch", "letterbox"]) | words,
+        "resize": st.sampled_from(["stretch", "letterbox", "pad"]) | words,
         "dtype": st.sampled_from(["float16", "float32"]) | words,
         "out": outs | things,
         "yuv_matrix": st.sampled_from(["bt601", "bt709"]) | words,
@@ -748,7 +762,7 @@ IMAGE_ERRORS = [
     ("std", float("inf"), ValueError, ["inf", "finite"]),
     ("color", "hsv", ValueError, ["hsv", "rgb", "nv12"]),
     ("color", 3, TypeError, ["3|int", "str|'rgb'"]),
-    ("resize", "crop", ValueError, ["crop", "stretch", "letterbox"]),
+    ("resize", "crop", ValueError, ["crop", "stretch", "letterbox", "pad"]),
     ("dtype", "float64", (TypeError, ValueError), ["float64", "float32", "float16"]),
     ("yuv_matrix", "bt2020", ValueError, ["bt2020", "bt601", "bt709"]),
     ("yuv_range", "wide", ValueError, ["wide", "limited", "full"]),
@@ -842,6 +856,9 @@ LOGIT_ERRORS = [
     ("num_threads", -1, ValueError, ["-1"]),
     ("num_threads", 0, ValueError, ["0"]),
     ("num_threads", 1.5, TypeError, ["1.5|float", "int"]),
+    ("panoptic", True, TypeError, ["bool", "fai_fast.Panoptic"]),
+    ("panoptic", fai_fast.Panoptic(stuff=(3,)), ValueError, ["stuff", "3", "0 to 2"]),
+    ("combine", "mean", ValueError, ["mean", "contest", "sum"]),
 ]
 
 
