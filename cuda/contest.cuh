@@ -37,9 +37,9 @@ __device__ __forceinline__ float node_of(const T* mask, int32_t rows, int32_t co
     return math::sigmoid(to_float(mask[static_cast<int64_t>(y) * columns + x]));
 }
 
-// What a contestant has won of a tile.
+// What a contestant has won of a tile, and what it would have if that were its own.
 struct Tally {
-    uint32_t area;
+    uint32_t area, lost;
     int32_t x1, y1, x2, y2;
     unsigned long long sum;
 };
@@ -140,6 +140,12 @@ struct Run {
     unsigned long long sum = 0;
 };
 
+// Pixels on the way down that are nobody's, as they are not their winner's own.
+struct Lost {
+    int32_t winner = -1;
+    uint32_t pixels = 0;
+};
+
 // Adds [x1, x2) x [y1, y2), of which `area` pixels were won, to what a query or a contestant has.
 template <class Area, class To>
 __device__ __forceinline__ void add(To& to, Area area, int32_t x1, int32_t x2, int32_t y1, int32_t y2,
@@ -152,8 +158,9 @@ __device__ __forceinline__ void add(To& to, Area area, int32_t x1, int32_t x2, i
     if (want_sum) atomicAdd(&to.sum, sum);
 }
 
-// Decides a tile's pixels between its contestants: writes labels, and adds up what was won.
-template <bool at_hand, class T, class L>
+// Decides a tile's pixels between its contestants: writes labels, and adds up what was won. Where only_own, a
+// pixel whose winner's probability is below mask_threshold is nobody's.
+template <bool at_hand, bool only_own, class T, class L>
 __device__ __forceinline__ void go_down(const ImageParams& image, const T* masks, int32_t rows,
                                         int32_t columns, const Tile& tile, int32_t count, const int32_t* list,
                                         const float* scores, const float (*nodes)[kNodesOfTile], Tally* won) {
@@ -166,6 +173,14 @@ __device__ __forceinline__ void go_down(const ImageParams& image, const T* masks
         } else {
             add(image.queries[list[winner]], static_cast<unsigned long long>(area), x1, x2, y1, y2, sum,
                 want_sum);
+        }
+    };
+    const auto lose = [&](const Lost& lost) {
+        if (lost.winner < 0) return;
+        if constexpr (at_hand) {
+            atomicAdd(&won[lost.winner].lost, lost.pixels);
+        } else {
+            atomicAdd(&image.queries[list[lost.winner]].lost, static_cast<unsigned long long>(lost.pixels));
         }
     };
     // A thread goes down a column, where the winner seldom changes; as many strips of columns as there are
@@ -185,6 +200,7 @@ __device__ __forceinline__ void go_down(const ImageParams& image, const T* masks
         const float right_share = image.x.fraction[x];
         const int32_t from = j - tile.column - tile.row * kTileNodes;
         Run run;
+        Lost lost;
         for (int32_t y = y_begin; mine && y < y_end; ++y) {
             const int32_t i = image.y.cell[y];
             const float down = image.y.fraction[y];
@@ -221,6 +237,16 @@ __device__ __forceinline__ void go_down(const ImageParams& image, const T* masks
                     winner = c;
                 }
             }
+            if constexpr (only_own) {
+                if (winner >= 0 && !math::inside(best_m, image.mask_threshold)) {
+                    if (winner != lost.winner) {
+                        lose(lost);
+                        lost = {winner, 0};
+                    }
+                    ++lost.pixels;
+                    winner = -1;
+                }
+            }
             static_cast<L*>(image.segments)[static_cast<int64_t>(y) * image.size.width + x] =
                 winner < 0 ? static_cast<L>(-1) : static_cast<L>(list[winner]);
             if (winner != run.winner) {
@@ -231,6 +257,7 @@ __device__ __forceinline__ void go_down(const ImageParams& image, const T* masks
             }
             if (want_sum) run.sum += units(best_m);
         }
+        if constexpr (only_own) lose(lost);
         // What the warp's lanes end with is mostly one contestant's, and added up before it is added.
         unsigned open = __ballot_sync(kAllLanes, run.winner >= 0);
         while (open) {
@@ -250,16 +277,16 @@ __device__ __forceinline__ void go_down(const ImageParams& image, const T* masks
 
 // Where contestants are too many to have their nodes at hand. A function of its own, so that the registers
 // that it needs are not held by those tiles that do not.
-template <class T, class L>
+template <bool only_own, class T, class L>
 __device__ __attribute__((noinline)) void go_down_slowly(const ImageParams& image, const T* masks,
                                                          int32_t rows, int32_t columns, int32_t count,
                                                          const int32_t* list) {
     const Tile tile = tile_of(image, rows, columns, static_cast<int32_t>(blockIdx.x));
-    go_down<false, T, L>(image, masks, rows, columns, tile, count, list, nullptr, nullptr, nullptr);
+    go_down<false, only_own, T, L>(image, masks, rows, columns, tile, count, list, nullptr, nullptr, nullptr);
 }
 
 // Decides a tile's pixels, and adds what was won to the queries.
-template <class T, class L>
+template <bool only_own, class T, class L>
 __device__ __forceinline__ void decide(const ImageParams& image, const T* masks, int32_t queries,
                                        int32_t rows, int32_t columns) {
     __shared__ float top[kMaxSemanticQueries];  // then the contestants' scores
@@ -274,7 +301,7 @@ __device__ __forceinline__ void decide(const ImageParams& image, const T* masks,
     const bool at_hand = count <= kAtHand;
     if (at_hand) {
         for (int32_t c = threadIdx.x; c < count; c += kThreads) {
-            won[c] = {0, INT32_MAX, INT32_MAX, 0, 0, 0};
+            won[c] = {0, 0, INT32_MAX, INT32_MAX, 0, 0, 0};
             top[c] = image.queries[list[c]].score;
         }
         for (int32_t n = threadIdx.x; n < count * kNodesOfTile; n += kThreads) {
@@ -286,15 +313,20 @@ __device__ __forceinline__ void decide(const ImageParams& image, const T* masks,
     __syncthreads();
 
     if (at_hand) {
-        go_down<true, T, L>(image, masks, rows, columns, tile, count, list, top, nodes, won);
+        go_down<true, only_own, T, L>(image, masks, rows, columns, tile, count, list, top, nodes, won);
         __syncthreads();
         for (int32_t c = threadIdx.x; c < count; c += kThreads) {
+            if constexpr (only_own) {
+                if (won[c].lost) {
+                    atomicAdd(&image.queries[list[c]].lost, static_cast<unsigned long long>(won[c].lost));
+                }
+            }
             if (won[c].area == 0) continue;
             add(image.queries[list[c]], static_cast<unsigned long long>(won[c].area), won[c].x1, won[c].x2,
                 won[c].y1, won[c].y2, won[c].sum, want_sum);
         }
     } else {
-        go_down_slowly<T, L>(image, masks, rows, columns, count, list);
+        go_down_slowly<only_own, T, L>(image, masks, rows, columns, count, list);
     }
 }
 

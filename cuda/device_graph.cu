@@ -61,6 +61,7 @@ struct DeviceGraph::Impl {
     Stream stream;
     Event began, uploaded, preprocessed, engine_ended, ended, other;
     DeviceBuffer images, mask_logits, class_logits;
+    DeviceBuffer stuff;  // classes, panoptic
 
     // One entry per image.
     struct Image {
@@ -87,7 +88,8 @@ struct DeviceGraph::Impl {
     ImageParams* host_params() const { return params.get<ImageParams>(); }
     const ImageParams* kernel_params() const { return device_params.get<ImageParams>(); }
     PostprocessLaunch postprocess() const {
-        return {&spec, kernel_params(), mask_logits.get(), class_logits.get(), multiprocessors};
+        const uint8_t* const classes = spec.rules.stuff.empty() ? nullptr : stuff.get<uint8_t>();
+        return {&spec, kernel_params(), mask_logits.get(), class_logits.get(), classes, multiprocessors};
     }
 
     void check_process() const {
@@ -257,6 +259,12 @@ DeviceGraph::DeviceGraph(const GraphSpec& spec) : impl_(new Impl) {
     m.image.resize(batch);
     for (Impl::Image& image : m.image) {
         image.scratch.reserve(m.scratch_bytes());
+    }
+    if (!spec.rules.stuff.empty()) {
+        m.stuff.reserve(aligned(spec.rules.stuff.size()));
+        check(cudaMemcpyAsync(m.stuff.get(), m.spec.rules.stuff.data(), spec.rules.stuff.size(),
+                              cudaMemcpyHostToDevice, m.stream.get()),
+              "uploading classes");
     }
     std::memset(m.params.get(), 0, batch * sizeof(ImageParams));
     // What an engine reads before the first frame must be numbers.
@@ -651,7 +659,7 @@ void DeviceGraph::run_engine(const Enqueue& enqueue, const void* images, void* m
 size_t DeviceGraph::device_bytes() const {
     const Impl& m = *impl_;
     size_t bytes = m.images.bytes() + m.mask_logits.bytes() + m.class_logits.bytes() +
-                   m.device_params.bytes() + m.counters.bytes() + m.masks->bytes();
+                   m.device_params.bytes() + m.counters.bytes() + m.stuff.bytes() + m.masks->bytes();
     for (const Impl::Image& image : m.image) {
         bytes += image.frame.bytes() + image.tables.bytes() + image.canvas.bytes() + image.segments.bytes() +
                  image.scratch.bytes();

@@ -3,6 +3,7 @@
 #include "csrc/math/color.h"
 #include "csrc/math/hd.h"
 #include "csrc/math/masks.h"
+#include "csrc/math/panoptic.h"
 #include "csrc/math/rows.h"
 #include "csrc/math/sampling.h"
 #include "csrc/math/scalar.h"
@@ -16,8 +17,10 @@ __global__ void use_math_headers(const float* in, float* out) {
     const float probability = math::sigmoid(sample);
     const math::Rgb<float> rgb =
         math::yuv_to_rgb(sample, in[0], in[1], math::YuvCoefficients::make(0.299, 0.114, true));
-    const bool won =
-        math::inside(probability, 0.5f) && math::wins(probability, in[2]) && math::above(probability, 0.5);
+    const bool won = math::inside(probability, 0.5f) && math::wins(probability, in[2]) &&
+                     math::above(probability, 0.5) &&
+                     math::inside(math::own_worth(probability, in[3]), 0.5f) &&
+                     math::competes(in[4] > 0.0f, 0.5, 0.25) && math::is_segment(3, 4, 0.5);
     out[threadIdx.x] = won ? rgb.r + rgb.g : rgb.b;
 }
 

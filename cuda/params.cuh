@@ -22,6 +22,10 @@ struct QueryState {
     int32_t row_begin, row_end, column_begin, column_end;  // nodes inside
     int32_t x1, y1, x2, y2;
     unsigned long long area;
+    // Panoptic: pixels that are its own, pixels that it has won without being its own where those are
+    // nobody's, and the query whose segment it is of, -1 where of none.
+    unsigned long long own, lost;
+    int32_t segment;
     unsigned long long sum;  // in units of kSumUnit
 };
 
@@ -51,7 +55,7 @@ struct ImageParams {
     int32_t use_mask_score;
 
     int32_t* counters;     // counters_per_image() of them, 0 when a frame begins
-    int32_t* candidates;   // (Q) query of each slot, instances only
+    int32_t* candidates;   // (Q) query of each slot: instances, and panoptic in no order
     QueryState* queries;   // (Q)
     float* probabilities;  // (slots, h', w')
     uint64_t* canvas;      // (slots, H, words per row): a mask is drawn where it may be, before it is cropped
@@ -92,6 +96,7 @@ struct PostprocessLaunch {
     const ImageParams* params;
     const void* mask_logits;
     const void* class_logits;
+    const uint8_t* stuff;  // (C) panoptic: not 0 for classes of stuff; null where none is
     int multiprocessors;
 };
 
@@ -114,6 +119,9 @@ template <class T>
 void launch_semantic(cudaStream_t stream, const PostprocessLaunch& launch);
 
 void launch_postprocess(cudaStream_t stream, const PostprocessLaunch& launch);
+
+template <class T>
+void launch_panoptic(cudaStream_t stream, const PostprocessLaunch& launch);
 
 // The masks of instances to the host; again after a first run found too little room for them.
 void launch_pack(cudaStream_t stream, const PostprocessLaunch& launch);

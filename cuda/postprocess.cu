@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "csrc/math/masks.h"
+#include "csrc/math/panoptic.h"
 #include "csrc/math/rows.h"
 #include "csrc/math/sampling.h"
 #include "cuda/device.cuh"
@@ -66,7 +67,7 @@ __device__ void score(const T* logits, int32_t columns, bool softmax, QueryState
     query.row_end = query.column_end = 0;
     query.x1 = query.y1 = INT32_MAX;
     query.x2 = query.y2 = 0;
-    query.area = query.sum = 0;
+    query.area = query.sum = query.own = query.lost = 0;
 }
 
 // Is one of these bytes' values NaN?
@@ -98,7 +99,7 @@ template <class T, class C>
 __global__ void __launch_bounds__(kThreads)
     score_queries(const ImageParams* __restrict__ params, const T* __restrict__ mask_logits,
                   const C* __restrict__ class_logits, int32_t queries, int64_t plane, int32_t class_columns,
-                  bool softmax, bool semantic) {
+                  bool softmax, bool semantic, bool panoptic) {
     const ImageParams& image = params[blockIdx.y];
     if (!image.active) return;
     const int32_t q = blockIdx.x;
@@ -111,8 +112,13 @@ __global__ void __launch_bounds__(kThreads)
     score(class_logits + index * class_columns, class_columns, softmax, query);
     if (threadIdx.x != 0) return;
     if (nan) query.rejected = 1;
-    if (!semantic && !query.rejected && image.mask_threshold_reachable &&
-        math::perhaps_above(query.score, image.threshold)) {
+    bool candidate =
+        !semantic && image.mask_threshold_reachable && math::perhaps_above(query.score, image.threshold);
+    if (panoptic) {
+        candidate = math::competes(query.best >= query.largest, query.score, image.threshold);
+        if (!candidate) query.rejected = 1;
+    }
+    if (candidate && !query.rejected) {
         image.candidates[atomicAdd(image.counters + kCandidates, 1)] = q;
     }
 }
@@ -123,7 +129,7 @@ void launch_scores(cudaStream_t stream, const PostprocessLaunch& l) {
     launch(stream, dim3(spec.queries, spec.batch), dim3(kThreads), score_queries<T, C>, l.params,
            static_cast<const T*>(l.mask_logits), static_cast<const C*>(l.class_logits), spec.queries,
            static_cast<int64_t>(spec.rows) * spec.columns, spec.class_columns, spec.softmax,
-           spec.predict_all_pixels);
+           spec.predict_all_pixels, spec.rules.panoptic);
 }
 
 template <class T>
@@ -134,7 +140,9 @@ void launch_masks(cudaStream_t stream, const PostprocessLaunch& l) {
     } else {
         launch_scores<T, float>(stream, l);
     }
-    if (spec.predict_all_pixels) {
+    if (spec.rules.panoptic) {
+        launch_panoptic<T>(stream, l);
+    } else if (spec.predict_all_pixels) {
         launch_semantic<T>(stream, l);
     } else {
         launch_instances<T>(stream, l);

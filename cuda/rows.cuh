@@ -10,7 +10,8 @@
 namespace fai::cuda {
 
 // Which queries are kept, and where their masks go; by one block, when areas, boxes and sums are complete.
-__device__ __forceinline__ void finish(const ImageParams& image, int32_t queries, bool semantic) {
+__device__ __forceinline__ void finish(const ImageParams& image, int32_t queries, bool semantic,
+                                       int64_t min_area = math::kMinArea) {
     __shared__ int32_t rows_of_warp[kWarps];
     __shared__ unsigned long long words_of_warp[kWarps];
     const int lane = threadIdx.x & 31, warp = threadIdx.x / 32;
@@ -24,7 +25,7 @@ __device__ __forceinline__ void finish(const ImageParams& image, int32_t queries
         const QueryState* query = nullptr;
         if (slot < candidates) {
             query = image.queries + (semantic ? slot : image.candidates[slot]);
-            if (!query->rejected && math::enough_pixels(static_cast<int64_t>(query->area))) {
+            if (!query->rejected && math::enough_pixels(static_cast<int64_t>(query->area), min_area)) {
                 double score = query->score;
                 if (image.use_mask_score) {
                     score = math::fused_score(score, static_cast<double>(query->sum) * kSumUnit,

@@ -38,8 +38,8 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 4 : 3)
                     int32_t queries, int32_t rows, int32_t columns) {
     const ImageParams& image = params[blockIdx.y];
     if (!image.active) return;
-    decide<T, L>(image, mask_logits + static_cast<int64_t>(blockIdx.y) * queries * rows * columns, queries,
-                 rows, columns);
+    decide<false, T, L>(image, mask_logits + static_cast<int64_t>(blockIdx.y) * queries * rows * columns,
+                        queries, rows, columns);
     const int32_t tiles_across = (columns + kTileCells - 1) / kTileCells;
     const int32_t tiles_down = (rows + kTileCells - 1) / kTileCells;
     const int32_t tile_row = static_cast<int32_t>(blockIdx.x) / tiles_across;

@@ -27,10 +27,12 @@ SOURCES = (
     "csrc/cpu/isa_baseline.cpp",
     "csrc/ops/frame_view.cpp",
     "csrc/ops/pixel_axis.cpp",
+    "csrc/ops/panoptic.cpp",
     "csrc/ops/postprocess.cpp",
     "csrc/ops/preprocess.cpp",
     "csrc/ops/queries.cpp",
     "csrc/ops/semantic.cpp",
+    "csrc/ops/semantic_sum.cpp",
     "tests/cross/kernels.cpp",
 )
 # What CMakeLists.txt asks for. Linked statically, it needs no libraries of the other processor at run time.

@@ -549,6 +549,7 @@ STRANGE = {
         "mask": things,
         "packed": things,
         "label_source": things,
+        "is_thing": things,
     },
     fai_fast.Letterbox.fit: {"frame": sizes, "input": sizes},
 }
@@ -667,6 +668,7 @@ def test_each_strange_thing_alone(function):
         "mask": NOT_ARRAYS,
         "packed": NOT_ARRAYS,
         "label_source": NOT_ARRAYS,
+        "is_thing": NOT_ARRAYS,
         "out": NOT_ARRAYS,
         "size": SIZES + SCALARS,
         "frame": SIZES + SCALARS,

@@ -554,6 +554,27 @@ def theirs(task, **settings):
     )
 
 
+PANOPTIC = {"panoptic": fai_fast.Panoptic(stuff=(3,))}
+
+
+def test_segments_of_a_panoptic_result_are_compared():
+    spec = theirs("panoptic", **PANOPTIC)
+    # Of the twelve things of the grid the three of the last class are one segment.
+    assert str(quality(scene(), scene(), spec)) == (
+        "panoptic quality 1 (at least 0.9) of 10 detections on 1 picture"
+    )
+    # Stuff is a segment wherever one of its queries is.
+    masks, classes = scene()
+    classes[0, 7, -1], classes[0, 7, 3] = SURE, 0
+    found = quality((masks, classes), scene(), spec)
+    # The background is the first thing's, and so are the pixels of what is lost: 448 + 48 of them, and 48 more.
+    assert found.value == pytest.approx((8 + 496 / 544 + 96 / 144) / 10)
+    # A thing that is lost is missed.
+    masks, classes = scene()
+    classes[0, 5, -1], classes[0, 5, 1] = SURE, 0
+    assert quality((masks, classes), scene(), spec).value == pytest.approx((8 + 496 / 544) / 9.5)
+
+
 def test_classes_by_sum_are_compared_by_the_sum():
     spec = theirs("semantic", combine="sum")
     # Two queries of class b outdo one of class a together, and alone neither does.

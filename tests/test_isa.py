@@ -73,6 +73,21 @@ def digests():
                                 class_activation=activation,
                             )
                         )
+                for weighted in (False, True):
+                    for queries in (40, 300):
+                        mask_logits, class_logits = kind(14, queries=queries, grid=grid, dtype=dtype)
+                        rules = fai_fast.Panoptic(stuff=range(40), overlap_threshold=0.2, weighted=weighted)
+                        name = f"panoptic {kind.__name__} {grid} {size} {dtype.__name__} {weighted} {queries}"
+                        results[name] = digest_of(
+                            fai_fast.postprocess(
+                                mask_logits,
+                                class_logits,
+                                size,
+                                threshold=0.1,
+                                mask_threshold=0.3,
+                                panoptic=rules,
+                            )
+                        )
     for kind in (scenes.blobs, scenes.noise):
         for grid, size in (((40, 33), (160, 97)), ((9, 5), (7, 301)), ((50, 31), (20, 17))):
             for dtype in (np.float16, np.float32):

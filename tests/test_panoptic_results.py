@@ -493,6 +493,16 @@ def test_stuff_is_filled_and_things_are_drawn_as_objects():
     )
 
 
+def test_stuff_has_no_contour():
+    d, image = large(), np.zeros((120, 160, 3), np.uint8)
+    drawn = render.draw(image, d, labels=False, boxes=False, opacity=0.5)
+    sky = drawn[:50, :100].reshape(-1, 3)
+    assert len(np.unique(sky, axis=0)) == 1
+    # A thing has one, of the opaque color.
+    assert (drawn[70:100, 20] == render.color(1)).all()
+    assert (drawn[85, 40] != render.color(1)).any()
+
+
 def test_stuff_is_in_the_legend_and_has_no_label(monkeypatch):
     from fai_fast.detections import lettering
 

@@ -320,6 +320,8 @@ def test_labels_are_measured(weights, tmp_path):
         ({"pictures": 3}, TypeError, "pictures: got int"),
         ({"pictures": [b"GIF89a"]}, ValueError, "image"),
         ({"coco": "a.json", "ade": "b"}, ValueError, "ade: got a folder with coco= too"),
+        ({"coco": "a.json", "panoptic": "b.json"}, ValueError, "panoptic: got a file with coco= too"),
+        ({"panoptic": "b.json"}, ValueError, "pictures: got list with panoptic="),
         ({"coco": "a.json"}, ValueError, "pictures: got list with coco="),
         ({"ade": "no-such"}, FileNotFoundError, "ade: no-such has no folders"),
     ],

@@ -170,7 +170,7 @@ def test_python_runs(page, tmp_path, cache):
     running = [block for block in blocks if block.runs]
     if not running:
         pytest.skip("needs what is not here: checked below")
-    for module in ("supervision", "torch", "cv2", "pycocotools"):
+    for module in ("supervision", "torch", "cv2", "pycocotools", "ray"):
         if any(re.search(rf"^\s*(?:import|from) {module}\b", block.text, re.MULTILINE) for block in running):
             pytest.importorskip(module)
     put_stand_ins(tmp_path, "".join(block.text for block in running if block.mark == "stand-ins"))

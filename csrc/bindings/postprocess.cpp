@@ -146,7 +146,8 @@ void register_postprocess(py::module_& m) {
     m.def("postprocess", postprocess, py::arg("mask_logits"), py::arg("class_logits"), py::arg("batched"),
           py::arg("sizes"), py::arg("threshold"), py::arg("mask_threshold"), py::arg("use_mask_score"),
           py::arg("predict_all_pixels"), py::arg("softmax"), py::arg("class_names"), py::arg("letterboxes"),
-          py::arg("num_threads"), py::arg("min_area") = ops::PostprocessArguments{}.min_area, py::arg("rules") = py::dict());
+          py::arg("num_threads"), py::arg("min_area") = ops::PostprocessArguments{}.min_area,
+          py::arg("rules") = py::dict());
 }
 
 }  // namespace fai

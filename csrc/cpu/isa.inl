@@ -1,6 +1,7 @@
 // One instruction set's table of kernels.
 #include "csrc/cpu/drawing.inl"
 #include "csrc/cpu/isa.h"
+#include "csrc/cpu/panoptic.inl"
 #include "csrc/cpu/postprocess.inl"
 #include "csrc/cpu/preprocess.inl"
 #include "csrc/cpu/semantic.inl"
@@ -15,6 +16,8 @@ const Kernels& table() {
         {find_extent<float>, find_extent<uint16_t>},
         {draw_instance<float>, draw_instance<uint16_t>},
         {draw_segments<float>, draw_segments<uint16_t>},
+        {count_own<float>, count_own<uint16_t>},
+        relabel,
         {class_probabilities<float>, class_probabilities<uint16_t>},
         {draw_sums<float>, draw_sums<uint16_t>},
         load_row,

@@ -38,6 +38,16 @@ struct Region {
     double sum;  // of mask probabilities over the region
 
     static Region empty() { return {INT32_MAX, INT32_MAX, 0, 0, 0, 0.0}; }
+
+    // What lies in another as well, which shares no pixel with this.
+    void include(const Region& other) {
+        x1 = other.x1 < x1 ? other.x1 : x1;
+        y1 = other.y1 < y1 ? other.y1 : y1;
+        x2 = other.x2 > x2 ? other.x2 : x2;
+        y2 = other.y2 > y2 ? other.y2 : y2;
+        area += other.area;
+        sum += other.sum;
+    }
 };
 
 struct InstanceTask {
@@ -65,6 +75,23 @@ struct Candidate {
     uint32_t cells;
 };
 
+// A query's own pixels, for a panoptic result.
+struct OwnTask {
+    Plane logits;
+    PixelAxis x, y;
+    float weight;  // of its probabilities
+    float mask_threshold;
+    float surely_inside, surely_outside;  // logits: at least, below
+    uint64_t* node_bits;                  // own_words(columns)
+};
+struct Own {
+    int64_t area;
+    bool has_nan;
+};
+
+// The nodes of two rows, inside and outside, and the last of each again.
+inline int64_t own_words(int32_t columns) { return 4 * (static_cast<int64_t>(columns) / 64 + 1); }
+
 struct SemanticTask {
     const void* logits;  // (queries, rows, columns)
     int32_t rows, columns;
@@ -77,6 +104,11 @@ struct SemanticTask {
     void* segments;              // (y.pixels, x.pixels) uint8 or uint16
     bool wide;                   // uint16
     bool want_sum;
+    // A pixel is nobody's where its winner's probability is below mask_threshold; not with want_sum. `won`
+    // counts what each has won all the same.
+    bool only_own;
+    float mask_threshold;
+    int64_t* won;           // (competitors) of this task alone; only_own
     uint8_t* has_nan;       // (competitors) set to 1 where a NaN is met
     Region* regions;        // (competitors) of this task alone
     float* scratch;         // semantic_scratch(competitors) floats
@@ -178,10 +210,15 @@ struct PaintRow {
 struct Kernels {
     const char* isa;
     // [0] float32 logits, [1] float16.
-    void (*class_score[2])(const void* logits, int32_t count, bool softmax, double* score, int64_t* class_id);
+    // `has_class`: false where 'no object' is likelier than each class.
+    void (*class_score[2])(const void* logits, int32_t count, bool softmax, double* score, int64_t* class_id,
+                           bool* has_class);
     Extent (*find_extent[2])(const Plane& logits, float level);
     Region (*draw_instance[2])(const InstanceTask& task);
     void (*draw_segments[2])(const SemanticTask& task);
+    Own (*count_own[2])(const OwnTask& task);
+    // Gives the pixels of one label to another; labels of two bytes where `wide`.
+    void (*relabel)(void* labels, int64_t count, bool wide, int32_t from, int32_t to);
     // The probabilities of one query's classes, 0 beyond them up to a whole vector; false where they are NaN.
     bool (*class_probabilities[2])(const void* logits, int32_t count, bool softmax, float* out);
     void (*draw_sums[2])(const SumTask& task);

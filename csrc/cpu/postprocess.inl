@@ -18,7 +18,8 @@ namespace {
 // ---- class scores (step 1)
 
 template <class T>
-void class_score(const void* data, int32_t count, bool softmax, double* score, int64_t* class_id) {
+void class_score(const void* data, int32_t count, bool softmax, double* score, int64_t* class_id,
+                 bool* has_class) {
     const T* logits = static_cast<const T*>(data);
     const int32_t classes = softmax ? count - 1 : count;
     constexpr float kLowest = -std::numeric_limits<float>::infinity();
@@ -46,6 +47,7 @@ void class_score(const void* data, int32_t count, bool softmax, double* score, i
             break;
         }
     }
+    *has_class = true;
     if (!softmax) {
         *score = nan ? kNan : math::sigmoid_score(best);
         return;
@@ -65,6 +67,7 @@ void class_score(const void* data, int32_t count, bool softmax, double* score, i
         const F32 e = math::exponential(maximum(x, floor));
         total = total + select(mask_of(low_bits(n)) & (x >= floor), e, broadcast(0.0f));
     }
+    *has_class = best >= last[0];
     *score = math::softmax_score(best, largest, sum(total));
 }
 

@@ -40,6 +40,13 @@ FAI_HD void grow(Region& region, int32_t x1, int32_t y1, int32_t x2, int32_t y2)
 inline constexpr float kLowLogit[] = {0.0f, -2.0f, -5.0f};
 inline constexpr float kLowProbability[] = {1.0f, 0.1193f, 0.0067f};
 
+// What is gathered about the pixels that are won.
+enum class Gather {
+    areas,
+    sums,  // of mask probabilities
+    own,   // areas of those that are the winner's own; the others are nobody's
+};
+
 // Gives all pixels of a rectangle to one query.
 template <class L>
 FAI_HD Region& give(const SemanticTask& task, const Candidate& candidate, int32_t x1, int32_t y1, int32_t x2,
@@ -51,7 +58,9 @@ FAI_HD Region& give(const SemanticTask& task, const Candidate& candidate, int32_
     }
     Region& region = task.regions[candidate.position];
     grow(region, x1, y1, x2, y2);
-    region.area += static_cast<int64_t>(x2 - x1) * (y2 - y1);
+    const int64_t area = static_cast<int64_t>(x2 - x1) * (y2 - y1);
+    region.area += area;
+    if (task.only_own) task.won[candidate.position] += area;
     return region;
 }
 
@@ -59,7 +68,7 @@ FAI_HD Region& give(const SemanticTask& task, const Candidate& candidate, int32_
 // the `count` contestants (indices of candidates, in order of their queries) with these scores. `corners`
 // holds four vectors per contestant: its nodes above left, above right, below left and below right of each
 // column.
-template <class L, bool want_sum>
+template <class L, Gather gather>
 FAI_HD void semantic_argmax(const SemanticTask& task, const int32_t* contestants, const float* scores,
                             int32_t count, const float* corners, int32_t x, int n, int32_t y1, int32_t y2) {
     const F32 across = load(task.x.fraction + x);
@@ -75,8 +84,12 @@ FAI_HD void semantic_argmax(const SemanticTask& task, const int32_t* contestants
             const F32 worth = m * broadcast(scores[c]);
             const Mask wins = math::wins(worth, best);
             best = select(wins, worth, best);
-            if constexpr (want_sum) best_m = select(wins, m, best_m);
+            if constexpr (gather != Gather::areas) best_m = select(wins, m, best_m);
             winner = select(wins, broadcast_int(c), winner);
+        }
+        uint32_t taken = 0xffffu;
+        if constexpr (gather == Gather::own) {
+            taken = bits(math::inside(best_m, broadcast(task.mask_threshold)));
         }
         I32 label = broadcast_int(-1);
         alignas(64) int32_t winners[kLanes];
@@ -85,14 +98,23 @@ FAI_HD void semantic_argmax(const SemanticTask& task, const int32_t* contestants
         for (uint32_t open = low_bits(n); open;) {
             const int32_t c = winners[__builtin_ctz(open)];
             const Mask mine = equal(winner, broadcast_int(c));
-            const uint32_t won = bits(mine) & open;
+            uint32_t won = bits(mine) & open;
             open &= ~won;
             const Candidate& candidate = task.candidates[contestants[c]];
-            label = select(mine, broadcast_int(candidate.query), label);
+            if constexpr (gather == Gather::own) {
+                task.won[candidate.position] += __builtin_popcount(won);
+                won &= taken;
+                if (won == 0) continue;
+                label = select(mask_of(won), broadcast_int(candidate.query), label);
+            } else {
+                label = select(mine, broadcast_int(candidate.query), label);
+            }
             Region& region = task.regions[candidate.position];
             grow(region, x + __builtin_ctz(won), y, x + 32 - __builtin_clz(won), y + 1);
             region.area += __builtin_popcount(won);
-            if constexpr (want_sum) region.sum += sum(select(mask_of(won), best_m, broadcast(0.0f)));
+            if constexpr (gather == Gather::sums) {
+                region.sum += sum(select(mask_of(won), best_m, broadcast(0.0f)));
+            }
         }
         store_narrow(static_cast<L*>(task.segments) + static_cast<int64_t>(y) * task.x.pixels + x, label, n);
     }
@@ -109,6 +131,7 @@ void draw_segments_of(const SemanticTask& task) {
     const int32_t competitors = task.competitors;
     // The interpolation may round past a corner by a unit in the last place.
     const F32 slack = broadcast(1.000001f);
+    const F32 surely_own = broadcast(task.mask_threshold * 1.000001f);
 
     const int64_t share = static_cast<int64_t>(competitors) * kLanes;
     float* node[2] = {task.scratch, task.scratch + share};  // of even rows, of odd rows
@@ -196,6 +219,7 @@ void draw_segments_of(const SemanticTask& task) {
             }
 
             count = 0;
+            bool all_own = true;
             for (int32_t k = 0; k < survivors; ++k) {
                 const int32_t position = list[k];
                 const uint32_t can_win =
@@ -208,13 +232,18 @@ void draw_segments_of(const SemanticTask& task) {
                 }
                 candidates[at] = candidate;
             }
+            if (task.only_own && count == 1) {
+                const F32 least =
+                    minimum(nodes_of(candidates[0].position, i), nodes_of(candidates[0].position, below));
+                all_own = (bits(minimum(least, next_lane(least)) >= surely_own) & valid) == valid;
+            }
             if (count == 0) {
                 constexpr L kNobody = static_cast<L>(-1);
                 for (int32_t y = y1; y < y2; ++y) {
                     fill(static_cast<L*>(task.segments) + static_cast<int64_t>(y) * task.x.pixels + x1,
                          kNobody, x2 - x1);
                 }
-            } else if (count == 1) {
+            } else if (count == 1 && all_own) {
                 Region& region = give<L>(task, candidates[0], x1, y1, x2, y2);
                 if (!task.want_sum) continue;
                 const F32 a = nodes_of(candidates[0].position, i),
@@ -235,7 +264,7 @@ void draw_segments_of(const SemanticTask& task) {
                     for (int32_t c = 0; c < count; ++c) {
                         if (candidates[c].cells & here) list[contestants++] = c;
                     }
-                    if (contestants == 1 && !task.want_sum) {
+                    if (contestants == 1 && !task.want_sum && !task.only_own) {
                         give<L>(task, candidates[list[0]], x, y1, x + n, y2);
                         continue;
                     }
@@ -251,11 +280,10 @@ void draw_segments_of(const SemanticTask& task) {
                         store(corner + 2 * kLanes, permute(b, index));
                         store(corner + 3 * kLanes, permute(next_lane(b), index));
                     }
-                    if (task.want_sum) {
-                        semantic_argmax<L, true>(task, list, scores, contestants, corners, x, n, y1, y2);
-                    } else {
-                        semantic_argmax<L, false>(task, list, scores, contestants, corners, x, n, y1, y2);
-                    }
+                    const auto argmax = task.only_own   ? semantic_argmax<L, Gather::own>
+                                        : task.want_sum ? semantic_argmax<L, Gather::sums>
+                                                        : semantic_argmax<L, Gather::areas>;
+                    argmax(task, list, scores, contestants, corners, x, n, y1, y2);
                 }
             }
         }

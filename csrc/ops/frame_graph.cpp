@@ -55,6 +55,7 @@ FrameGraph::FrameGraph(const cuda::GraphSpec& spec, const float (&mean)[3], cons
 }
 
 void FrameGraph::check(FrameRequest& request) const {
+    check_rules(graph_.spec().rules, request.use_mask_score);
     request.frame.size = graph_.spec().input_size;
     check_finite("threshold", request.threshold);
     check_finite("mask_threshold", request.mask_threshold);

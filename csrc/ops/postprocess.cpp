@@ -196,6 +196,7 @@ void check(const PostprocessArguments& arguments) {
         throw ValueError(
             message("mask_threshold: got ", arguments.mask_threshold, ", expected a finite number"));
     }
+    check_rules(arguments.rules, arguments.use_mask_score);
     if (arguments.letterboxed) {
         const Placement& at = arguments.placement;
         const bool inside = at.top >= 0 && at.left >= 0 && at.content.height >= 1 && at.content.width >= 1 &&
@@ -207,6 +208,14 @@ void check(const PostprocessArguments& arguments) {
                                      "), expected it inside the input of ", arguments.tensor.height, " x ",
                                      arguments.tensor.width));
         }
+    }
+}
+
+void check_rules(const Rules& rules, bool use_mask_score) {
+    if (rules.panoptic && use_mask_score) {
+        throw ValueError(
+            "use_mask_score: got True with panoptic, expected False: a segment's confidence is its class "
+            "score");
     }
 }
 
@@ -227,6 +236,8 @@ void postprocess(const PostprocessArguments& arguments, void* segments, Postproc
     if (!arguments.rules.by_sum) queries = score_queries(arguments, kernels);
     if (arguments.rules.by_sum) {
         draw_by_sum(arguments, logits, kernels, threads, queries, segments);
+    } else if (arguments.rules.panoptic) {
+        draw_panoptic(arguments, logits, kernels, threads, queries, segments);
     } else if (arguments.predict_all_pixels) {
         draw_semantic(arguments, logits, kernels, threads, queries, segments);
     } else {

@@ -49,11 +49,14 @@ struct Postprocessed : ResultRows {
 // Throws TypeError, ValueError naming the argument; postprocess checks the same.
 void check(const PostprocessArguments& arguments);
 
+// What does not go with the rules. Throws ValueError naming the argument.
+void check_rules(const Rules& rules, bool use_mask_score);
+
 // Bytes of a label: 1 where 255 can mean nobody, else 2.
 int segment_item_size(const PostprocessArguments& arguments);
 
-// `segments`: (H, W) labels of segment_item_size bytes, written whole where predict_all_pixels, else unused.
-// Throws TypeError, ValueError naming the argument.
+// `segments`: (H, W) labels of segment_item_size bytes, written whole where predict_all_pixels (panoptic:
+// that too), else unused. Throws TypeError, ValueError naming the argument.
 void postprocess(const PostprocessArguments& arguments, void* segments, Postprocessed& result);
 
 }  // namespace fai::ops

@@ -28,7 +28,8 @@ std::vector<ScoredQuery> score_queries(const PostprocessArguments& arguments, co
         ScoredQuery query{static_cast<int32_t>(q), 0.0, 0};
         kernels.class_score[logits.dtype == DType::f16](
             static_cast<const char*>(logits.data) + q * logits.strides[0],
-            static_cast<int32_t>(logits.shape[1]), arguments.softmax, &query.score, &query.class_id);
+            static_cast<int32_t>(logits.shape[1]), arguments.softmax, &query.score, &query.class_id,
+            &query.has_class);
         if (!std::isnan(query.score)) queries.push_back(query);
     }
     return queries;

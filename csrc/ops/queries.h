@@ -21,6 +21,7 @@ struct ScoredQuery {
     int32_t index;
     double score;
     int64_t class_id;
+    bool has_class = true;  // false where 'no object' is likelier
     Region region = Region::empty();
 };
 
@@ -46,6 +47,7 @@ struct CallerScratch {
     Scratch<uint64_t> words;
     Scratch<Region> regions;
     Scratch<uint8_t> has_nan;
+    Scratch<int64_t> won;
 };
 struct WorkerScratch {
     Scratch<float> floats;
@@ -68,8 +70,26 @@ bool keep(const PostprocessArguments& arguments, ScoredQuery& query);
 // By the score as it is handed out, so that equal ones are in order of their queries.
 void sort_by_score(std::vector<ScoredQuery>& queries);
 
+// What a contest has found of each query besides its region.
+struct Contest {
+    std::vector<uint8_t> rejected;  // not 0 where a NaN was met
+    std::vector<int64_t> won;       // pixels
+};
+
+// Gives every pixel to one of the queries, which are in order of falling score then, and have their regions.
+// Where `only_own`, pixels of which the winner's probability is below mask_threshold are nobody's, and in no
+// region.
+Contest hold_contest(const PostprocessArguments& arguments, const MaskLogits& logits, const Axes& axes,
+                     const cpu::Kernels& kernels, int threads, bool only_own,
+                     std::vector<ScoredQuery>& queries, void* segments);
+
 // Semantic results: rows into `queries`, labels into `segments`.
 void draw_semantic(const PostprocessArguments& arguments, const MaskLogits& logits,
+                   const cpu::Kernels& kernels, int threads, std::vector<ScoredQuery>& queries,
+                   void* segments);
+
+// Panoptic results: rows into `queries`, labels into `segments`.
+void draw_panoptic(const PostprocessArguments& arguments, const MaskLogits& logits,
                    const cpu::Kernels& kernels, int threads, std::vector<ScoredQuery>& queries,
                    void* segments);
 

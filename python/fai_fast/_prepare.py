@@ -229,6 +229,8 @@ def _own_graph(path: Path, spec: ModelSpec | None) -> exporter.ExportedInfo | No
     """
     if not path.is_file():
         raise FileNotFoundError(f"name_or_path: no such file: {redacted(str(path))}")
+    if spec is not None and not exporter.may_be_own(path):
+        return None
     try:
         info = exporter.read_metadata(path)
     except exporter.NotExportedError as error:

@@ -23,7 +23,9 @@ from fai_fast.registry import ModelSpec
 from fai_fast.weights import Located
 
 if TYPE_CHECKING:
-    from fai_fast.evaluate import AdeData, CocoData
+    from fai_fast.evaluate import AdeData, CocoData, PanopticData
+
+    Labels = AdeData | CocoData | PanopticData
 
 __all__ = ["PRECISIONS", "QuantizeReport", "quantize"]
 
@@ -97,6 +99,7 @@ def quantize(
     weights: Any = None,
     coco: str | os.PathLike[str] | None = None,
     ade: str | os.PathLike[str] | None = None,
+    panoptic: str | os.PathLike[str] | None = None,
     tolerance: float = 0.005,
     cache_dir: str | os.PathLike[str] | None = None,
     progress: bool | None = None,
@@ -131,7 +134,8 @@ def quantize(
         weights: as for :func:`fai_fast.load`; None where `model` brings its own.
         coco: a file of COCO's annotations of pictures in the folder `pictures`: the result is held against fp32 by AP.
         ade: a folder in ADE20K's layout: by mIoU.
-        tolerance: with labels, how much AP or mIoU may fall, of 1: 0.005 is half a percentage point.
+        panoptic: COCO's panoptic JSON, beside the folder of its PNGs, of pictures in the folder `pictures`: by PQ.
+        tolerance: with labels, how much AP, mIoU or PQ may fall, of 1: 0.005 is half a percentage point.
         cache_dir: where weights, graphs and results are kept.
         progress: a bar on stderr; None for one if that is a terminal.
         spec: of a network of somebody else, what it is: a :class:`fai_fast.ModelSpec`, what its ``to_dict()`` gives,
@@ -161,10 +165,13 @@ def quantize(
         raise ValueError(f"subset: got {subset}, expected 1..{MOST}")
     tolerance = check_fraction("tolerance", tolerance)
     place = None if path is None else _checked_place(path)
-    if coco is not None and ade is not None:
-        raise ValueError("ade: got a folder with coco= too, expected only one of them")
+    labels = {"coco": coco, "ade": ade, "panoptic": panoptic}
+    given = [name for name, value in labels.items() if value is not None]
+    if len(given) > 1:
+        what = "a folder" if given[1] == "ade" else "a file"
+        raise ValueError(f"{given[1]}: got {what} with {given[0]}= too, expected only one of them")
     chosen = Pictures.given(pictures, subset)
-    data = _labels(pictures, coco, ade)
+    data = _labels(pictures, **labels)
     quantizer.check_installed()
     of_others = {"spec": spec, "processor": processor, "task": task}
     source = _source(model, weights, im_size, frame, batch, cache_dir, of_others)
@@ -175,7 +182,7 @@ def quantize(
     if data is not None:
         options |= {
             "accuracy": _accuracy(graph, data, progress),
-            "labels": f"{Path(os.fsdecode(coco or ade or '')).name}",
+            "labels": Path(os.fsdecode(next(str(labels[name]) for name in given))).name,
         }
     if place is None:
         kept = _int8.quantized(graph, chosen, cache_dir, **options)
@@ -215,16 +222,19 @@ def _checked_place(path: str | os.PathLike[str]) -> Path:
     return place
 
 
-def _labels(pictures: Any, coco: Any, ade: Any) -> CocoData | AdeData | None:
+def _labels(pictures: Any, coco: Any, ade: Any, panoptic: Any) -> Labels | None:
     """The labeled pictures, looked for now: better known before minutes of work."""
     from fai_fast import evaluate
 
-    if coco is not None:
-        if not isinstance(pictures, (str, os.PathLike)):
+    for name, value in (("coco", coco), ("panoptic", panoptic)):
+        if value is not None and not isinstance(pictures, (str, os.PathLike)):
             raise ValueError(
-                f"pictures: got {type(pictures).__name__} with coco=, expected the folder of the labeled pictures"
+                f"pictures: got {type(pictures).__name__} with {name}=, expected the folder of the labeled pictures"
             )
+    if coco is not None:
         return evaluate.CocoData.read(pictures, coco, skip_missing=True)
+    if panoptic is not None:
+        return evaluate.PanopticData.read(pictures, panoptic, skip_missing=True)
     return None if ade is None else evaluate.AdeData.read(ade)
 
 
@@ -251,9 +261,7 @@ def _source(
     return _prepare.source_of(located, None, im_size, frame, batch, cache_dir)
 
 
-def _accuracy(
-    graph: Graph, data: CocoData | AdeData, progress: bool | None
-) -> Callable[[Path, str], tuple[str, float]]:
+def _accuracy(graph: Graph, data: Labels, progress: bool | None) -> Callable[[Path, str], tuple[str, float]]:
     def measure(path: Path, precision: str) -> tuple[str, float]:
         engine = openvino.load(path, precision=precision)
         prepared = Prepared(
@@ -268,9 +276,7 @@ def _accuracy(
         with Model(prepared) as model:
             report = data.measure(model, progress=progress)
         if report.headline is None:
-            raise ValueError(
-                "coco: the labels have nothing to measure, expected objects of the model's classes"
-            )
+            raise ValueError("labels: there is nothing to measure in them, expected the model's classes")
         return next(iter(report.metrics)), report.headline
 
     return measure

@@ -12,6 +12,7 @@ import fai_fast
 import numpy as np
 import pytest
 import reference
+import reference_panoptic
 from cuda_emulator.control import Emulator
 from fai_fast import _core
 from fai_fast.detections import Detections
@@ -187,7 +188,7 @@ class Expected:
     """What the CPU finds, and where there is a real GPU the float64 truth (see reference.py)."""
 
     cpu: Detections
-    truth: reference.Truth | None
+    truth: reference.Truth | reference_panoptic.Truth | None
 
 
 def expected(mask_logits, class_logits, size, *, letterbox=None, truth=None, **options):
@@ -196,7 +197,12 @@ def expected(mask_logits, class_logits, size, *, letterbox=None, truth=None, **o
     if EMULATOR is not None:
         return Expected(cpu, None)
     box = letterbox and (letterbox.input, letterbox.content, letterbox.offset)
-    if truth is None:
+    if truth is None and (rules := options.pop("panoptic", None)) is not None:
+        options |= {"stuff": rules.stuff, "overlap_threshold": rules.overlap_threshold}
+        truth = reference_panoptic.panoptic(
+            mask_logits, class_logits, size, letterbox=box, weighted=rules.weighted, **options
+        )
+    elif truth is None:
         truth = reference.postprocess(mask_logits, class_logits, size, letterbox=box, **options)
     return Expected(cpu, truth)
 
@@ -213,6 +219,10 @@ def same(ours, expected):
         for class_id, mask in zip(ours.class_id, ours.mask, strict=True):
             painted[mask] = class_id
         np.testing.assert_array_equal(ours.label_map, painted)
+    if isinstance(expected.truth, reference_panoptic.Truth):
+        if not expected.truth.unclear:
+            reference_panoptic.assert_matches(expected.truth, ours)
+        return
     if expected.truth is not None:
         reference.assert_matches(expected.truth, ours)
         return

@@ -50,3 +50,23 @@ options_of = st.fixed_dictionaries(
         "predict_all_pixels": st.booleans(),
     }
 )
+
+
+panoptic_options_of = st.fixed_dictionaries(
+    {
+        "threshold": st.sampled_from([0.8, 0.5, 0.3, 0.05, 0.0, 1.0, -1.0]) | st.floats(0, 1),
+        "mask_threshold": st.sampled_from([0.5, 0.5, 0.3, 0.0, 1.0, -0.5]) | st.floats(0, 1),
+        "overlap_threshold": st.sampled_from([0.8, 0.5, 0.1, 0.0, 1.0]) | st.floats(0, 1),
+        "weighted": st.booleans(),
+        "stuff": st.tuples(st.sampled_from([0.0, 0.01, 0.5, 1.0]), st.integers(0, 2**16)),
+    }
+)
+"""Of a panoptic result, for :func:`panoptic_options`."""
+
+
+def panoptic_options(options, class_logits, activation):
+    """With the ids of stuff, of which there are as many as the network has classes, for a share and a seed."""
+    share, seed = options["stuff"]
+    classes = class_logits.shape[-1] - (activation == "softmax")
+    stuff = np.random.default_rng(seed).permutation(classes)[: int(np.ceil(share * classes))]
+    return {**options, "stuff": stuff.tolist()}

@@ -5,9 +5,12 @@ from __future__ import annotations
 import fai_fast
 import numpy as np
 import onnx
+from fai_fast._rules import rules_of
+from fai_fast.ops import postprocess, preprocess
 from onnx import TensorProto, helper, numpy_helper
 
 QUERIES, CLASSES = 5, 2
+OPEN = {"batch": None, "size": (None, None)}
 NAMES = ("ripe", "unripe")
 _KINDS = {np.float32: TensorProto.FLOAT, np.float16: TensorProto.FLOAT16, np.float64: TensorProto.DOUBLE}
 
@@ -117,3 +120,38 @@ def outputs(model, images, masks="pred_masks", classes="pred_logits", image="pix
 
     found = ReferenceEvaluator(model).run([masks, classes], {image: images})
     return tuple(np.asarray(value, np.float32) for value in found)
+
+
+def expected(model, given, frame, size, **options):
+    """What a model finds in a frame, by the original's own outputs, and postprocess()."""
+    config = given.config
+    images = preprocess(frame, size, mean=config.pixel_mean, std=config.pixel_std)
+    return found(outputs(model, images, **options), given, frame)
+
+
+def found(logits, given, frame):
+    """The same of its outputs."""
+    config, rules = given.config, rules_of(given.config)
+    return postprocess(
+        *(values[0] for values in logits),
+        frame.shape[:2],
+        threshold=config.threshold,
+        mask_threshold=config.mask_threshold,
+        use_mask_score=config.use_mask_score,
+        predict_all_pixels=config.predict_all_pixels,
+        class_activation="sigmoid" if config.cls_sigmoid else "softmax",
+        combine=rules.combine,
+        panoptic=rules.panoptic,
+        multi_label=rules.multi_label,
+        resampling=rules.resampling,
+        class_names=given.classes,
+    )
+
+
+def assert_same(ours, theirs, tolerance=1e-4):
+    """The same rows, with masks that differ by rounding alone; at least one."""
+    assert len(ours) == len(theirs) > 0
+    assert np.array_equal(ours.class_id, theirs.class_id)
+    assert np.allclose(ours.confidence, theirs.confidence, atol=tolerance)
+    both, either = (ours.mask & theirs.mask).sum(), (ours.mask | theirs.mask).sum()
+    assert both >= 0.999 * either

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fai_fast._extras import install
@@ -42,6 +43,9 @@ or PQ falls by more than --tolerance.
 Each picture gets an input of its shape: they are divided into at most --buckets parts, for each of which the model is
 made ready once. Some are run in the model's own size too, and the report says what that would have given.
 
+In place of MODEL there may be predictions, Parquet files that `fai-fast predict --ray --threshold 0` has written, which
+are measured with --images and --coco without a model.
+
 What is measured is what the model returns. FocoosAI's published figures let one mask count for several classes (AP)
 and add up all queries at a pixel (mIoU), so the two need not agree exactly.
 """
@@ -57,6 +61,7 @@ examples:
   fai-fast eval fai-mf-m-coco-ins --images val2017 --coco instances_val2017.json
   fai-fast eval bisenetformer-m-ade --ade ADEChallengeData2016 --json measured.json
   fai-fast eval theirs.onnx --images val2017 --panoptic panoptic_val2017.json
+  fai-fast eval found.parquet --images val2017 --coco instances_val2017.json --results found.json
   fai-fast eval mine --images photos --coco mine.json --limit 500 --compare fp32,bf16,fp16
   fai-fast eval fai-mf-s-coco-ins --images val2017 --coco instances_val2017.json \\
       --compare-engines openvino,onnxruntime
@@ -106,6 +111,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", metavar="FILE", help="write the figures as JSON too; - for stdout, in place of the table"
     )
+    parser.add_argument(
+        "--results",
+        metavar="FILE",
+        help="of predictions in Parquet files: write them as COCO's results JSON too; - for stdout",
+    )
     group = parser.add_argument_group("sizes of the network's input")
     group.add_argument(
         "--buckets",
@@ -144,6 +154,10 @@ def run(args: argparse.Namespace) -> int:
     args.model = _model(args)
     check_target("--json", args.json)
     configurations = _configurations(args)
+    if _is_stored(args.model):
+        return _run_stored(args, configurations)
+    if args.results is not None:
+        raise UsageError("--results: belongs to predictions in Parquet files in place of MODEL")
     data: evaluate.CocoData | evaluate.AdeData | evaluate.PanopticData
     # Before the model, which may take minutes to make ready.
     for option, given in (("--coco", args.coco), ("--panoptic", args.panoptic)):
@@ -232,6 +246,36 @@ def run(args: argparse.Namespace) -> int:
         comparison = evaluate.Comparison(tuple(finished), 100 * args.tolerance)
     _write(args.json, comparison.table(), comparison.to_dict(), interrupt)
     return interrupt.code if interrupt.came else 1 if comparison.fallen else 0
+
+
+def _is_stored(model: str) -> bool:
+    """Whether it is predictions: a Parquet file, or a folder of such."""
+    path = Path(model)
+    return path.suffix.lower() == ".parquet" or (path.is_dir() and any(path.glob("part-*.parquet")))
+
+
+def _run_stored(args: argparse.Namespace, configurations: list[tuple[str, str]]) -> int:
+    from fai_fast import evaluate
+
+    if args.coco is None or args.images is None:
+        raise UsageError("MODEL: got predictions in Parquet files, which need --coco and --images")
+    if configurations:
+        raise UsageError(
+            "--compare, --compare-engines: need a MODEL to run, and got predictions in Parquet files"
+        )
+    check_target("--results", args.results)
+    report = evaluate.coco_stored(
+        args.model,
+        args.images,
+        args.coco,
+        threshold=args.threshold or 0.0,
+        limit=args.limit,
+        skip_missing=args.skip_missing,
+    )
+    if args.results is not None:
+        write_json(args.results, evaluate.coco_results(args.model, args.coco))
+    _write(args.json, report.table(), report.to_dict(), args.interrupt)
+    return 0
 
 
 def _model(args: argparse.Namespace) -> str:

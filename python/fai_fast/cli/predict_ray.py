@@ -50,7 +50,7 @@ _log = logging.getLogger("fai_fast")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("on a Ray cluster, see docs/ray.md")
+    group = parser.add_argument_group("Ray, see docs/ray.md")
     group.add_argument(
         "--ray",
         nargs="?",

@@ -18,8 +18,9 @@ HELP = "make a model's int8 form for CPUs, from some pictures"
 DESCRIPTION = f"""\
 Makes the int8 form of a model, which runs two to four times as fast as fp32 on CPUs with instructions for it (VNNI,
 AMX; `fai-fast doctor` says whether there are any here), from some hundred pictures of what the model is for. They need
-no labels. The result counts once it finds on the pictures what fp32 finds; with --coco or --ade, once its AP or mIoU
-falls by no more than --tolerance. Without -o it goes into the cache, from which `fai-fast predict MODEL` takes it.
+no labels. The result counts once it finds on the pictures what fp32 finds; with --coco, --ade or --panoptic, once its
+AP, mIoU or PQ falls by no more than --tolerance. Without -o it goes into the cache, from which `fai-fast predict MODEL`
+takes it.
 
 Needs {install("quantize")}; running the result does not.
 """
@@ -47,12 +48,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     labels = parser.add_mutually_exclusive_group()
     labels.add_argument("--coco", metavar="FILE", help="annotations of the pictures in --images: AP decides")
     labels.add_argument("--ade", metavar="DIR", help="a folder in ADE20K's layout: mIoU decides")
+    labels.add_argument(
+        "--panoptic",
+        metavar="FILE",
+        help="COCO's panoptic JSON of the pictures in --images, its PNGs in the folder beside it: PQ decides",
+    )
     parser.add_argument(
         "--tolerance",
         type=number,
         default=0.005,
         metavar="T",
-        help="of 1, that AP or mIoU may fall by; default: %(default)s",
+        help="of 1, that AP, mIoU or PQ may fall by; default: %(default)s",
     )
     parser.add_argument(
         "--weights", metavar="W", help="a file (.pth, .safetensors), an http(s) address, or `random`"
@@ -89,6 +95,7 @@ def run(args: argparse.Namespace) -> int:
             weights=args.weights,
             coco=args.coco,
             ade=args.ade,
+            panoptic=args.panoptic,
             tolerance=args.tolerance,
             cache_dir=args.cache_dir,
             progress=False if args.quiet else None,

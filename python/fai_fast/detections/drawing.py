@@ -61,8 +61,8 @@ def draw(
     Labels stay inside the picture, and off each other as long as there is room. Semantic results (those with a
     ``label_map``) are colored by class, and have a legend beside the picture in place of boxes and labels: the result
     is wider then, by as much for every result of one model and frame size. Things of a panoptic result are drawn as
-    objects are, over its stuff, which is colored by class and in the legend. A class has the same color in every
-    picture.
+    objects are, over its stuff, which is colored by class, without contours, and in the legend. A class has the same
+    color in every picture.
 
     Args:
         image: the frame, uint8 (H, W, 3), or (H, W) for gray; any strides, not modified.
@@ -114,7 +114,9 @@ def draw(
     legend = None
     if stuff is not None:
         if masks:
-            _paint_classes(picture, stuff, palette, turn, alpha, style.line)
+            # Contours are for what can be counted, where there is any.
+            line = style.line if detections.is_thing is None else 0
+            _paint_classes(picture, stuff, palette, turn, alpha, line)
         if labels:
             legend = _legend(stuff, palette, turn, style)
     if stuff is None or detections.is_thing is not None:

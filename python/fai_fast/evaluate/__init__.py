@@ -17,6 +17,7 @@ from fai_fast.evaluate.report import AdeReport, ClassQuality, CocoReport, Panopt
 from fai_fast.evaluate.running import IN_FLIGHT as IN_FLIGHT
 from fai_fast.evaluate.shapes import BUCKETS as BUCKETS
 from fai_fast.evaluate.shapes import COMPARED as COMPARED
+from fai_fast.evaluate.stored import coco_results, coco_stored
 
 __all__ = [
     "TOLERANCE",
@@ -34,6 +35,8 @@ __all__ = [
     "SizeEffect",
     "ade",
     "coco",
+    "coco_results",
+    "coco_stored",
     "compare",
     "panoptic",
 ]

@@ -201,6 +201,20 @@ class CocoData:
                     model.size,
                     *(_mean(some._precision(_numbered(rows, sample))[..., 0]) for rows in (found_in, own)),
                 )
+        return CocoReport(
+            **_account(model, threshold),
+            **self._figures(found_in, model.spec.classes, category_of),
+            sizes=_sizes_of(plan, found_in) if is_shaped else (),
+            size_effect=effect,
+        )
+
+    def _figures(
+        self,
+        found_in: Mapping[int, list[dict[str, Any]]],
+        classes: Sequence[str],
+        category_of: Mapping[int, int],
+    ) -> dict[str, Any]:
+        """What a report says of the rows of pictures, by their places."""
         done = len(found_in)
         data = self if done == len(self.images) else self._only(sorted(found_in))
         rows = _numbered(found_in, sorted(found_in))
@@ -212,21 +226,18 @@ class CocoData:
         }
         metrics |= {f"segm/{name}": _mean(precision[..., i]) for i, name in enumerate(_AREAS) if i}
         at = {category: index for index, category in enumerate(sorted(self.categories))}
-        return CocoReport(
-            **_account(model, threshold),
-            images=done,
-            missing=self.missing,
-            metrics=metrics,
-            per_class={
+        return {
+            "images": done,
+            "missing": self.missing,
+            "metrics": metrics,
+            "per_class": {
                 name: _mean(precision[:, :, at[category_of[index]], 0]) if index in category_of else None
-                for index, name in enumerate(model.spec.classes)
+                for index, name in enumerate(classes)
             },
-            objects=len(data.annotations),
-            detections=len(rows),
-            unusable=self.unusable,
-            sizes=_sizes_of(plan, found_in) if is_shaped else (),
-            size_effect=effect,
-        )
+            "objects": len(data.annotations),
+            "detections": len(rows),
+            "unusable": self.unusable,
+        }
 
     def _rows(self, index: int, found: Detections, category_of: Mapping[int, int]) -> list[dict[str, Any]]:
         """What was found in a picture, as the evaluator takes it, without numbers."""

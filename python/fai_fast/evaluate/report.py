@@ -113,7 +113,8 @@ class Report:
     def _inputs(self) -> str:
         """The network's input, or how many images had which."""
         if not self.sizes:
-            return size_text(self.im_size)
+            # Of stored predictions it may not be known.
+            return size_text(self.im_size) if any(self.im_size) else "input unknown"
         return " + ".join(f"{size_text(size)} ({images})" for size, images in self.sizes)
 
     def _what(self) -> str:

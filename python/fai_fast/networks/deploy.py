@@ -12,7 +12,7 @@ from fai_fast.engines import onnxruntime
 from fai_fast.engines.base import INPUT, OUTPUTS
 from fai_fast.errors import EngineError, ExportError
 from fai_fast.networks.onnx_file import graphs_of
-from fai_fast.networks.ports import Tensor, inferred
+from fai_fast.networks.ports import Tensor
 
 __all__ = ["deployed", "drop_unused", "in_float16"]
 
@@ -112,7 +112,6 @@ def in_float16(model: Any, shown: str) -> Any:
         result = _in_order(converted)
         del result.graph.value_info[:]
         onnx.checker.check_model(result)
-        inferred(result)
     except Exception as error:
         if not explained(error, "onnx", "onnxruntime"):
             raise

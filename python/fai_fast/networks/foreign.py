@@ -21,7 +21,7 @@ from fai_fast.errors import EngineError, ExportError
 from fai_fast.networks import Network, Reference
 from fai_fast.networks.deploy import deployed, drop_unused
 from fai_fast.networks.fold import folded
-from fai_fast.networks.onnx_file import read, tensors_of
+from fai_fast.networks.onnx_file import check, read, tensors_of
 from fai_fast.networks.ports import (
     Tensor,
     Wanted,
@@ -126,18 +126,22 @@ def network_of_file(path: Path, spec: ModelSpec) -> Network:
         ValueError: it is no ONNX model, or not one of an image; what its outputs are is found out when a graph is made.
     """
     config = check_config(spec)
-    model = read(path)
+    digest = hashlib.sha256(f"file {VERSION} ".encode())
+    model = read(path, digest)
     shown = f"name_or_path: {redacted(str(path))}"
     image = find_input(model, config.input_name, shown)
     assert image.shape is not None
     batch, _, height, width = image.shape
-    digest = hashlib.sha256(f"file {VERSION} ".encode())
-    digest.update(model.SerializeToString(deterministic=True))
+
+    def graph(size: tuple[int, int], count: int) -> Any:
+        check(model, shown)
+        return graph_of(model, spec, size, count, shown)
+
     return Network(
         spec=spec,
         source=str(path),
         sha256=digest.hexdigest(),
-        graph=lambda size, count: graph_of(model, spec, size, count, shown),
+        graph=graph,
         reference=lambda size, count: _reference(model, spec, size, count, shown),
         fixed_size=(height, width),
         fixed_batch=batch,

@@ -1,7 +1,8 @@
 """An ONNX file of anybody's, read with care: nothing in it is run, and it may not lead out of its folder.
 
-What comes out of :func:`read` is whole, one message without other files, functions or operators of somebody's own, and
-has passed ONNX's checker. What its tensors are is the business of ``ports``.
+What comes out of :func:`read` is whole, one message without other files, functions or operators of somebody's own.
+:func:`check` asks ONNX's checker, which is for whoever makes something of it. What its tensors are is the business of
+``ports``.
 """
 
 from __future__ import annotations
@@ -15,9 +16,8 @@ from typing import Any
 
 from fai_fast._foreign import explained
 from fai_fast._redaction import redacted
-from fai_fast.errors import ExportError
 
-__all__ = ["LARGEST_FILE", "OLDEST_OPSET", "graphs_of", "read", "tensors_of"]
+__all__ = ["LARGEST_FILE", "OLDEST_OPSET", "check", "graphs_of", "read", "tensors_of"]
 
 LARGEST_FILE = (1 << 31) - 1
 """Bytes: protobuf has no larger messages, and a deployed graph is one."""
@@ -29,12 +29,12 @@ _STANDARD = ("", "ai.onnx")
 _HALF_BYTES = ("INT4", "UINT4", "FLOAT4E2M1")
 
 
-def read(path: Path, name: str = "name_or_path") -> Any:
+def read(path: Path, digest: Any = None) -> Any:
     """The model in a file as an ``onnx.ModelProto`` that holds everything itself.
 
     Args:
         path: the file. Weights in other files ("external data") are taken from its own folder and those below.
-        name: the argument's, for errors.
+        digest: of ``hashlib``, which gets all that was read; None for none.
 
     Raises:
         FileNotFoundError, OSError: there is no such file, or it cannot be read.
@@ -44,10 +44,13 @@ def read(path: Path, name: str = "name_or_path") -> Any:
     import onnx
     from google.protobuf.message import DecodeError
 
-    shown = f"{name}: {redacted(str(path))}"
+    shown = f"name_or_path: {redacted(str(path))}"
     size = _size(path, shown)
+    content = path.read_bytes()
+    if digest is not None:
+        digest.update(content)
     try:
-        model = onnx.ModelProto.FromString(path.read_bytes())
+        model = onnx.ModelProto.FromString(content)
     except DecodeError:
         raise ValueError(
             f"{shown} is no ONNX model, or is damaged: it cannot be decoded; export or copy it again"
@@ -55,15 +58,21 @@ def read(path: Path, name: str = "name_or_path") -> Any:
     _check_model(model, shown)
     model = _without_functions(model, shown)
     _check_operators(model, shown)
-    _fetch_external(model, path, size, shown)
+    _fetch_external(model, path, size, shown, digest)
     _check_tensors(model, shown)
+    return model
+
+
+def check(model: Any, shown: str) -> None:
+    """ValueError where ONNX's checker finds the model wrong; `shown` is what it is."""
+    import onnx
+
     try:
         onnx.checker.check_model(model)
     except Exception as error:
         if not explained(error, "onnx"):
             raise
         raise ValueError(f"{shown} is not a valid ONNX model: {_line(error)}") from error
-    return model
 
 
 def graphs_of(graph: Any) -> Iterator[Any]:
@@ -187,7 +196,7 @@ def tensors_of(graph: Any) -> Iterator[Any]:
                     yield from (attribute.sparse_tensor.values, attribute.sparse_tensor.indices)
 
 
-def _fetch_external(model: Any, path: Path, size: int, shown: str) -> None:
+def _fetch_external(model: Any, path: Path, size: int, shown: str, digest: Any) -> None:
     """Puts the weights that lie in other files into the message."""
     import onnx
 
@@ -219,6 +228,8 @@ def _fetch_external(model: Any, path: Path, size: int, shown: str) -> None:
             content = file.read(length)
         if len(content) != length:
             raise ValueError(f"{what}: {place.name} was changed while it was read")
+        if digest is not None:
+            digest.update(content)
         tensor.raw_data = content
         del tensor.external_data[:]
         tensor.data_location = onnx.TensorProto.DEFAULT
@@ -291,8 +302,3 @@ def _check_tensors(model: Any, shown: str) -> None:
 def _line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__)[:300]
-
-
-def as_export_error(error: BaseException, what: str) -> ExportError:
-    """An ExportError of what ONNX's or PyTorch's code said of a graph."""
-    return ExportError(f"{what}: {_line(error)}")

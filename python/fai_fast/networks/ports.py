@@ -22,6 +22,8 @@ __all__ = [
 ]
 
 FLOATS = ("float32", "float16")
+_LARGE = 1 << 12
+"""Bytes of a weight that says nothing of shapes."""
 
 
 @dataclass(frozen=True)
@@ -145,15 +147,42 @@ def fixed(model: Any, image: Tensor, size: tuple[int, int], batch: int) -> Any:
 
 
 def inferred(model: Any) -> Any:
-    """The model with the shapes of its values, where ONNX's inference succeeds."""
+    """The model with the shapes of its values, where ONNX's inference succeeds. Changed in place."""
     import onnx
 
     try:
-        return onnx.shape_inference.infer_shapes(model, strict_mode=False, data_prop=True)
+        found = onnx.shape_inference.infer_shapes(_light(model), strict_mode=False, data_prop=True)
     except Exception as error:
         if not explained(error, "onnx", "google"):
             raise
         return model
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(found.graph.value_info)
+    shapes = {item.name: item for item in found.graph.output}
+    for item in model.graph.output:
+        item.CopyFrom(shapes[item.name])
+    return model
+
+
+def _light(model: Any) -> Any:
+    """The same graph whose large weights are inputs: what inference does with a model begins with copying it twice."""
+    import onnx
+
+    light = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+    graph = light.graph
+    graph.name = model.graph.name or "light"
+    graph.node.extend(model.graph.node)
+    graph.input.extend(model.graph.input)
+    graph.output.extend(model.graph.output)
+    graph.value_info.extend(model.graph.value_info)
+    given = {item.name for item in model.graph.input}
+    for item in model.graph.initializer:
+        if item.ByteSize() <= _LARGE:
+            graph.initializer.append(item)
+        elif item.name not in given:
+            graph.input.append(onnx.helper.make_tensor_value_info(item.name, item.data_type, item.dims))
+    graph.sparse_initializer.extend(model.graph.sparse_initializer)
+    return light
 
 
 def find_outputs(outputs: Sequence[Tensor], wanted: Wanted, shown: str) -> tuple[Tensor, Tensor]:

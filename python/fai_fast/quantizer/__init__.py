@@ -169,7 +169,7 @@ def write(
         refused.append(f"{_said(attempt)}: {_figures(verification['fp32'])}")
     raise ExportError(
         f"{subject.spec.name}: int8 loses too much against fp32. {'; '.join(refused)}. More pictures, of what the "
-        "model is for, may help; labels (coco=, ade=) with tolerance= decide what may be lost"
+        "model is for, may help; labels (coco=, ade=, panoptic=) with tolerance= decide what may be lost"
     )
 
 

@@ -97,7 +97,8 @@ class Detector:
         self.model.infer(blank, **self._options)
         share = given()
         cpus = (os.cpu_count() or 1) if share is None else share.cpus
-        # On one core decoding takes its turn with the rest.
+        # On one core decoding takes its turn with the rest, unless the rest is on a GPU.
+        self._in_flight = _IN_FLIGHT if cpus > 1 or (share is not None and share.gpus) else 0
         self._decoders = ThreadPoolExecutor(min(cpus, 16), "fai_fast-decode") if cpus > 1 else None
         self._ahead = min(cpus, 16) + _IN_FLIGHT
 
@@ -151,11 +152,11 @@ class Detector:
             return error
 
     def _overlapping(self, decoded: Iterator[_Decoded]) -> Iterator[Detections | str]:
-        """Picture by picture, a few of them on their way at a time."""
+        """Picture by picture, a few of them on their way at a time where there are cores for that."""
         waiting: deque[Any] = deque()
         for item in decoded:
             waiting.append(item if isinstance(item, Exception) else (self._submitted(item[0]), item[1]))
-            if len(waiting) > _IN_FLIGHT:
+            if len(waiting) > self._in_flight:
                 yield _finished(waiting.popleft())
         while waiting:
             yield _finished(waiting.popleft())
