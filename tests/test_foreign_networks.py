@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import pickle
 import re
@@ -702,3 +703,51 @@ def test_the_command_line(tmp_path, capsys):
         != 0
     )
     assert "spec: no such file" in capsys.readouterr().err
+
+
+def with_doubles():
+    """A grid in float64 somewhere inside, as exporters of modules write numbers of Python; and one cast to it."""
+    model = others.graph(**OPEN)
+    grid = np.stack(np.meshgrid(np.linspace(-0.9, 0.9, 16), np.linspace(-0.9, 0.9, 16)), -1)[None]
+    node = onnx.helper.make_node
+    model.graph.initializer.append(onnx.numpy_helper.from_array(grid, "grid"))
+    model.graph.node.extend(
+        [
+            node("Cast", ["pred_masks"], ["exact"], to=onnx.TensorProto.DOUBLE),
+            node("GridSample", ["exact", "grid"], ["sampled"]),
+            node("Cast", ["sampled"], ["masks"], to=onnx.TensorProto.FLOAT),
+        ]
+    )
+    model.graph.output[0].name = "masks"
+    return model
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_double_precision_inside_is_single_in_the_graph(tmp_path, precision):
+    pytest.importorskip("onnxruntime")
+    report, model = deployed(tmp_path, with_doubles(), precision)
+    assert report.verified
+    kinds = {item.data_type for item in model.graph.initializer}
+    casts = {item.i for one in model.graph.node for item in one.attribute if item.name == "to"}
+    assert onnx.TensorProto.DOUBLE not in kinds | casts
+    with fai_fast.load(tmp_path / "ours.onnx", engine="onnxruntime", device="cpu") as ready:
+        assert ready.size == (64, 64)
+
+
+def test_an_engine_of_tensorrt_for_gpus_that_are_not_here(tmp_path):
+    if not any(importlib.util.find_spec(name) for name in ("tensorrt_rtx", "tensorrt_rtx_bindings")):
+        pytest.skip("TensorRT-RTX is not installed: pip install tensorrt-rtx")
+    pytest.importorskip("onnxruntime")
+    from fai_fast.exporter import tensorrt
+
+    write(tmp_path / "theirs.onnx", **OPEN)
+    report = fai_fast.export(
+        tmp_path / "theirs.onnx",
+        tmp_path / "a.engine",
+        spec=spec(),
+        format="tensorrt",
+        target=["sm75", "sm86"],
+    )
+    assert (report.verified, report.precision, report.targets) == (True, "fp16", ("sm75", "sm86"))
+    record = tensorrt.read_record(report.path)
+    assert (record.spec, record.size, record.batch) == (spec(), (64, 64), 1)

@@ -20,6 +20,8 @@ import numpy.typing as npt
 
 from fai_fast import _gate, _scenes
 from fai_fast._extras import install
+from fai_fast._foreign import explained
+from fai_fast.engines.base import PACKAGES, reason
 from fai_fast.errors import EngineError, ExportError
 from fai_fast.exporter.builder import Array
 from fai_fast.registry import ModelSpec, bundled_path, own_config
@@ -399,6 +401,12 @@ def outputs_of(
             engine, run = prepare(precise.SerializeToString(), names)
         except EngineError as error:
             problems.append(str(error))
+            continue
+        except Exception as error:
+            # ONNX Runtime has not every operator in every type, which graphs of others may ask for.
+            if not explained(error, *PACKAGES):
+                raise
+            problems.append(f"{prepare.__name__.strip('_')}: {reason(error)}")
             continue
         return engine, [[np.array(value, np.float32) for value in run(item.astype(dtype))] for item in images]
     raise ExportError(f"no engine can run the graph to verify it: {'; '.join(problems)}")

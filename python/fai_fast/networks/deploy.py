@@ -7,11 +7,13 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 from fai_fast._foreign import explained
 from fai_fast.engines import onnxruntime
 from fai_fast.engines.base import INPUT, OUTPUTS
 from fai_fast.errors import EngineError, ExportError
-from fai_fast.networks.onnx_file import graphs_of
+from fai_fast.networks.onnx_file import graphs_of, tensors_of
 from fai_fast.networks.ports import Tensor
 
 __all__ = ["deployed", "drop_unused", "in_float16"]
@@ -47,6 +49,7 @@ def deployed(model: Any, image: Tensor, outputs: tuple[Tensor, Tensor], size: tu
 
     graph = model.graph
     _drop_what_is_not_needed(graph, {item.name for item in outputs})
+    _in_single_precision(graph)
     batch = (outputs[0].shape or (1,))[0]
     ours = {image.name: INPUT, outputs[0].name: OUTPUTS[0], outputs[1].name: OUTPUTS[1]}
     _rename(graph, _without_collisions(graph, ours))
@@ -119,6 +122,25 @@ def in_float16(model: Any, shown: str) -> Any:
             f"{shown} cannot be converted to float16: {type(error).__name__}: {error}"
         ) from error
     return result
+
+
+def _in_single_precision(graph: Any) -> None:
+    """float32 in place of float64, for which engines lack operators: it comes from numbers of Python, not by intent."""
+    from onnx import TensorProto, numpy_helper
+
+    for tensor in tensors_of(graph):
+        if tensor.data_type == TensorProto.DOUBLE:
+            with np.errstate(over="ignore"):
+                values = numpy_helper.to_array(tensor).astype(np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    for one in graphs_of(graph):
+        for item in (*one.input, *one.output, *one.value_info):
+            if item.type.tensor_type.elem_type == TensorProto.DOUBLE:
+                item.type.tensor_type.elem_type = TensorProto.FLOAT
+        for node in one.node:
+            for attribute in node.attribute:
+                if attribute.name in ("to", "dtype") and attribute.i == TensorProto.DOUBLE:
+                    attribute.i = TensorProto.FLOAT
 
 
 # -------------------------------------------------------------------------------------------------- names
