@@ -52,7 +52,8 @@ def traced(
         _fill_by_mask(recorded)
         _drop_what_does_nothing(recorded)
         _fold(recorded)
-    recorded.graph.eliminate_dead_code()
+    # Attention counts as random there, and would stay.
+    recorded.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
     recorded.recompile()
     return recorded
 
