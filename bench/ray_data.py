@@ -2,7 +2,8 @@
 
 ``python -m bench.ray_data [--quick] [--json FILE]`` takes a minute and a half. All contenders read the same JPEGs and
 give the same results, which is checked first; they take turns, round by round. A run on Ray is timed from the first
-task's rows to the last one's, as its start is paid once; the start is told beside it.
+task's rows to the last one's, as its start is paid once; the start is told beside it. CPU time is that of this process
+and all that it has started, Ray's own servers too; unlike the others it does not depend on what else the machine does.
 """
 
 from __future__ import annotations
@@ -47,10 +48,32 @@ def pictures(folder: Path, count: int) -> list[str]:
     return paths
 
 
+def cpu_seconds() -> float | None:
+    """CPU time of this process and of all that descend from it, ended ones too; None without /proc."""
+    used, children = {}, {}
+    for place in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = place.read_text().rpartition(")")[2].split()
+        except OSError:  # it has just ended
+            continue
+        pid = int(place.parent.name)
+        children.setdefault(int(fields[1]), []).append(pid)
+        # Its own, and that of those that it has waited for.
+        used[pid] = sum(map(int, fields[11:15]))
+    if os.getpid() not in used:
+        return None
+    total, waiting = 0, [os.getpid()]
+    while waiting:
+        pid = waiting.pop()
+        total += used.get(pid, 0)
+        waiting += children.get(pid, [])
+    return total / os.sysconf("SC_CLK_TCK")
+
+
 def on_ray(
     ray: Any, paths: Sequence[str], nodes: int, options: dict[str, Any]
-) -> tuple[float, float, list[Any]]:
-    """Seconds a picture, seconds to the first rows, and the rows."""
+) -> tuple[float, float | None, float, list[Any]]:
+    """Seconds and CPU seconds a picture, seconds to the first rows, and the rows."""
     import pyarrow as pa
 
     tables = [pa.table({"path": list(paths[at : at + TASK])}) for at in range(0, len(paths), TASK)]
@@ -67,10 +90,12 @@ def on_ray(
     began = time.perf_counter()
     times, rows = [], []
     for table in found.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        times.append((time.perf_counter(), table.num_rows))
+        times.append((time.perf_counter(), table.num_rows, cpu_seconds()))
         rows.append(table)
-    (first, at_first), (last, _) = times[0], times[-1]
-    return (last - first) / (len(paths) - at_first), first - began, rows
+    (first, at_first, cpu_first), (last, _, cpu_last) = times[0], times[-1]
+    rest = len(paths) - at_first
+    cpu = None if cpu_first is None or cpu_last is None else (cpu_last - cpu_first) / rest
+    return (last - first) / rest, cpu, first - began, rows
 
 
 def rows_of(tables: Sequence[Any]) -> dict[str, Detections]:
@@ -94,11 +119,14 @@ def measure(count: int, rounds: int) -> dict[str, Any]:
     os.environ.pop("OMP_NUM_THREADS", None)
     options = {"model": "fai-mf-n-shapes", "precision": "fp32", "engine": "openvino"}
     seconds: dict[str, list[float]] = {}
+    cpu: dict[str, list[float | None]] = {}
     starts: dict[str, list[float]] = {}
-    cluster = Cluster()
-    try:
-        with tempfile.TemporaryDirectory(prefix="fai_fast-") as folder:
+    with tempfile.TemporaryDirectory(prefix="fai_fast-", ignore_cleanup_errors=True) as folder:
+        cluster = Cluster()
+        try:
             paths = pictures(Path(folder), count)
+            # Where Ray looks for a cluster of this machine.
+            os.environ["RAY_TMPDIR"] = folder
             for resources in ({"first": 100}, {"second": 100}):
                 cluster.add_node(
                     num_cpus=1,
@@ -124,32 +152,40 @@ def measure(count: int, rounds: int) -> dict[str, Any]:
                 for at in range(0, len(paths), TASK):
                     single(pa.table({"path": paths[at : at + TASK]}))
 
-            def timed(run: Callable[[], None]) -> float:
-                began = time.perf_counter()
+            def timed(name: str, run: Callable[[], None]) -> None:
+                used, began = cpu_seconds(), time.perf_counter()
                 run()
-                return (time.perf_counter() - began) / len(paths)
+                seconds.setdefault(name, []).append((time.perf_counter() - began) / len(paths))
+                now = cpu_seconds()
+                cpu.setdefault(name, []).append(
+                    None if used is None or now is None else (now - used) / len(paths)
+                )
 
             plain.warmup()
             for _ in range(rounds):
-                seconds.setdefault(ONE_PROCESS, []).append(timed(loop))
-                seconds.setdefault(ONE_CORE, []).append(timed(alone))
+                timed(ONE_PROCESS, loop)
+                timed(ONE_CORE, alone)
                 for name, nodes in ((ONE_NODE, 1), (TWO_NODES, 2)):
-                    each, start, tables = on_ray(ray, paths, nodes, options)
+                    each, used, start, tables = on_ray(ray, paths, nodes, options)
                     found = rows_of(tables)
                     if len(found) != len(paths) or any(found[path] != expected[path] for path in expected):
                         raise AssertionError(f"{name} gives other results than infer")
                     seconds.setdefault(name, []).append(each)
+                    cpu.setdefault(name, []).append(used)
                     starts.setdefault(name, []).append(start)
             plain.close()
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
+        finally:
+            ray.shutdown()
+            cluster.shutdown()
     each = {name: statistics.median(values) for name, values in seconds.items()}
     return {
         "pictures": count,
         "size": list(SIZE),
         "rounds": rounds,
         "pictures_per_second": {name: 1 / value for name, value in each.items()},
+        "cpu_ms_per_picture": {
+            name: None if None in values else 1e3 * statistics.median(values) for name, values in cpu.items()
+        },
         "seconds_per_picture": seconds,
         "seconds_to_first_rows": starts,
         "ratios": {
@@ -172,6 +208,7 @@ def main() -> None:
         start = measured["seconds_to_first_rows"].get(name)
         print(
             f"{name:<36}{rate:8.1f} pictures/s",
+            f"{cpu:7.2f} ms of CPU each" if (cpu := measured["cpu_ms_per_picture"][name]) is not None else "",
             f"  first rows after {statistics.median(start):.1f} s" if start else "",
         )
     for name, ratio in measured["ratios"].items():

@@ -52,6 +52,14 @@ struct GraphSpec {
     Rules rules;
 };
 
+inline int32_t classes_of(const GraphSpec& spec) { return spec.class_columns - spec.softmax; }
+// How many a label can tell apart: classes where they are summed, else queries.
+inline int32_t labels_of(const GraphSpec& spec) {
+    return spec.rules.by_sum ? classes_of(spec) : spec.queries;
+}
+// Do labels take two bytes?
+inline bool wide_labels(const GraphSpec& spec) { return labels_of(spec) > 255; }
+
 // A frame, and what is asked of it. Tables are borrowed until submit() returns.
 struct DeviceFrame {
     FrameLayout layout;

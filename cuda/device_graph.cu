@@ -65,7 +65,7 @@ struct DeviceGraph::Impl {
 
     // One entry per image.
     struct Image {
-        DeviceBuffer frame, tables, canvas, segments;
+        DeviceBuffer frame, tables, canvas, segments, winning_sums;
         const uint8_t* frame_memory = nullptr;  // the staging room's, as the device knows it
         PinnedBuffer staging, staged_tables;
         DeviceBuffer scratch;  // counters' user: candidates, queries, kept rows, header, probabilities
@@ -105,13 +105,19 @@ struct DeviceGraph::Impl {
     size_t candidates_at() const { return 0; }
     size_t queries_at() const { return aligned(sizeof(int32_t) * spec.queries); }
     size_t kept_at() const { return queries_at() + aligned(sizeof(QueryState) * spec.queries); }
-    size_t header_at() const { return kept_at() + aligned(sizeof(Row) * spec.queries); }
+    size_t header_at() const { return kept_at() + aligned(sizeof(Row) * labels_of(spec)); }
     size_t probabilities_at() const { return header_at() + kAlignment; }
-    size_t scratch_bytes() const {
-        const size_t nodes = static_cast<size_t>(spec.queries) * spec.rows * spec.columns;
-        return probabilities_at() + (spec.predict_all_pixels ? 0 : nodes * sizeof(float));
+    // Of nodes for instances, of classes for sums.
+    size_t probabilities_bytes() const {
+        const auto queries = static_cast<size_t>(spec.queries);
+        if (spec.rules.by_sum) return aligned(queries * classes_of(spec) * sizeof(float));
+        return spec.predict_all_pixels ? 0 : aligned(queries * spec.rows * spec.columns * sizeof(float));
     }
-    size_t label_bytes() const { return spec.queries <= 255 ? 1 : 2; }
+    size_t classes_at() const { return probabilities_at() + probabilities_bytes(); }
+    size_t scratch_bytes() const {
+        return classes_at() + (spec.rules.by_sum ? sizeof(QueryState) * classes_of(spec) : 0);
+    }
+    size_t label_bytes() const { return narrow(spec) ? 1 : 2; }
 
     void record(const Event& event) {
         const unsigned flags =
@@ -184,6 +190,8 @@ struct DeviceGraph::Impl {
         p.kept = reinterpret_cast<Row*>(scratch + kept_at());
         p.kept_header = reinterpret_cast<Header*>(scratch + header_at());
         p.probabilities = reinterpret_cast<float*>(scratch + probabilities_at());
+        p.class_probabilities = p.probabilities;
+        p.classes = reinterpret_cast<QueryState*>(scratch + classes_at());
 
         const size_t pixels = static_cast<size_t>(frame.size.height) * frame.size.width;
         int64_t wanted = payload;
@@ -191,13 +199,17 @@ struct DeviceGraph::Impl {
             wanted = own.payload_bytes = static_cast<int64_t>(pixels * label_bytes());
             own.segments.reserve(aligned(pixels * label_bytes()));
             p.segments = own.segments.get();
+            if (spec.rules.by_sum) {
+                own.winning_sums.reserve(pixels * sizeof(float));
+                p.winning_sums = own.winning_sums.get<float>();
+            }
         } else {
             const size_t row = static_cast<size_t>(canvas_words(frame.size)) * sizeof(uint64_t);
             own.canvas.reserve(row * frame.size.height * spec.queries);
             p.canvas = own.canvas.get<uint64_t>();
         }
         if (own.block && own.block->payload_bytes < wanted) pool->give_back(std::move(own.block));
-        if (!own.block) own.block = pool->take(spec.queries, wanted);
+        if (!own.block) own.block = pool->take(labels_of(spec), wanted);
         lend(index);
     }
 
@@ -662,7 +674,7 @@ size_t DeviceGraph::device_bytes() const {
                    m.device_params.bytes() + m.counters.bytes() + m.stuff.bytes() + m.masks->bytes();
     for (const Impl::Image& image : m.image) {
         bytes += image.frame.bytes() + image.tables.bytes() + image.canvas.bytes() + image.segments.bytes() +
-                 image.scratch.bytes();
+                 image.winning_sums.bytes() + image.scratch.bytes();
     }
     return bytes;
 }

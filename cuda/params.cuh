@@ -60,7 +60,11 @@ struct ImageParams {
     float* probabilities;  // (slots, h', w')
     uint64_t* canvas;      // (slots, H, words per row): a mask is drawn where it may be, before it is cropped
     void* segments;        // (H, W)
-    Row* kept;             // (Q) the rows again, for the kernels that follow
+    // Semantic by sum alone.
+    float* class_probabilities;  // (Q, C), 0 for queries that take no part
+    QueryState* classes;         // (C) what each class has won
+    float* winning_sums;         // (H, W) where more classes compete than are at hand
+    Row* kept;                   // (Q) the rows again, for the kernels that follow
     Header* kept_header;
 
     Header* header;  // pinned, like the next two
@@ -80,6 +84,8 @@ inline int32_t counters_per_image(const GraphSpec& spec) {
 }
 // A semantic contest keeps two values per query in shared memory.
 inline constexpr int32_t kMaxSemanticQueries = 1024;
+// By sum it keeps a bound and a number of every class besides.
+inline constexpr int32_t kMaxSumClasses = 2048;
 
 // Words of a row of a canvas.
 __host__ __device__ __forceinline__ int64_t canvas_words(Size size) { return (size.width + 63) / 64; }
@@ -101,7 +107,7 @@ struct PostprocessLaunch {
 };
 
 // Are labels of one byte?
-inline bool narrow(const GraphSpec& spec) { return spec.queries <= 255; }
+inline bool narrow(const GraphSpec& spec) { return !wide_labels(spec); }
 
 // Blocks of kThreads threads that a device holds at once.
 template <class... Parameters>
@@ -117,6 +123,8 @@ template <class T>
 void launch_instances(cudaStream_t stream, const PostprocessLaunch& launch);
 template <class T>
 void launch_semantic(cudaStream_t stream, const PostprocessLaunch& launch);
+template <class T>
+void launch_semantic_sum(cudaStream_t stream, const PostprocessLaunch& launch);
 
 void launch_postprocess(cudaStream_t stream, const PostprocessLaunch& launch);
 

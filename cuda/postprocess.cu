@@ -140,7 +140,9 @@ void launch_masks(cudaStream_t stream, const PostprocessLaunch& l) {
     } else {
         launch_scores<T, float>(stream, l);
     }
-    if (spec.rules.panoptic) {
+    if (spec.rules.by_sum) {
+        launch_semantic_sum<T>(stream, l);
+    } else if (spec.rules.panoptic) {
         launch_panoptic<T>(stream, l);
     } else if (spec.predict_all_pixels) {
         launch_semantic<T>(stream, l);

@@ -287,9 +287,20 @@ def test_the_device_and_the_threads_are_those_that_ray_gave(monkeypatch):
 
 
 class Telling(Detector):
-    """What it runs on, beside what it found."""
+    """What it runs on, beside what it found. It ends its process, once, at the picture that a file names."""
+
+    def __init__(self, *, marker=None, **options):
+        super().__init__(**options)
+        self.marker = marker
 
     def __call__(self, batch):
+        if self.marker is not None and any(path.endswith("05.png") for path in batch["path"].to_pylist()):
+            try:
+                Path(self.marker).touch(exist_ok=False)
+            except FileExistsError:
+                pass
+            else:
+                os._exit(1)
         table = super().__call__(batch)
         info = self.model.info()
         said = {
@@ -305,24 +316,6 @@ class Telling(Detector):
         return table
 
 
-class Dying(Detector):
-    """Ends its process, once, when it meets the picture that a file names."""
-
-    def __init__(self, *, marker, **options):
-        super().__init__(**options)
-        self.marker = Path(marker)
-
-    def __call__(self, batch):
-        if any(path.endswith("05.png") for path in batch["path"].to_pylist()):
-            try:
-                self.marker.touch(exist_ok=False)
-            except FileExistsError:
-                pass
-            else:
-                os._exit(1)
-        return super().__call__(batch)
-
-
 class Slow(Detector):
     def __call__(self, batch):
         time.sleep(0.25)
@@ -331,8 +324,9 @@ class Slow(Detector):
         return table.append_column("node", pa.array([node] * table.num_rows))
 
 
-def test_both_nodes_work_and_find_what_infer_finds(two_nodes, paths, expected, model):
-    found = collected(on_cluster(paths, 6, Telling))
+def test_both_nodes_work_and_a_worker_that_dies_loses_nothing(two_nodes, paths, expected, model, tmp_path):
+    found = collected(on_cluster(paths, 6, Telling, marker=str(tmp_path / "died")))
+    assert (tmp_path / "died").exists()
     assert len(set(found["node"].to_pylist())) == 2
     assert set(found["threads"].to_pylist()) == {"1"}
     assert set(found["omp"].to_pylist()) == {"1"}
@@ -369,12 +363,6 @@ def test_the_drivers_cache_spares_a_node_the_work(two_nodes, paths, caches):
     texts = set(found["artefacts"].to_pylist())
     assert all(text.count("from the cache") == 2 and caches[1] in text for text in texts), texts
     assert shipped.unpack(caches[1]) == 0
-
-
-def test_a_worker_that_dies_loses_nothing(two_nodes, paths, expected, model, tmp_path):
-    found = collected(on_cluster(paths, 6, Dying, marker=str(tmp_path / "died")))
-    assert (tmp_path / "died").exists()
-    assert_equals(found, expected, model.spec.classes)
 
 
 def test_a_model_that_cannot_be_loaded_ends_the_run(two_nodes, paths):
@@ -456,42 +444,49 @@ def parts(output):
     return sorted(path.name for path in output.iterdir())
 
 
-def test_predict_and_again(two_nodes, folder, expected, model, tmp_path, capsys):
+def test_predict_ends_at_a_signal_and_goes_on(
+    two_nodes, folder, expected, model, tmp_path, monkeypatch, capsys
+):
+    from fai_fast.cli import predict_ray
+
+    took = predict_ray._Run._took
+
+    def then_a_signal(self, rows):
+        took(self, rows)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(predict_ray._Run, "_took", then_a_signal)
     output = tmp_path / "found.parquet"
-    assert predict(folder, output) == 1  # of the bad one
-    said = capsys.readouterr().err
-    assert "13 pictures" in said
-    assert "1 failed" in said
-    assert "bad.png is no picture" in said
+    assert predict(folder, output) == 130
+    first = pq.read_table(output)
+    assert 0 < first.num_rows < 13
+    failed = sum(text is not None for text in first["error"].to_pylist())
     assert parts(output) == ["part-000000.parquet"]
-    assert_equals(pq.read_table(output), expected, model.spec.classes)
-    for found in Detections.from_parquet(output, skip_errors=True):
-        assert found == expected[found.source.path]
-        assert found.class_names == model.spec.classes
+    capsys.readouterr()
 
     # What is there is not done again; what failed is, and one picture is new.
+    monkeypatch.setattr(predict_ray._Run, "_took", took)
     late = tmp_path / "late"
     late.mkdir()
     Image.fromarray(picture(3)).save(late / "late.png")
-    assert predict([folder, late], output) == 1
+    assert predict([folder, late], output) == 1  # of the bad one
     said = capsys.readouterr().err
-    assert "2 pictures" in said
-    assert "12 done before" in said
-    rows = pq.read_table(output).to_pylist()
-    assert len(rows) == 14
-    assert len({row["path"] for row in rows}) == 14
-    assert sum(row["error"] is not None for row in rows) == 1
-    assert parts(output) == ["part-000000.parquet", "part-000001.parquet"]
+    assert f"{first.num_rows - failed} done before" in said
+    assert f"{14 - first.num_rows + failed} pictures" in said
+    assert "1 failed" in said
+    assert "bad.png is no picture" in said
+    there = {**expected, str(late / "late.png"): model.infer(late / "late.png", **ASKED)}
+    assert_equals(pq.read_table(output), there, model.spec.classes)
+    for found in Detections.from_parquet(output, skip_errors=True):
+        assert found == there[found.source.path]
+        assert found.class_names == model.spec.classes
 
     # Nothing is left to do, and no cluster is needed.
     assert predict(late, output) == 0
     assert "1 done before" in capsys.readouterr().err
-
     # Rows of other options do not mix.
     assert predict(folder, output, "--top-k", "1") == 2
     assert "other options (top_k)" in capsys.readouterr().err
-    assert predict(late, output, "--top-k", "1", "--overwrite") == 0
-    assert pq.read_table(output)["path"].to_pylist() == [str(late / "late.png")]
 
 
 def test_predict_keeps_what_came_before_an_error(two_nodes, folder, tmp_path, monkeypatch, capsys):
@@ -510,25 +505,6 @@ def test_predict_keeps_what_came_before_an_error(two_nodes, folder, tmp_path, mo
     assert predict(folder, output) == 1
     assert "enough" in capsys.readouterr().err
     assert pq.read_table(output).num_rows == sum(rows.num_rows for rows in taken) > 0
-
-
-def test_predict_ends_at_a_signal_with_what_it_has(two_nodes, folder, tmp_path, monkeypatch, capsys):
-    from fai_fast.cli import predict_ray
-
-    took = predict_ray._Run._took
-
-    def then_a_signal(self, rows):
-        took(self, rows)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(predict_ray._Run, "_took", then_a_signal)
-    output = tmp_path / "found"
-    assert predict(folder, output) == 130
-    before = pq.read_table(output).num_rows
-    assert 0 < before < 13
-    monkeypatch.setattr(predict_ray._Run, "_took", took)
-    assert predict(folder, output) == 1
-    assert sorted(pq.read_table(output)["path"].to_pylist()) == sorted(map(str, folder.iterdir()))
 
 
 def test_files_are_written_as_rows_come(tmp_path, monkeypatch):

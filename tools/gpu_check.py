@@ -40,6 +40,7 @@ BUILD, TESTS, SANITIZERS, GROWTH, BENCHMARKS, MACHINE = 1, 2, 4, 8, 16, 32
 # Files of tests and benchmarks, and the seconds that each may take: about twice what it took on an H200.
 TEST_FILES = {
     "test_gpu_kernels": 30.0,
+    "test_gpu_sum": 20.0,
     "test_frame_graph": 40.0,
     "test_gpu_model": 30.0,
     "test_gpu_engines": 30.0,

@@ -243,6 +243,11 @@ class BoundFrameGraph {
         spec.predict_all_pixels = predict_all_pixels;
         spec.softmax = softmax;
         spec.rules = rules_of(rules, class_logits[1] - softmax);
+        if ((spec.rules.panoptic || spec.rules.by_sum) && !predict_all_pixels) {
+            throw ValueError(
+                "predict_all_pixels: got False with panoptic or by_sum, expected True: both give a label "
+                "map");
+        }
         float means[3], stddevs[3];
         std::copy(mean.begin(), mean.end(), means);
         std::copy(stddev.begin(), stddev.end(), stddevs);
@@ -363,7 +368,7 @@ class BoundFrameGraph {
         for (size_t i = 0; i < results.size(); ++i) {
             ops::FrameResult& result = results[i];
             const auto rows = static_cast<py::ssize_t>(result.query.size());
-            const bool wide = graph.spec().queries > 255;
+            const bool wide = cuda::wide_labels(graph.spec());
             const py::array masks =
                 semantic ? array_over(wide ? py::dtype::of<uint16_t>() : py::dtype::of<uint8_t>(),
                                       {result.size.height, result.size.width}, result.memory->payload(),

@@ -9,17 +9,17 @@
 namespace fai {
 
 struct Rules {
-    // Semantic: each pixel goes to the class with the largest sum, over all queries, of class probability times
-    // mask probability, instead of to one query. Labels are classes.
+    // Semantic: each pixel goes to the class with the largest sum, over all queries, of class probability
+    // times mask probability, instead of to one query. Labels are classes.
     bool by_sum = false;
 
-    // Panoptic: queries compete for pixels as in a semantic contest; those that win too little of what is theirs
-    // are no segments, and segments of a class of `stuff` are one.
+    // Panoptic: queries compete for pixels as in a semantic contest; those that win too little of what is
+    // theirs are no segments, and segments of a class of `stuff` are one.
     bool panoptic = false;
     double overlap_threshold = 0.8;
     // What is a query's own are the pixels whose probability, times its score where `weighted`, is at least
-    // mask_threshold. A segment is all pixels that it won where `weighted`, else those of them that are its own, at
-    // least one.
+    // mask_threshold. A segment is all pixels that it won where `weighted`, else those of them that are its
+    // own, at least one.
     bool weighted = true;
     std::vector<uint8_t> stuff;  // (C) not 0 where segments of the class are fused; empty where none are
 

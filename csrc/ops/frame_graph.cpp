@@ -17,6 +17,7 @@ namespace {
 constexpr int64_t kMaxValues = int64_t{1} << 30;
 constexpr int32_t kMaxInstanceQueries = 65534;
 constexpr int32_t kMaxSemanticQueries = 1024;
+constexpr int32_t kMaxSumClasses = 2048;
 
 void check_spec(const cuda::GraphSpec& spec) {
     const auto check_count = [](const char* name, int64_t value, int64_t most) {
@@ -30,6 +31,11 @@ void check_spec(const cuda::GraphSpec& spec) {
     check_count("mask_logits' queries", spec.queries,
                 spec.predict_all_pixels ? kMaxSemanticQueries : kMaxInstanceQueries);
     check_count("class_logits' columns", spec.class_columns - spec.softmax, int64_t{1} << 24);
+    if (spec.rules.by_sum && spec.class_columns - spec.softmax > kMaxSumClasses) {
+        throw ValueError(message("class_logits: got ", spec.class_columns - spec.softmax,
+                                 " classes with combine='sum' on a GPU, expected at most ", kMaxSumClasses,
+                                 "; device='cpu' takes more"));
+    }
     check_count("mask_logits' values", int64_t{spec.queries} * spec.rows * spec.columns, kMaxValues);
     check_count("class_logits' values", int64_t{spec.queries} * spec.class_columns, kMaxValues);
 }
@@ -183,7 +189,7 @@ void FrameGraph::start(const FrameGraph* after) {
 }
 
 std::vector<FrameResult> FrameGraph::results(int64_t top_k) {
-    const bool softmax = graph_.spec().softmax;
+    const bool softmax = graph_.spec().softmax, by_sum = graph_.spec().rules.by_sum;
     std::vector<std::shared_ptr<const cuda::Result>> taken = graph_.results();
     std::vector<FrameResult> results;
     for (size_t i = 0; i < taken.size() && i < in_flight_; ++i) {
@@ -195,8 +201,9 @@ std::vector<FrameResult> FrameGraph::results(int64_t top_k) {
         std::vector<Scored> kept;
         for (int32_t r = 0; r < taken[i]->count(); ++r) {
             const cuda::Row& row = taken[i]->rows()[r];
-            double score = softmax ? math::softmax_score(row.best, row.largest, row.total)
-                                   : math::sigmoid_score(row.best);
+            double score = by_sum    ? math::mean_sum(static_cast<double>(row.sum), row.area)
+                           : softmax ? math::softmax_score(row.best, row.largest, row.total)
+                                     : math::sigmoid_score(row.best);
             if (geometry.use_mask_score) {
                 score = math::fused_score(score, static_cast<double>(row.sum) * cuda::kSumUnit, row.area);
             }

@@ -217,6 +217,16 @@ void check_rules(const Rules& rules, bool use_mask_score) {
             "use_mask_score: got True with panoptic, expected False: a segment's confidence is its class "
             "score");
     }
+    if (rules.by_sum && use_mask_score) {
+        throw ValueError(
+            "use_mask_score: got True with combine='sum', expected False: a class's confidence is its mean "
+            "sum");
+    }
+    if (rules.by_sum && rules.of_logits) {
+        throw ValueError(
+            "resampling.of: got 'logits' with combine='sum', expected 'probabilities': sums are resized, not "
+            "masks");
+    }
 }
 
 int segment_item_size(const PostprocessArguments& arguments) {

@@ -25,16 +25,7 @@ struct SumScratch {
 };
 thread_local SumScratch t_sums;
 
-void check_by_sum(const PostprocessArguments& arguments) {
-    if (arguments.use_mask_score) {
-        throw ValueError(
-            "use_mask_score: got True with combine='sum', expected False: what a sum's score is, is the sum");
-    }
-    if (arguments.rules.of_logits) {
-        throw ValueError(
-            "resampling.of: got 'logits' with combine='sum', expected 'probabilities': sums are resized, not "
-            "masks");
-    }
+void check_classes(const PostprocessArguments& arguments) {
     const int64_t classes = arguments.class_logits.shape[1] - arguments.softmax;
     if (classes > kMaxClasses) {
         throw ValueError(message("class_logits: got ", classes, " classes in shape ",
@@ -47,7 +38,7 @@ void check_by_sum(const PostprocessArguments& arguments) {
 
 void draw_by_sum(const PostprocessArguments& arguments, const MaskLogits& logits, const cpu::Kernels& kernels,
                  int threads, std::vector<ScoredQuery>& rows, void* segments) {
-    check_by_sum(arguments);
+    check_classes(arguments);
     const View& class_logits = arguments.class_logits;
     const auto classes = static_cast<int32_t>(class_logits.shape[1] - arguments.softmax);
     const int64_t stride = (classes + cpu::kPadding - 1) / cpu::kPadding * cpu::kPadding;

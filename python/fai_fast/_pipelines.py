@@ -421,6 +421,7 @@ class _Slot:
     def __init__(self, spec: ModelSpec, engine: GpuEngine) -> None:
         [images] = engine.inputs
         masks, classes = engine.outputs
+        rules = rules_of(spec.config)
         self.lock = SignalSafeLock()
         self.guard = ProcessGuard(engine.name)
         self.graph = _core.FrameGraph(
@@ -434,9 +435,10 @@ class _Slot:
             class_dtype=classes.dtype,
             mean=spec.config.pixel_mean,
             std=spec.config.pixel_std,
-            predict_all_pixels=spec.config.predict_all_pixels,
+            # A panoptic result is a label map, as semantic ones are.
+            predict_all_pixels=spec.config.predict_all_pixels or rules.panoptic is not None,
             softmax=not spec.config.cls_sigmoid,
-            rules=rules_of(spec.config).plain(),
+            rules=rules.plain(),
         )
         try:
             self._context: GpuContext = engine.bind(

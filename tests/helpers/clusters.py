@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,10 +31,15 @@ def cluster(caches):
     from ray.cluster_utils import Cluster
 
     root = Path(fai_fast.__file__).parents[1]
-    with pytest.MonkeyPatch.context() as patch:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder,
+    ):
         # Workers inherit the environment of what starts them.
         patch.setenv("PYTHONPATH", os.pathsep.join([str(root), str(Path(__file__).parents[1])]))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        # Where Ray looks for a cluster of this machine; a short path, as its sockets lie there.
+        patch.setenv("RAY_TMPDIR", folder)
         patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         patch.delenv("OMP_NUM_THREADS", raising=False)
         patch.delenv("RAY_ADDRESS", raising=False)
