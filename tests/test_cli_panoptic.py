@@ -158,6 +158,21 @@ def test_eval(capsys, models, folder):
     assert models[1].asked == [(1, 0.25)]
 
 
+def test_predictions_in_place_of_a_model(capsys, models, folder):
+    evaluated.write(folder, evaluated.FOUND, "found", categories=False)
+    code, out, err = run(capsys, "found.json", "--panoptic", "truth.json", "--json", "out.json")
+    assert (code, err, models) == (0, "", [])
+    assert out.splitlines()[0] == "found.json, 2 images"
+    content = json.loads((folder / "out.json").read_text())
+    assert content["metrics"]["panoptic/PQ"] == pytest.approx((evaluated.CARS + 100) / 4)
+    assert content["quality"]["car"]["found"] == 2
+    for more in (("--images", "images"), ("--compare", "fp32,bf16"), ("--threshold", "0.5")):
+        code, _, err = run(capsys, "found.json", "--panoptic", "truth.json", *more)
+        assert code == 2
+        assert f"{more[0]}" in err
+        assert "belongs to a MODEL to run, and got predictions in found.json" in err
+
+
 def test_eval_compares(capsys, models):
     code, out, _ = run(capsys, *TRUTH, "--compare", "fp32,fp16")
     assert code == 1

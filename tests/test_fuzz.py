@@ -507,6 +507,17 @@ def valid(function):
     }
 
 
+PANOPTICS = [
+    fai_fast.Panoptic(),
+    fai_fast.Panoptic(stuff=(0, 2), overlap_threshold=0.0),
+    fai_fast.Panoptic(stuff=(1,), weighted=False),
+    fai_fast.Panoptic(stuff=(3,)),
+    fai_fast.Panoptic(stuff=(2**62,)),
+    fai_fast.Panoptic,
+    {"stuff": [1]},
+    [fai_fast.Panoptic()] * 2,
+    "panoptic",
+]
 _POSTPROCESS = {
     "mask_logits": things,
     "class_logits": things,
@@ -522,6 +533,8 @@ _POSTPROCESS = {
     | things,
     "letterbox": st.sampled_from(LETTERBOXES),
     "num_threads": threads,
+    "panoptic": st.integers(0, len(PANOPTICS) - 1).map(lambda i: PANOPTICS[i]) | scalars,
+    "combine": st.sampled_from(["contest", "sum"]) | words,
 }
 STRANGE = {
     fai_fast.preprocess: {
@@ -842,6 +855,9 @@ LOGIT_ERRORS = [
     ("num_threads", -1, ValueError, ["-1"]),
     ("num_threads", 0, ValueError, ["0"]),
     ("num_threads", 1.5, TypeError, ["1.5|float", "int"]),
+    ("panoptic", True, TypeError, ["bool", "fai_fast.Panoptic"]),
+    ("panoptic", fai_fast.Panoptic(stuff=(3,)), ValueError, ["stuff", "3", "0 to 2"]),
+    ("combine", "mean", ValueError, ["mean", "contest", "sum"]),
 ]
 
 

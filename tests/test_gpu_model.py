@@ -14,7 +14,7 @@ import fai_fast
 import numpy as np
 import pytest
 from fai_fast import _core
-from fai_fast import _prepare as preparing
+from fai_fast import _sources as sources
 from fai_fast._pipelines import DEPTH
 from fai_fast._prepare import Prepared
 from fai_fast.engines import select
@@ -883,9 +883,9 @@ def machine(monkeypatch, tmp_path):
         path.write_text(f"graph in {precision}")
         return Exported(weights.spec)
 
-    monkeypatch.setattr(preparing.exporter, "write", write)
+    monkeypatch.setattr(sources.exporter, "write", write)
     # The engines' outputs are their own, whatever the network's would be; their size is none that it could have.
-    monkeypatch.setattr(preparing.exporter, "check_im_size", lambda *size: SIZE)
+    monkeypatch.setattr(sources.exporter.subject, "check_im_size", lambda *size: SIZE)
 
     def make(*modules, falls_back=True):
         known = {module.name: module for module in ((*modules, cpu) if falls_back else modules)}
@@ -1031,7 +1031,7 @@ def test_an_engine_without_its_graph_is_passed_over(machine, monkeypatch, caplog
     def write(*arguments, **options):
         raise ExportError("the graph is not equal to the network")
 
-    monkeypatch.setattr(preparing.exporter, "write", write)
+    monkeypatch.setattr(sources.exporter, "write", write)
     with load() as model:
         assert model.info()["precision"] == "fp16"
     assert "engine fast is passed over: the graph is not equal" in caplog.text
@@ -1091,3 +1091,48 @@ def _replace(kept, record, text):
     after = hashlib.sha256(kept.read_bytes()).hexdigest()
     assert before in record.read_text()
     record.write_text(record.read_text().replace(before, after))
+
+
+# ---------------------------------------------------------------------------------------------- panoptic
+
+
+@gpu.needed
+@pytest.mark.parametrize("overlap_threshold", [0.0, 0.5])
+def test_a_panoptic_model_gives_what_the_cpu_gives(overlap_threshold):
+    size, names = (32, 48), ("a", "b", "c")
+    rules = fai_fast.Panoptic(stuff=(1,), overlap_threshold=overlap_threshold)
+    config = fai_fast.NetworkConfig(3, postprocessing_type="panoptic", panoptic=rules, threshold=0.3)
+    spec = fai_fast.ModelSpec(name="theirs", task="panoptic", classes=names, config=config, im_size=size)
+    network = Sampling(size=size, mean=config.pixel_mean, std=config.pixel_std)
+    engine = FakeGpuEngine(network)
+    prepared = Prepared(
+        spec=spec, engine=engine, gpu=engine, size=size, batch_size=1, num_threads=None,
+        provenance={"precision": "fp32", "artefacts": {}}, weights=None,
+    )  # fmt: skip
+    kinds = set()
+    with Model(prepared) as model:
+        for seed in range(6):
+            image = frame(seed)
+            found = model.infer(image)
+            gpu.same(found, network.expected(image, threshold=0.3, panoptic=rules))
+            assert found.is_thing.tolist() == [class_id != 1 for class_id in found.class_id]
+            kinds |= set(found.is_thing.tolist())
+            ids = found.segment_map()
+            np.testing.assert_array_equal(np.bincount(ids.ravel(), minlength=len(found) + 1)[1:], found.area)
+        found = model.infer(image, masks_device=True)
+        memory = found.masks_device
+        mask = gpu.download(memory.__cuda_array_interface__["data"][0], memory.shape, np.uint8).view(bool)
+        np.testing.assert_array_equal(mask, found.mask)
+        some = model.infer(image, classes=["b"])
+        assert not some.is_thing.any()
+        assert set(np.unique(some.label_map)) <= {-1, 1}
+    assert kinds == {True, False}
+
+
+@gpu.needed
+def test_panoptic_results_are_label_maps():
+    rules = {"panoptic": True, "overlap_threshold": 0.8, "weighted": True, "stuff": []}
+    with pytest.raises(
+        ValueError, match=r"^predict_all_pixels: got False with panoptic or by_sum, expected True"
+    ):
+        gpu.frame_graph((6, 8, 8), (6, 4), predict_all_pixels=False, rules=rules)

@@ -269,6 +269,11 @@ def test_files_as_the_slow_way(seed, tmp_path):
             tuple(score.metrics[f"panoptic/{key}{suffix}"] for key in ("PQ", "SQ", "RQ")), means[name]
         )
     assert json.loads(json.dumps(score.to_dict())) == score.to_dict()
+    lines = [line.split() for line in score.table().splitlines()]
+    assert lines[0] == [f"{tmp_path}/found.json,", "4", "images"]
+    assert [line[0] for line in lines[2:12]] == ["percent", *score.metrics]
+    assert [line[0] for line in lines[13:]] == ["class", "person", "car", "road", "sky"]  # by their ids
+    assert len(lines[14]) == len(lines[13])
 
 
 def test_a_model(tmp_path):
@@ -564,6 +569,62 @@ def test_missing_folders(tmp_path):
     )
     with pytest.raises(FileNotFoundError, match=r"^annotations: no such file"):
         evaluate.panoptic(Oracle(GOOD), tmp_path / "images", tmp_path / "else.json")
+
+
+def test_predictions_with_images_and_categories_of_their_own_are_matched_by_name(tmp_path):
+    write(tmp_path, TRUTH)
+    write(tmp_path, FOUND, "found", categories=False)
+    data = evaluate.PanopticData.read(None, tmp_path / "truth.json")
+    expected = data.score(tmp_path / "found.json")
+    ids = {category: 50 - category for category in (*IDS, 5)}
+
+    def renumber(document):
+        document["images"] = [
+            {"id": "first", "file_name": "/elsewhere/000001.png"},
+            {"id": 1, "file_name": "000002.png"},
+            {"id": 3, "file_name": "000003.png"},
+        ]
+        document["categories"] = [{"id": ids[5], "name": "tree"}]
+        document["categories"] += [{"id": ids[i], "name": name} for i, name in zip(IDS, NAMES, strict=True)]
+        for record, key in zip(document["annotations"], ("first", 1), strict=True):
+            record["image_id"] = key
+            for info in record["segments_info"]:
+                info["category_id"] = ids[info["category_id"]]
+
+    change(tmp_path, renumber, "found")
+    assert data.score(tmp_path / "found.json") == expected
+    change(tmp_path, lambda d: d["images"].append({"id": 9, "file_name": "a/000001.png"}), "found")
+    with pytest.raises(ValueError, match=r"images\[3\]: file_name '000001.png' is there twice"):
+        data.score(tmp_path / "found.json")
+    change(tmp_path, lambda d: d.update(images=[4]), "found")
+    with pytest.raises(
+        ValueError, match=r"^predictions: .*found\.json: 'images' is \[4\], expected a list of objects"
+    ):
+        data.score(tmp_path / "found.json")
+
+
+def test_ids_that_are_texts(tmp_path):
+    for name, pictures in (("truth", TRUTH), ("found", FOUND)):
+        write(tmp_path, pictures, name, categories=name == "truth")
+
+        def rename(document):
+            for item in document.get("images", ()):
+                item["id"] = f"picture {item['id']}"
+            for item in document.get("categories", ()):
+                item["id"] = f"class {item['id']}"
+            for record in document["annotations"]:
+                record["image_id"] = f"picture {record['image_id']}"
+                for info in record["segments_info"]:
+                    info["category_id"] = f"class {info['category_id']}"
+
+        change(tmp_path, rename, name)
+    data = evaluate.PanopticData.read(tmp_path / "images", tmp_path / "truth.json")
+    report = data.measure(Oracle(GOOD))
+    assert report.per_class["car"] == pytest.approx(CARS)
+    assert data.score(tmp_path / "found.json").metrics == report.metrics
+    change(tmp_path, lambda d: d["annotations"].pop(), "found")
+    with pytest.raises(ValueError, match=r"has no annotation of image 'picture 2', 000002\.png"):
+        data.score(tmp_path / "found.json")
 
 
 def test_predictions_that_are_not_there(tmp_path):

@@ -8,6 +8,7 @@ import shutil
 
 import fai_fast
 import pytest
+from fai_fast import _artefacts as artefacts
 from fai_fast import _prepare as prepare
 from fai_fast.engines import select
 from fai_fast.errors import CudaError, EngineError
@@ -44,10 +45,10 @@ def test_specs_of_one_name_do_not_evict_each_other(base, engine, tmp_path, caplo
 
 def test_every_file_in_the_cache_has_a_place_of_its_own(base, tmp_path):
     depends = {"weights": "a", "size": [1, 2]}
-    place = prepare._place(base, tmp_path, "1x2-b1.onnx", depends)
-    assert place == prepare._place(base, tmp_path, "1x2-b1.onnx", {"size": [1, 2], "weights": "a"})
+    place = artefacts._place(base, tmp_path, "1x2-b1.onnx", depends)
+    assert place == artefacts._place(base, tmp_path, "1x2-b1.onnx", {"size": [1, 2], "weights": "a"})
     others = [{**depends, "size": [1, 3]}, {**depends, "exporter": 2}, {"weights": "a"}, {"größe": "\ud800"}]
-    places = {prepare._place(base, tmp_path, "1x2-b1.onnx", other) for other in others}
+    places = {artefacts._place(base, tmp_path, "1x2-b1.onnx", other) for other in others}
     assert len(places | {place}) == 5
     assert {item.suffix for item in places} == {".onnx"}
     assert {item.parent for item in places} == {place.parent}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import time
@@ -40,6 +41,7 @@ from fai_fast._pipelines import (
     preprocess_into,
 )
 from fai_fast._prepare import Prepared, prepare
+from fai_fast._rules import Combine
 from fai_fast._sizes import STRIDE, aspects_differ, fit_size, size_text, step_of
 from fai_fast.detections import Detections, Source
 from fai_fast.detections.selection import Selection, check_count, class_ids_of, threshold_of_classes
@@ -676,13 +678,17 @@ class Model:
             FaiFastError: the model is closed.
             EngineError: this is a forked child of the process that loaded the model.
         """
+        return self._sharing(self._prepared)
+
+    def _sharing(self, prepared: Prepared) -> Model:
+        """Another model on this one's engine, of which something else was prepared."""
         self._guard.check()
         with self._raw_lock:
             # Asked of this model, as other clones may keep the engine alive.
             if self._closed:
                 raise FaiFastError("the model is closed; load it again")
             self._users.enter()
-        other = Model(self._prepared, self._users)
+        other = Model(prepared, self._users)
         other._arguments, other._look = self._arguments, self._look
         return other
 
@@ -699,7 +705,21 @@ class Model:
     def _with_size(self, size: tuple[int, int]) -> Model:
         """The model once more, of the same files and options, with an input of (height, width)."""
         assert self._arguments is not None
-        return load(**{**self._arguments, "im_size": size, "frame": None})
+        model = load(**{**self._arguments, "im_size": size, "frame": None})
+        if model.spec.config.combine == self.spec.config.combine:
+            return model
+        with model:
+            return model._combining(self.spec.config.combine)
+
+    def _combining(self, combine: Combine) -> Model:
+        """A clone whose semantic results are combined so, as its ``spec`` says.
+
+        Raises:
+            TypeError, ValueError: there is no such way, or results of this model are not semantic.
+        """
+        config = dataclasses.replace(self.spec.config, combine=combine)
+        spec = dataclasses.replace(self.spec, config=config)
+        return self._sharing(dataclasses.replace(self._prepared, spec=spec))
 
     def __reduce__(self) -> tuple[Callable[[dict[str, Any]], Model], tuple[dict[str, Any]]]:
         """How to load it again. Raises FaiFastError where the model is closed, or was not made by :func:`load`."""

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fai_fast import _int8, _prepare, exporter, quantizer
+from fai_fast import _int8, exporter, quantizer
 from fai_fast._arguments import check_choice, check_fraction, check_int
 from fai_fast._artefacts import Graph, Prepared, Source
 from fai_fast._files import replacing
 from fai_fast._pictures import Pictures
+from fai_fast._sources import source_of
 from fai_fast.engines import openvino
 from fai_fast.model import Model
 from fai_fast.networks.pretrained import is_pretrained
@@ -253,12 +254,10 @@ def _source(
         raise ValueError(f"batch: got {batch}, expected 1..{exporter.MAX_BATCH}")
     given = any(value is not None for value in of_others.values())
     if given or is_pretrained(model) or isinstance(model, (str, os.PathLike, ModelSpec)):
-        return _prepare.source_of(
-            model, weights, im_size, frame, batch, cache_dir, batch_name="batch", **of_others
-        )
+        return source_of(model, weights, im_size, frame, batch, cache_dir, batch_name="batch", **of_others)
     found = exporter.weights_of(model, weights, cache_dir)
     located = Located(found.spec, found.source, found.sha256, None, lambda: found)
-    return _prepare.source_of(located, None, im_size, frame, batch, cache_dir)
+    return source_of(located, None, im_size, frame, batch, cache_dir)
 
 
 def _accuracy(graph: Graph, data: Labels, progress: bool | None) -> Callable[[Path, str], tuple[str, float]]:

@@ -77,6 +77,12 @@ std::string frame(uint32_t seed, bool semantic) {
     after.size = size;
     after.threshold = 0.2;
     after.predict_all_pixels = semantic;
+    if (semantic && seed % 2) {
+        after.rules.panoptic = true;
+        after.rules.overlap_threshold = 0.1;
+        after.rules.weighted = false;
+        after.rules.stuff.assign(kClasses, 1);
+    }
     after.letterboxed = before.letterbox;
     after.tensor = kTensor;
     after.placement = placement;

@@ -44,10 +44,11 @@ Each picture gets an input of its shape: they are divided into at most --buckets
 made ready once. Some are run in the model's own size too, and the report says what that would have given.
 
 In place of MODEL there may be predictions, Parquet files that `fai-fast predict --ray --threshold 0` has written, which
-are measured with --images and --coco without a model.
+are measured with --images and --coco without a model; or COCO's panoptic JSON beside the folder of its PNGs, as of
+`fai-fast predict --format panoptic`, which --panoptic measures.
 
 What is measured is what the model returns. FocoosAI's published figures let one mask count for several classes (AP)
-and add up all queries at a pixel (mIoU), so the two need not agree exactly.
+and add up all queries at a pixel (mIoU; --combine sum does it too), so the two need not agree exactly.
 """
 EPILOG = """\
 the JSON: the figures of the table, engine, precision, input size and the published figures; where pictures had
@@ -61,6 +62,7 @@ examples:
   fai-fast eval fai-mf-m-coco-ins --images val2017 --coco instances_val2017.json
   fai-fast eval bisenetformer-m-ade --ade ADEChallengeData2016 --json measured.json
   fai-fast eval theirs.onnx --images val2017 --panoptic panoptic_val2017.json
+  fai-fast eval predictions/panoptic.json --panoptic panoptic_val2017.json
   fai-fast eval found.parquet --images val2017 --coco instances_val2017.json --results found.json
   fai-fast eval mine --images photos --coco mine.json --limit 500 --compare fp32,bf16,fp16
   fai-fast eval fai-mf-s-coco-ins --images val2017 --coco instances_val2017.json \\
@@ -93,6 +95,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--segments",
         metavar="DIR",
         help="the folder of the PNGs that --panoptic names; default: the one beside it, called as it is without .json",
+    )
+    group.add_argument(
+        "--combine",
+        choices=("contest", "sum", "both"),
+        help="with --ade: how each pixel's class comes about. contest: the class of the query with the largest score "
+        "times mask probability. sum: the class with the largest sum of class probability times mask probability over "
+        "all queries, as published mIoU is measured. both: one beside the other, in twice the time; default: the "
+        "model's own way",
     )
     group.add_argument("--limit", type=count, metavar="N", help="the first N pictures")
     group.add_argument(
@@ -156,6 +166,8 @@ def run(args: argparse.Namespace) -> int:
     configurations = _configurations(args)
     if _is_stored(args.model):
         return _run_stored(args, configurations)
+    if args.panoptic is not None and Path(args.model).suffix.lower() == ".json":
+        return _run_panoptic_files(args, configurations)
     if args.results is not None:
         raise UsageError("--results: belongs to predictions in Parquet files in place of MODEL")
     data: evaluate.CocoData | evaluate.AdeData | evaluate.PanopticData
@@ -165,8 +177,12 @@ def run(args: argparse.Namespace) -> int:
             raise UsageError(f"{option}: needs --images, the folder of the pictures")
     if args.segments is not None and args.panoptic is None:
         raise UsageError("--segments: belongs to --panoptic, whose PNGs it has")
+    if args.combine is not None and args.ade is None:
+        raise UsageError("--combine: belongs to --ade")
     # Each kind of truth has its own default.
-    threshold: dict[str, float] = {} if args.threshold is None else {"threshold": args.threshold}
+    own: dict[str, Any] = {} if args.threshold is None else {"threshold": args.threshold}
+    if args.combine is not None:
+        own["combine"] = args.combine
     if args.panoptic is not None:
         data = evaluate.PanopticData.read(
             args.images, args.panoptic, args.segments, limit=args.limit, skip_missing=args.skip_missing
@@ -191,7 +207,7 @@ def run(args: argparse.Namespace) -> int:
         with interrupt.noted():
             return data.measure(
                 model,
-                **threshold,
+                **own,
                 progress=False if args.quiet else None,
                 max_pixels=args.max_pixels,
                 stop=lambda: interrupt.came,
@@ -275,6 +291,25 @@ def _run_stored(args: argparse.Namespace, configurations: list[tuple[str, str]])
     if args.results is not None:
         write_json(args.results, evaluate.coco_results(args.model, args.coco))
     _write(args.json, report.table(), report.to_dict(), args.interrupt)
+    return 0
+
+
+def _run_panoptic_files(args: argparse.Namespace, configurations: list[tuple[str, str]]) -> int:
+    from fai_fast import evaluate
+
+    for option, given in (
+        ("--compare, --compare-engines", configurations or None),
+        ("--threshold", args.threshold),
+        ("--images", args.images),
+        ("--results", args.results),
+    ):
+        if given is not None:
+            raise UsageError(f"{option}: belongs to a MODEL to run, and got predictions in {args.model}")
+    data = evaluate.PanopticData.read(
+        None, args.panoptic, args.segments, limit=args.limit, skip_missing=args.skip_missing
+    )
+    score = data.score(args.model, max_pixels=args.max_pixels)
+    _write(args.json, score.table(), score.to_dict(), args.interrupt)
     return 0
 
 

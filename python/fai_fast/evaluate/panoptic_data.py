@@ -28,7 +28,15 @@ from fai_fast.evaluate.coco_data import (
     categories_of_classes,
 )
 from fai_fast.evaluate.panoptic_quality import Bool, Segments, Tally, tally
-from fai_fast.evaluate.report import ClassQuality, Figures, Int64, PanopticReport, SizeEffect
+from fai_fast.evaluate.report import (
+    ClassQuality,
+    Figures,
+    Int64,
+    PanopticReport,
+    SizeEffect,
+    _figures,
+    quality_lines,
+)
 from fai_fast.evaluate.running import _account, _check_limit, _check_missing
 from fai_fast.evaluate.shapes import (
     BUCKETS,
@@ -95,9 +103,10 @@ def panoptic(
 
 @dataclass(frozen=True)
 class _Picture:
-    """A picture of the truth: its number, files and size (H, W), and of each segment id, class and whether a crowd."""
+    """A picture of the truth: number, id, files and size (H, W), and of each segment id, class and whether a crowd."""
 
     number: int
+    key: int | str
     path: Path
     size: tuple[int, int]
     png: Path
@@ -111,11 +120,13 @@ class PanopticScore:
     """The panoptic quality of files, from :meth:`PanopticData.score`.
 
     Attributes:
+        source: the JSON's path.
         images: pictures.
         metrics: percent, under the names of :class:`PanopticReport`; None where there is nothing to measure.
         quality: of each category.
     """
 
+    source: str
     images: int
     metrics: Figures
     quality: Mapping[str, ClassQuality]
@@ -123,6 +134,12 @@ class PanopticScore:
     def to_dict(self) -> dict[str, Any]:
         """Everything, in JSON's types."""
         return cast(dict[str, Any], json.loads(json.dumps(dataclasses.asdict(self), allow_nan=False)))
+
+    def table(self) -> str:
+        """The metrics, then the classes."""
+        per_class: Figures = {name: item.pq for name, item in self.quality.items()}
+        lines = [f"{self.source}, {self.images} images", "", *_figures("percent", self.metrics, {})]
+        return "\n".join([*lines, "", *quality_lines(_figures("class", per_class, {}), self.quality)])
 
 
 @dataclass(frozen=True)
@@ -133,6 +150,7 @@ class PanopticData:
         source: the JSON's path.
         images: the pictures to evaluate, by id.
         categories: ids and names, by id; their places number the classes here.
+        keys: the same places by the ids as they are in the JSON.
         things: bool (C,), which of them are things.
         missing: file names that are left out.
     """
@@ -140,6 +158,7 @@ class PanopticData:
     source: str
     images: tuple[_Picture, ...] = dataclasses.field(repr=False)
     categories: Mapping[int, str]
+    keys: Mapping[int | str, int] = dataclasses.field(repr=False)
     things: Bool = dataclasses.field(repr=False)
     missing: tuple[str, ...] = ()
 
@@ -178,11 +197,12 @@ class PanopticData:
         }
         places = {key: at[number] for key, number in category_numbers.items()}
         known = []
-        for number, i, record in _records(document["annotations"], image_numbers, f"annotations: {file}"):
+        for key, i, record in _records(document["annotations"], image_numbers, f"annotations: {file}"):
+            number = image_numbers[key]
             where = f"annotations: {file}: annotations[{i}]"
             path, size = sizes[number]
             found = _segments(record, places, where)
-            known.append(_Picture(number, path, size, pngs / _file_name(record, where), *found))
+            known.append(_Picture(number, key, path, size, pngs / _file_name(record, where), *found))
         known = sorted(known, key=lambda item: item.number)[:limit]
         if not known:
             raise ValueError(f"annotations: {file} lists no annotations")
@@ -197,7 +217,7 @@ class PanopticData:
             there += [] if lacking else [item]
         where = f"in {pngs}" if folder is None else f"in {folder} and {pngs}"
         _check_missing("annotations", absent, where, skip_missing, len(known))
-        return cls(str(file), tuple(there), categories, things, tuple(absent))
+        return cls(str(file), tuple(there), categories, places, things, tuple(absent))
 
     def check(self, spec: ModelSpec) -> dict[int, int]:
         """The place of the category of each of a model's classes. Raises ValueError where the data is not for it."""
@@ -298,8 +318,10 @@ class PanopticData:
         """The quality of predictions in files, in the same format.
 
         Args:
-            predictions: the path of a JSON with ``annotations``, one of each picture by ``image_id``; ids of pictures
-                and categories are the truth's.
+            predictions: the path of a JSON with ``annotations``, one of each picture by ``image_id``. Ids of pictures
+                and categories are the truth's, as in results that are handed in. Where the JSON has ``images`` or
+                ``categories`` of its own, as that of ``fai-fast predict --format panoptic``, they are matched by name:
+                pictures by that of their file, without its folder.
             segments: the folder of their PNGs; None for the one beside the JSON, as of :func:`panoptic`.
             max_pixels: of a PNG.
 
@@ -315,22 +337,41 @@ class PanopticData:
         file = Path(predictions)
         document = _read_json(file, "panoptic", ("annotations",))
         pngs = _folder_of("segments", segments, file)
-        wanted = {item.number: index for index, item in enumerate(self.images)}
-        keys: dict[int | str, int] = {key: key for key in wanted}
-        places: dict[int | str, int] = {number: place for place, number in enumerate(self.categories)}
+        wanted, places = self._matched(document, f"predictions: {file}")
         total = Tally.empty(len(self.categories))
         done = set()
-        for number, i, record in _records(document["annotations"], keys, f"predictions: {file}", others=True):
+        for key, i, record in _records(document["annotations"], wanted, f"predictions: {file}", others=True):
             where = f"predictions: {file}: annotations[{i}]"
-            item = self.images[wanted[number]]
+            index = wanted[key]
+            item = self.images[index]
             ids, classes, _ = _segments(record, places, where)
             rows = _read_rows(pngs / _file_name(record, where), item.size, ids, where, max_pixels)
-            total += self._tally(wanted[number], Segments(rows, classes), max_pixels)
-            done.add(number)
-        if lacking := [item.number for item in self.images if item.number not in done]:
-            raise ValueError(f"predictions: {file} has no annotation of image {lacking[0]}")
+            total += self._tally(index, Segments(rows, classes), max_pixels)
+            done.add(index)
+        if len(done) < len(self.images):
+            item = next(item for index, item in enumerate(self.images) if index not in done)
+            raise ValueError(
+                f"predictions: {file} has no annotation of image {_brief.repr(item.key)}, {item.path.name}"
+            )
         quality = dict(zip(self.categories.values(), total.of_classes(), strict=True))
-        return PanopticScore(len(done), total.figures(self.things), quality)
+        return PanopticScore(str(file), len(done), total.figures(self.things), quality)
+
+    def _matched(
+        self, document: Mapping[str, Any], source: str
+    ) -> tuple[dict[int | str, int], Mapping[int | str, int]]:
+        """The place of each picture, and of each category, by the ids of predictions."""
+        pictures = {item.key: index for index, item in enumerate(self.images)}
+        if "images" in document:
+            named = {item.path.name: index for index, item in enumerate(self.images)}
+            if len(named) < len(self.images):
+                raise ValueError(
+                    f"{source}: images: pictures of {self.source} have the same name, expected ids only"
+                )
+            pictures = _by_name(document, "images", "file_name", named, source)
+        if "categories" not in document:
+            return pictures, self.keys
+        names = {name: place for place, name in enumerate(self.categories.values())}
+        return pictures, _by_name(document, "categories", "name", names, source)
 
     def _prediction(self, index: int, found: Detections, places: Mapping[int, int]) -> Segments:
         """What was found in a picture; segments of classes without a category are void."""
@@ -368,8 +409,8 @@ def _records(
     source: str,
     *,
     others: bool = False,
-) -> Iterator[tuple[int, int, Mapping[str, Any]]]:
-    """The picture's number, place and record of each annotation; `others` are passed over, of pictures not known."""
+) -> Iterator[tuple[int | str, int, Mapping[str, Any]]]:
+    """The picture's id, place and record of each annotation; `others` are passed over, of pictures not known."""
     seen = set()
     for i, record in enumerate(records):
         where = f"{source}: annotations[{i}]"
@@ -381,7 +422,25 @@ def _records(
         if key in seen:
             raise ValueError(f"{where}: image_id {_brief.repr(key)} is there twice")
         seen.add(key)
-        yield images[key], i, record
+        yield key, i, record
+
+
+def _by_name(
+    document: Mapping[str, Any], kind: str, field: str, places: Mapping[str, int], source: str
+) -> dict[int | str, int]:
+    """The places of those records whose name is known, by their ids."""
+    records = document[kind]
+    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+        raise ValueError(f"{source}: {kind!r} is {_brief.repr(records)}, expected a list of objects")
+    found: dict[int | str, int] = {}
+    for i, record in enumerate(records):
+        where = f"{source}: {kind}[{i}]"
+        name = PurePath(_field(record, field, str, where)).name
+        if name in places:
+            if places[name] in found.values():
+                raise ValueError(f"{where}: {field} {_brief.repr(name)} is there twice")
+            found[_key(record, "id", where)] = places[name]
+    return found
 
 
 def _segments(
