@@ -64,7 +64,7 @@ __all__ = ["Model", "load"]
 
 STAGES = ("decode", "preprocess", "engine", "postprocess", "total")
 # How frames are read unless the options say otherwise.
-_LAYOUT = {"color": "rgb", "resize": "stretch", "yuv_matrix": "bt601", "yuv_range": "limited"}
+_LAYOUT = {"color": "rgb", "resize": None, "yuv_matrix": "bt601", "yuv_range": "limited"}
 # What the model's configuration decides unless the options do, and what it must be.
 _SETTINGS: dict[str, Callable[[str, object], float]] = {
     "mask_threshold": check_fraction,
@@ -246,7 +246,7 @@ class Model:
         mask_threshold: float | None = None,
         use_mask_score: bool | None = None,
         color: Color = "rgb",
-        resize: Resize = "stretch",
+        resize: Resize | None = None,
         yuv_matrix: YuvMatrix = "bt601",
         yuv_range: YuvRange = "limited",
         masks_device: bool = False,
@@ -267,7 +267,8 @@ class Model:
             top_k: objects at most, the best of those that are wanted; None for the model's own limit
                 (``config.top_k``), which most do not have. Semantic and panoptic results are never cut.
             mask_threshold, use_mask_score: see :func:`fai_fast.postprocess`; None for the model's own.
-            color, resize, yuv_matrix, yuv_range: see :func:`fai_fast.preprocess`.
+            color, yuv_matrix, yuv_range: see :func:`fai_fast.preprocess`.
+            resize: see there; None for the model's own (``config.resize``; "stretch" for those that have none).
             masks_device: leave boolean masks in the GPU's memory too, as ``Detections.masks_device``.
             max_pixels: of a picture in a file, up to 2**28; None for Pillow's limit against files that unpack to
                 gigabytes. Raise it for pictures that you trust.
@@ -448,7 +449,12 @@ class Model:
         frozen = {name: _frozen(value) for name, value in options.items() if name != "resize"}
         # Now, rather than at the first frame.
         self._settings(frozen)
-        return {**frozen, "resize": check_choice("resize", options.get("resize", "stretch"), RESIZES)}
+        return {**frozen, "resize": self._resize(options.get("resize"))}
+
+    def _resize(self, wanted: object) -> Resize:
+        """How frames become the input: as is wanted, or as the model's configuration says."""
+        own: Resize = getattr(self.spec.config, "resize", "stretch")
+        return own if wanted is None else check_choice("resize", wanted, RESIZES)
 
     def infer_batch(self, images: Sequence[Any], **options: Unpack[BatchOptions]) -> list[Detections]:
         """:meth:`infer` for each of several pictures, which may differ in size, ``batch_size`` at a time.
@@ -472,7 +478,7 @@ class Model:
         return results
 
     def queries(
-        self, image: Any, *, color: Color = "rgb", resize: Resize = "stretch", max_pixels: int | None = None
+        self, image: Any, *, color: Color = "rgb", resize: Resize | None = None, max_pixels: int | None = None
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.int16]]:
         """What every query says of a picture, before any selection: the raw triple of FocoosAI's model cards.
 
@@ -489,6 +495,7 @@ class Model:
             Exception: what :meth:`infer` raises.
         """
         self._check_open()
+        resize = self._resize(resize)
         frame = _frame(image, max_pixels)
         with self._contexts().borrow() as context:
             letterbox = preprocess_into(self.spec, context, 0, frame, {"color": color, "resize": resize})
@@ -499,7 +506,7 @@ class Model:
             mask_logits[0],
             class_logits[0],
             letterbox.frame,
-            letterbox=letterbox if resize == "letterbox" else None,
+            letterbox=letterbox if resize != "stretch" else None,
             mask_threshold=config.mask_threshold,
             predict_all_pixels=config.predict_all_pixels,
             class_activation="sigmoid" if config.cls_sigmoid else "softmax",
@@ -510,6 +517,7 @@ class Model:
         """The pictures, decoded where they are files, and what is asked of them, checked."""
         settings = self._settings(options)
         layout = {name: options.get(name, default) for name, default in _LAYOUT.items()}
+        layout["resize"] = self._resize(layout["resize"])
         max_pixels = options.get("max_pixels")
         self._check_open()
         started = time.perf_counter()
