@@ -153,6 +153,19 @@ def test_a_wrong_field_is_named(changes, error, message):
 
 
 @pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"use_mask_score": True}, "config.use_mask_score: got True with combine='sum'"),
+        ({"resampling": Resampling(of="logits")}, "config.resampling.of: got 'logits' with combine='sum'"),
+    ],
+)
+def test_what_sums_refuse_is_known_before_a_frame_is(changes, message):
+    by_sum = NetworkConfig(3, postprocessing_type="semantic", combine="sum")
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(by_sum, **changes)
+
+
+@pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
         ({"family": "yolo"}, ValueError, "family: got 'yolo'"),

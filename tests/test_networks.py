@@ -135,6 +135,20 @@ def test_a_spec_in_place_of_what_the_configuration_says(cache):
         assert model.spec == mine
 
 
+def test_a_spec_need_not_name_the_family():
+    own = pretrained.find(small("eomt"), task="panoptic").spec
+    mine = dataclasses.replace(own, family="custom", name="mine")
+    network = pretrained.find(small("eomt"), spec=mine).network()
+    assert network.spec == mine
+    assert network.fixed_size == (SIDE, SIDE)
+    assert [item.name for item in network.graph((SIDE, SIDE), 1).graph.output] == [
+        "mask_logits",
+        "class_logits",
+    ]
+    with pytest.raises(ValueError, match="task: got 'instance' with a spec= of the task 'panoptic'"):
+        pretrained.find(small("eomt"), task="instance", spec=mine)
+
+
 def test_a_model_is_pickled_as_its_graph(cache):
     model = load(small("eomt"), cache)
     again = pickle.loads(pickle.dumps(model))

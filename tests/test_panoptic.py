@@ -360,6 +360,9 @@ def test_what_does_not_go_together_is_told():
             fai_fast.postprocess(masks, classes, (8, 8), panoptic=Panoptic(), **options)
     with pytest.raises(ValueError, match="stuff: got class 3, expected 0 to 2"):
         run(masks, classes, (8, 8), stuff=[3])
+    for large in (1 << 31, 1 << 100):
+        with pytest.raises(ValueError, match=r"panoptic\.stuff: got class .*, expected ids of 0"):
+            fai_fast.Panoptic(stuff=(0, large))
     with pytest.raises(TypeError, match=r"panoptic: got dict, expected a fai_fast\.Panoptic or None"):
         fai_fast.postprocess(masks, classes, (8, 8), panoptic={"stuff": [1]})
 

@@ -14,6 +14,8 @@ Resampled = Literal["probabilities", "logits"]
 
 COMBINES: tuple[Combine, ...] = get_args(Combine)
 RESAMPLED: tuple[Resampled, ...] = get_args(Resampled)
+# What the kernels count classes in; which ids a network has is checked against its logits.
+_LARGEST_ID = (1 << 31) - 1
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,9 @@ class Panoptic:
     def __post_init__(self) -> None:
         given = check_items("panoptic.stuff", self.stuff, "a sequence of class ids")
         ids = tuple(sorted({check_int("panoptic.stuff", item) for item in given}))
-        if ids and ids[0] < 0:
-            raise ValueError(f"panoptic.stuff: got class {ids[0]}, expected ids of 0 or more")
+        for wrong in [*ids[:1], *ids[-1:]]:
+            if not 0 <= wrong <= _LARGEST_ID:
+                raise ValueError(f"panoptic.stuff: got class {wrong}, expected ids of 0 to {_LARGEST_ID}")
         object.__setattr__(self, "stuff", ids)
         object.__setattr__(
             self, "overlap_threshold", check_fraction("panoptic.overlap_threshold", self.overlap_threshold)

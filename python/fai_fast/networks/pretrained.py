@@ -109,7 +109,7 @@ def _of_place(
     if processor is None:
         processor = reader.processor(config.model_type)
     name = Path(place).resolve().name if local else place.rpartition("/")[2]
-    said = spec or describe(config, processor, name, task)
+    said = describe(config, processor, name, task) if spec is None else _own(spec, task)
     tokens = _task_tokens(config, processor, said.task) if family.needs_task else None
 
     def network() -> Network:
@@ -135,9 +135,16 @@ def _of_module(
         )
     if processor is None:
         processor = _processor_beside(module)
-    said = spec or describe(module.config, processor, name, task)
+    said = describe(module.config, processor, name, task) if spec is None else _own(spec, task)
     tokens = _task_tokens(module.config, processor, said.task) if family.needs_task else None
     return Pretrained(said, lambda: _network(module, said, tokens, shown))
+
+
+def _own(spec: ModelSpec, task: str | None) -> ModelSpec:
+    """The user's own spec. Raises ValueError where a task is asked for beside it that is not the spec's."""
+    if task is not None and task != spec.task:
+        raise ValueError(f"task: got {task!r} with a spec= of the task {spec.task!r}, expected that, or None")
+    return spec
 
 
 # ------------------------------------------------------------------------------------------------ network
@@ -150,7 +157,9 @@ def _network(module: Any, spec: ModelSpec, tokens: Any, shown: str) -> Network:
     from fai_fast.networks.module import evaluated, exported
 
     module = _in_float32(module)
-    masks, classes = FAMILIES[spec.family].outputs
+    # A spec of the user's own need not name the family.
+    kind = str(module.config.model_type)
+    masks, classes = FAMILIES[kind].outputs
     more = {} if tokens is None else {"task_inputs": tokens}
 
     def logits(images: Any) -> tuple[Any, Any]:
@@ -173,7 +182,7 @@ def _network(module: Any, spec: ModelSpec, tokens: Any, shown: str) -> Network:
             outputs = logits(torch.from_numpy(images))
         return outputs[0].numpy(), outputs[1].numpy()
 
-    side = getattr(module.config, "image_size", None) if spec.family.startswith("eomt") else None
+    side = getattr(module.config, "image_size", None) if kind.startswith("eomt") else None
     fixed = (side, side) if isinstance(side, int) or side is None else tuple(side)
     return Network(
         spec=spec,

@@ -128,6 +128,13 @@ class NetworkConfig:
             )
         except (TypeError, ValueError) as error:
             raise type(error)(f"config.{error}") from None
+        if self.combine == "sum" and self.use_mask_score:
+            raise ValueError("config.use_mask_score: got True with combine='sum', expected False")
+        if self.combine == "sum" and self.resampling is not None and self.resampling.of == "logits":
+            raise ValueError(
+                "config.resampling.of: got 'logits' with combine='sum', expected 'probabilities': sums are resized, "
+                "not masks"
+            )
         if self.panoptic is not None and self.panoptic.stuff and self.panoptic.stuff[-1] >= self.num_classes:
             raise ValueError(
                 f"config.panoptic.stuff: got class {self.panoptic.stuff[-1]}, expected ids of 0 to "
