@@ -753,16 +753,15 @@ def test_an_engine_of_tensorrt_for_gpus_that_are_not_here(tmp_path):
     assert (record.spec, record.size, record.batch) == (spec(), (64, 64), 1)
 
 
-def test_frames_that_keep_their_aspect(tmp_path):
+@pytest.mark.parametrize("resize", ["letterbox", "pad"])
+def test_frames_are_put_into_the_input_as_the_spec_says(tmp_path, resize):
     path = write(tmp_path / "theirs.onnx", size=(64, 96))
-    given, frame = spec((64, 96), resize="letterbox", threshold=0.3), picture(0, (90, 60))
+    given, frame = spec((64, 96), resize=resize, threshold=0.3), picture(0, (90, 60))
     with load(path, given, precision="fp32", cache_dir=tmp_path) as model:
-        ours = model.infer(frame, resize="letterbox")
+        ours = model.infer(frame)
         assert_same(model.infer(frame, resize="stretch"), expected(onnx.load(path), given, frame, (64, 96)))
     config = given.config
-    images, box = preprocess(
-        frame, (64, 96), mean=config.pixel_mean, std=config.pixel_std, resize="letterbox"
-    )
+    images, box = preprocess(frame, (64, 96), mean=config.pixel_mean, std=config.pixel_std, resize=resize)
     logits = [values[0] for values in outputs(onnx.load(path), images)]
     theirs = fai_fast.postprocess(*logits, (90, 60), letterbox=box, threshold=0.3, class_names=NAMES)
     assert_same(ours, theirs)

@@ -123,6 +123,10 @@ class AdeData:
 
     def check(self, spec: ModelSpec) -> None:
         """Raises ValueError where the data is not for such a model."""
+        if spec.task == "panoptic":
+            raise ValueError(
+                f"model: {spec.name} is a panoptic model, expected a semantic one; measure it with panoptic()"
+            )
         if spec.task != "semantic" or not spec.config.predict_all_pixels:
             raise ValueError(
                 f"model: {spec.name} gives masks that may overlap, expected a semantic model with "
