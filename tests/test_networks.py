@@ -166,7 +166,8 @@ def test_a_folder_is_exported_to_a_file_that_says_everything(folder, cache, tmp_
         assert model.spec.classes == LABELS
 
 
-def test_the_command_line_takes_a_folder(folder, cache, tmp_path, capsys):
+def test_the_command_line_takes_a_folder(folder, cache, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where pictures of the results are put
     from fai_fast.cli import main
 
     picture = tmp_path / "p.png"
