@@ -58,6 +58,7 @@ Contest hold_contest(const PostprocessArguments& arguments, const MaskLogits& lo
              .segments = segments,
              .wide = wide,
              .want_sum = arguments.use_mask_score,
+             .of_logits = arguments.rules.of_logits,
              .only_own = only_own,
              .mask_threshold = static_cast<float>(arguments.mask_threshold),
              .won = won + (only_own ? mine : 0),
