@@ -82,6 +82,7 @@ struct OwnTask {
     float weight;  // of its probabilities
     float mask_threshold;
     float surely_inside, surely_outside;  // logits: at least, below
+    bool of_logits;                       // logits are interpolated, not probabilities
     uint64_t* node_bits;                  // own_words(columns)
 };
 struct Own {
@@ -108,6 +109,7 @@ struct SemanticTask {
     // counts what each has won all the same.
     bool only_own;
     float mask_threshold;
+    bool of_logits;         // logits are interpolated, not probabilities
     int64_t* won;           // (competitors) of this task alone; only_own
     uint8_t* has_nan;       // (competitors) set to 1 where a NaN is met
     Region* regions;        // (competitors) of this task alone

@@ -15,14 +15,15 @@ namespace fai::cpu::FAI_ISA {
 namespace {
 
 // The pixels of cells [a, b) of a cell row, at most kLanes - 1 of them, that are the query's own.
-template <class T>
+template <class T, bool of_logits>
 int64_t count_in_cells(const OwnTask& task, int32_t i, int32_t a, int32_t b) {
     const int32_t x1 = task.x.first[a], x2 = task.x.first[b];
     if (x1 == x2) return 0;
     const int32_t loaded = min_i32(task.logits.columns - a, kLanes);
     const auto nodes_of = [&](int32_t row) {
         const T* source = static_cast<const T*>(task.logits.data) + row * task.logits.row_stride + a;
-        const F32 nodes = math::sigmoid(load_first(source, loaded));
+        const F32 logits = load_first(source, loaded);
+        const F32 nodes = of_logits ? math::bounded(logits) : math::sigmoid(logits);
         if (loaded == kLanes) return nodes;
         alignas(64) float lane[kLanes];
         store(lane, nodes);
@@ -42,7 +43,8 @@ int64_t count_in_cells(const OwnTask& task, int32_t i, int32_t a, int32_t b) {
             const F32 down = broadcast(task.y.fraction[y]);
             const F32 left = math::lerp(above_left, below_left, down);
             const F32 right = math::lerp(above_right, below_right, down);
-            const F32 m = math::lerp(left, right, across);
+            F32 m = math::lerp(left, right, across);
+            if constexpr (of_logits) m = math::sigmoid(m);
             count += __builtin_popcount(bits(math::inside(math::own_worth(m, weight), threshold)) & lanes);
         }
     }
@@ -92,6 +94,7 @@ Own count_own(const OwnTask& task) {
         return line[k] & ((line[k] >> 1) | (k + 1 < words ? line[k + 1] << 63 : 0));
     };
 
+    const auto count = task.of_logits ? count_in_cells<T, true> : count_in_cells<T, false>;
     int64_t area = 0;
     look_at(0);
     for (int32_t i = 0; i < rows; ++i) {
@@ -109,8 +112,8 @@ Own count_own(const OwnTask& task) {
             });
             each_run(~(full | empty) & valid, [&](int32_t begin, int32_t end) {
                 for (; begin < end; begin += kLanes - 1) {
-                    area +=
-                        count_in_cells<T>(task, i, 64 * k + begin, 64 * k + min_i32(begin + kLanes - 1, end));
+                    const int32_t stop = min_i32(begin + kLanes - 1, end);
+                    area += count(task, i, 64 * k + begin, 64 * k + stop);
                 }
             });
         }

@@ -68,7 +68,7 @@ FAI_HD Region& give(const SemanticTask& task, const Candidate& candidate, int32_
 // the `count` contestants (indices of candidates, in order of their queries) with these scores. `corners`
 // holds four vectors per contestant: its nodes above left, above right, below left and below right of each
 // column.
-template <class L, Gather gather>
+template <class L, Gather gather, bool of_logits>
 FAI_HD void semantic_argmax(const SemanticTask& task, const int32_t* contestants, const float* scores,
                             int32_t count, const float* corners, int32_t x, int n, int32_t y1, int32_t y2) {
     const F32 across = load(task.x.fraction + x);
@@ -80,7 +80,8 @@ FAI_HD void semantic_argmax(const SemanticTask& task, const int32_t* contestants
             const float* corner = corners + static_cast<int64_t>(c) * 4 * kLanes;
             const F32 left = math::lerp(load(corner), load(corner + 2 * kLanes), down);
             const F32 right = math::lerp(load(corner + kLanes), load(corner + 3 * kLanes), down);
-            const F32 m = math::lerp(left, right, across);
+            F32 m = math::lerp(left, right, across);
+            if constexpr (of_logits) m = math::sigmoid(m);
             const F32 worth = m * broadcast(scores[c]);
             const Mask wins = math::wins(worth, best);
             best = select(wins, worth, best);
@@ -125,13 +126,14 @@ FAI_HD void semantic_argmax(const SemanticTask& task, const int32_t* contestants
 // come in order of falling score: once a score itself is below that in every cell of the block, all that
 // follow are out without being read. The winners of the cell row above are looked at first, since they mostly
 // win again.
-template <class T, class L>
+template <class T, class L, bool of_logits>
 void draw_segments_of(const SemanticTask& task) {
     const T* logits = static_cast<const T*>(task.logits);
     const int32_t competitors = task.competitors;
     // The interpolation may round past a corner by a unit in the last place.
     const F32 slack = broadcast(1.000001f);
     const F32 surely_own = broadcast(task.mask_threshold * 1.000001f);
+    const auto probability_of = [](const F32& node) { return of_logits ? math::sigmoid(node) : node; };
 
     const int64_t share = static_cast<int64_t>(competitors) * kLanes;
     float* node[2] = {task.scratch, task.scratch + share};  // of even rows, of odd rows
@@ -174,7 +176,7 @@ void draw_segments_of(const SemanticTask& task) {
             have[row & 1][position] = row;
             F32 v = logits_of(position, row);
             if (any(is_nan(v))) task.has_nan[position] = 1;
-            v = math::sigmoid(v);
+            v = of_logits ? math::bounded(v) : math::sigmoid(v);
             if (loaded < kLanes) {
                 alignas(64) float lane[kLanes];
                 store(lane, v);
@@ -201,9 +203,9 @@ void draw_segments_of(const SemanticTask& task) {
                 if (low && all(guaranteed > score * broadcast(kLowProbability[low]))) return;
                 const F32 a = nodes_of(position, i), b = nodes_of(position, below);
                 const F32 least = minimum(a, b), most = maximum(a, b);
-                guaranteed = maximum(minimum(least, next_lane(least)) * score, guaranteed);
+                guaranteed = maximum(probability_of(minimum(least, next_lane(least))) * score, guaranteed);
                 store(upper + static_cast<int64_t>(position) * kLanes,
-                      maximum(most, next_lane(most)) * score * slack);
+                      probability_of(maximum(most, next_lane(most))) * score * slack);
                 list[survivors++] = position;
             };
             for (int32_t c = 0; c < count; ++c) examine(candidates[c].position);
@@ -219,7 +221,8 @@ void draw_segments_of(const SemanticTask& task) {
             }
 
             count = 0;
-            bool all_own = true;
+            // Sums of what is interpolated follow from the corners, those of its sigmoids do not.
+            bool whole = !of_logits || !task.want_sum;
             for (int32_t k = 0; k < survivors; ++k) {
                 const int32_t position = list[k];
                 const uint32_t can_win =
@@ -235,7 +238,8 @@ void draw_segments_of(const SemanticTask& task) {
             if (task.only_own && count == 1) {
                 const F32 least =
                     minimum(nodes_of(candidates[0].position, i), nodes_of(candidates[0].position, below));
-                all_own = (bits(minimum(least, next_lane(least)) >= surely_own) & valid) == valid;
+                const F32 lowest = probability_of(minimum(least, next_lane(least)));
+                whole = (bits(lowest >= surely_own) & valid) == valid;
             }
             if (count == 0) {
                 constexpr L kNobody = static_cast<L>(-1);
@@ -243,7 +247,7 @@ void draw_segments_of(const SemanticTask& task) {
                     fill(static_cast<L*>(task.segments) + static_cast<int64_t>(y) * task.x.pixels + x1,
                          kNobody, x2 - x1);
                 }
-            } else if (count == 1 && all_own) {
+            } else if (count == 1 && whole) {
                 Region& region = give<L>(task, candidates[0], x1, y1, x2, y2);
                 if (!task.want_sum) continue;
                 const F32 a = nodes_of(candidates[0].position, i),
@@ -280,9 +284,9 @@ void draw_segments_of(const SemanticTask& task) {
                         store(corner + 2 * kLanes, permute(b, index));
                         store(corner + 3 * kLanes, permute(next_lane(b), index));
                     }
-                    const auto argmax = task.only_own   ? semantic_argmax<L, Gather::own>
-                                        : task.want_sum ? semantic_argmax<L, Gather::sums>
-                                                        : semantic_argmax<L, Gather::areas>;
+                    const auto argmax = task.only_own   ? semantic_argmax<L, Gather::own, of_logits>
+                                        : task.want_sum ? semantic_argmax<L, Gather::sums, of_logits>
+                                                        : semantic_argmax<L, Gather::areas, of_logits>;
                     argmax(task, list, scores, contestants, corners, x, n, y1, y2);
                 }
             }
@@ -292,10 +296,10 @@ void draw_segments_of(const SemanticTask& task) {
 
 template <class T>
 void draw_segments(const SemanticTask& task) {
-    if (task.wide) {
-        draw_segments_of<T, uint16_t>(task);
+    if (task.of_logits) {
+        task.wide ? draw_segments_of<T, uint16_t, true>(task) : draw_segments_of<T, uint8_t, true>(task);
     } else {
-        draw_segments_of<T, uint8_t>(task);
+        task.wide ? draw_segments_of<T, uint16_t, false>(task) : draw_segments_of<T, uint8_t, false>(task);
     }
 }
 

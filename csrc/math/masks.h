@@ -36,6 +36,13 @@ FAI_HD F sigmoid(F x) {
     return select(x < zero - limit, zero, value);
 }
 
+// What is interpolated where logits are: infinite ones would give NaN. Halves have no finite value beyond.
+inline constexpr float kMostLogit = 1e30f;
+template <class F>
+FAI_HD F bounded(F logit) {
+    return maximum(minimum(logit, broadcast(logit, kMostLogit)), broadcast(logit, -kMostLogit));
+}
+
 // Instance: is a pixel with mask probability m inside?
 template <class F>
 FAI_HD auto inside(F m, F mask_threshold) {

@@ -54,6 +54,7 @@ std::vector<int64_t> count_own(const PostprocessArguments& arguments, const Mask
              .mask_threshold = mask_threshold,
              .surely_inside = surely.inside,
              .surely_outside = surely.outside,
+             .of_logits = arguments.rules.of_logits,
              .node_bits = t_worker.words.get(static_cast<size_t>(cpu::own_words(logits.columns)))});
     });
     // By query, as the contest will put them in another order.

@@ -60,6 +60,7 @@ Contest hold_contest(const PostprocessArguments& arguments, const MaskLogits& lo
              .want_sum = arguments.use_mask_score,
              .only_own = only_own,
              .mask_threshold = static_cast<float>(arguments.mask_threshold),
+             .of_logits = arguments.rules.of_logits,
              .won = won + (only_own ? mine : 0),
              .has_nan = has_nan + mine,
              .regions = regions + mine,
