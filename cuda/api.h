@@ -66,14 +66,20 @@ struct DeviceFrame {
     const uint8_t* plane[3] = {nullptr, nullptr, nullptr};  // in the device's memory
     float yuv[6] = {0, 0, 0, 0, 0, 0};                      // math::YuvCoefficients
     float scale[3] = {1, 1, 1}, bias[3] = {0, 0, 0};        // of R, G, B
+    float padding[3] = {0, 0, 0};                           // of the tensor beside the content
     int32_t top = 0, left = 0;                              // where the content lies in the tensor
     Size content;
     const Tap* rows = nullptr;     // (content.height)
     const Tap* columns = nullptr;  // (content.width)
-    Size size;                     // of the returned masks
+    // Where logits are resized first, the nodes of that grid that the frame takes, else all of the network's.
+    Size nodes;
+    const Tap* node_rows = nullptr;     // (nodes.height) among the network's; null where they are not resized
+    const Tap* node_columns = nullptr;  // (nodes.width)
+    Size size;                          // of the returned masks
     PixelAxis x, y;
     bool new_tables = true;  // false where they are those of this image's last frame
     double threshold = 0.5, mask_threshold = 0.5;
+    float mask_logit = 0;  // the same as a logit
     bool use_mask_score = false;
 };
 
@@ -85,7 +91,8 @@ struct Row {
     int32_t x1, y1, x2, y2;
     int32_t slot;
     int64_t area;
-    int64_t sum;     // of mask probabilities over the mask, in units of kSumUnit
+    int64_t sum;     // of mask probabilities over the mask, or over `nodes`, in units of kSumUnit
+    int64_t nodes;   // inside; 0 where the sum is over the mask
     int64_t offset;  // first word in the bits
 };
 inline constexpr double kSumUnit = 1.0 / (1 << 24);
@@ -198,6 +205,9 @@ class DeviceGraph {
     // more than there was room for.
     std::vector<std::shared_ptr<const Result>> results();
     StageTimes times() const;
+
+    // (B, Q, K) of the frame that was waited for, in the host's memory, where the rules need them there.
+    const void* host_class_logits() const;
 
     // Boolean masks (rows, height, width), one byte per pixel, of rows of the last frame's image, on the
     // device; complete when this returns.

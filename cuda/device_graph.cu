@@ -52,6 +52,7 @@ struct DeviceGraph::Impl {
     };
 
     GraphSpec spec;
+    GraphSpec drawn;  // with the masks that are drawn, which may be resized ones
     Process process;
     int multiprocessors = 0;
 
@@ -61,7 +62,9 @@ struct DeviceGraph::Impl {
     Stream stream;
     Event began, uploaded, preprocessed, engine_ended, ended, other;
     DeviceBuffer images, mask_logits, class_logits;
-    DeviceBuffer stuff;  // classes, panoptic
+    DeviceBuffer resampled;          // semantic: mask logits that were resized
+    PinnedBuffer host_class_logits;  // where the rules need them
+    DeviceBuffer stuff;              // classes, panoptic
 
     // One entry per image.
     struct Image {
@@ -88,8 +91,17 @@ struct DeviceGraph::Impl {
     ImageParams* host_params() const { return params.get<ImageParams>(); }
     const ImageParams* kernel_params() const { return device_params.get<ImageParams>(); }
     PostprocessLaunch postprocess() const {
-        const uint8_t* const classes = spec.rules.stuff.empty() ? nullptr : stuff.get<uint8_t>();
-        return {&spec, kernel_params(), mask_logits.get(), class_logits.get(), classes, multiprocessors};
+        const void* masks = mask_logits.get();
+        if (spec.rules.resizes_logits()) masks = resampled.get();
+        return {&drawn,
+                kernel_params(),
+                masks,
+                class_logits.get(),
+                spec.rules.stuff.empty() ? nullptr : stuff.get<uint8_t>(),
+                multiprocessors,
+                &spec,
+                mask_logits.get(),
+                resampled.get<float>()};
     }
 
     void check_process() const {
@@ -111,7 +123,7 @@ struct DeviceGraph::Impl {
     size_t probabilities_bytes() const {
         const auto queries = static_cast<size_t>(spec.queries);
         if (spec.rules.by_sum) return aligned(queries * classes_of(spec) * sizeof(float));
-        return spec.predict_all_pixels ? 0 : aligned(queries * spec.rows * spec.columns * sizeof(float));
+        return spec.predict_all_pixels ? 0 : aligned(queries * drawn.rows * drawn.columns * sizeof(float));
     }
     size_t classes_at() const { return probabilities_at() + probabilities_bytes(); }
     size_t scratch_bytes() const {
@@ -147,6 +159,10 @@ struct DeviceGraph::Impl {
         const Range range("fai_fast postprocess");
         record(engine_ended);
         launch_postprocess(stream.get(), postprocess());
+        if (host_class_logits.bytes() == 0) return;
+        check(cudaMemcpyAsync(host_class_logits.get(), class_logits.get(), class_logits.bytes(),
+                              cudaMemcpyDeviceToHost, stream.get()),
+              "downloading class_logits");
     }
 
     void instantiate(cudaGraph_t graph) {
@@ -165,12 +181,18 @@ struct DeviceGraph::Impl {
         p.yuv = {frame.yuv[0], frame.yuv[1], frame.yuv[2], frame.yuv[3], frame.yuv[4], frame.yuv[5]};
         std::copy_n(frame.scale, 3, p.scale);
         std::copy_n(frame.bias, 3, p.bias);
+        std::copy_n(frame.padding, 3, p.padding);
         p.top = frame.top;
         p.left = frame.left;
         p.content = frame.content;
         p.threshold = frame.threshold;
         p.mask_threshold = static_cast<float>(frame.mask_threshold);
         p.mask_threshold_reachable = frame.mask_threshold <= 1.0;
+        p.mask_logit = frame.mask_logit;
+        p.of_logits = spec.rules.of_logits;
+        p.nearest = spec.rules.nearest;
+        p.mask_score_epsilon = spec.rules.mask_score_epsilon();
+        p.nodes = frame.nodes;
         p.use_mask_score = frame.use_mask_score;
         if (frame.new_tables) {
             Tables tables(frame);
@@ -184,7 +206,7 @@ struct DeviceGraph::Impl {
         }
         p.size = frame.size;
         uint8_t* const scratch = own.scratch.get();
-        p.counters = counters.get<int32_t>() + index * counters_per_image(spec);
+        p.counters = counters.get<int32_t>() + index * counters_per_image(drawn);
         p.candidates = reinterpret_cast<int32_t*>(scratch + candidates_at());
         p.queries = reinterpret_cast<QueryState*>(scratch + queries_at());
         p.kept = reinterpret_cast<Row*>(scratch + kept_at());
@@ -247,7 +269,12 @@ DeviceGraph::DeviceGraph(const GraphSpec& spec) : impl_(new Impl) {
     }
     const DeviceScope scope(spec.device);
     Impl& m = *impl_;
-    m.spec = spec;
+    m.spec = m.drawn = spec;
+    if (spec.rules.resizes_logits()) {
+        m.drawn.rows = spec.rules.logits_size.height;
+        m.drawn.columns = spec.rules.logits_size.width;
+        m.drawn.mask_logits = DType::f32;
+    }
     m.masks = std::make_shared<DevicePool>(spec.device);
     m.multiprocessors = present[spec.device].multiprocessors;
     m.reads_pageable = attribute(cudaDevAttrPageableMemoryAccessUsesHostPageTables, spec.device) != 0;
@@ -267,7 +294,12 @@ DeviceGraph::DeviceGraph(const GraphSpec& spec) : impl_(new Impl) {
     m.class_logits.reserve(batch * classes * item_size(spec.class_logits));
     m.params.reserve(batch * sizeof(ImageParams));
     m.device_params.reserve(batch * sizeof(ImageParams));
-    m.counters.reserve(aligned(batch * counters_per_image(spec) * sizeof(int32_t)));
+    m.counters.reserve(aligned(batch * counters_per_image(m.drawn) * sizeof(int32_t)));
+    if (spec.rules.resizes_logits() && spec.predict_all_pixels) {
+        const Size size = spec.rules.logits_size;
+        m.resampled.reserve(batch * spec.queries * size.height * size.width * sizeof(float));
+    }
+    if (spec.rules.multi_label) m.host_class_logits.reserve(batch * classes * item_size(spec.class_logits));
     m.image.resize(batch);
     for (Impl::Image& image : m.image) {
         image.scratch.reserve(m.scratch_bytes());
@@ -611,6 +643,8 @@ std::vector<std::shared_ptr<const Result>> DeviceGraph::results() {
     return results;
 }
 
+const void* DeviceGraph::host_class_logits() const { return impl_->host_class_logits.get(); }
+
 StageTimes DeviceGraph::times() const {
     const Impl& m = *impl_;
     if (m.state != Impl::State::ended && m.state != Impl::State::taken) return {};
@@ -671,7 +705,8 @@ void DeviceGraph::run_engine(const Enqueue& enqueue, const void* images, void* m
 size_t DeviceGraph::device_bytes() const {
     const Impl& m = *impl_;
     size_t bytes = m.images.bytes() + m.mask_logits.bytes() + m.class_logits.bytes() +
-                   m.device_params.bytes() + m.counters.bytes() + m.stuff.bytes() + m.masks->bytes();
+                   m.device_params.bytes() + m.counters.bytes() + m.resampled.bytes() + m.stuff.bytes() +
+                   m.masks->bytes();
     for (const Impl::Image& image : m.image) {
         bytes += image.frame.bytes() + image.tables.bytes() + image.canvas.bytes() + image.segments.bytes() +
                  image.winning_sums.bytes() + image.scratch.bytes();
@@ -681,7 +716,7 @@ size_t DeviceGraph::device_bytes() const {
 
 size_t DeviceGraph::pinned_bytes() const {
     const Impl& m = *impl_;
-    size_t bytes = m.params.bytes() + m.pool->bytes();
+    size_t bytes = m.params.bytes() + m.host_class_logits.bytes() + m.pool->bytes();
     for (const Impl::Image& image : m.image) bytes += image.staging.bytes() + image.staged_tables.bytes();
     return bytes;
 }

@@ -27,26 +27,38 @@ __global__ void __launch_bounds__(kThreads)
     const int32_t chunks = (rows + kNodeRows - 1) / kNodeRows;
     const int64_t items = static_cast<int64_t>(image.counters[kCandidates]) * chunks;
     const int64_t plane = static_cast<int64_t>(rows) * columns;
-    const float threshold = image.mask_threshold;
+    const bool of_logits = image.of_logits, sum_nodes = image.nearest && image.use_mask_score;
+    const float threshold = of_logits ? image.mask_logit : image.mask_threshold;
     for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
         const auto slot = static_cast<int32_t>(item / chunks);
         const int32_t begin = static_cast<int32_t>(item % chunks) * kNodeRows;
         const int32_t count = min_i32(rows - begin, kNodeRows) * columns;
         QueryState& query = image.queries[image.candidates[slot]];
         const int64_t start = static_cast<int64_t>(begin) * columns;
-        const T* const in = mask_logits +
-                            (static_cast<int64_t>(blockIdx.y) * queries + image.candidates[slot]) * plane +
-                            start;
         float* const out = image.probabilities + slot * plane + start;
+        const T* const in =
+            mask_logits
+                ? mask_logits +
+                      (static_cast<int64_t>(blockIdx.y) * queries + image.candidates[slot]) * plane + start
+                : reinterpret_cast<const T*>(out);
+        float part = 0.0f;
+        uint32_t inside = 0;
         int32_t x1 = INT32_MAX, y1 = INT32_MAX, x2 = 0, y2 = 0;
         bool nan = false;
         for (int32_t i = threadIdx.x; i < count; i += kThreads) {
             const float logit = to_float(in[i]);
             nan |= is_nan(logit);
-            const float m = math::sigmoid(logit);
+            const float m = of_logits ? math::bounded(logit) : math::sigmoid(logit);
             out[i] = m;
+            const int32_t y = begin + i / columns, x = i % columns;
+            if (sum_nodes && y < image.nodes.height && x < image.nodes.width) {
+                const float probability = math::sigmoid(logit);
+                if (math::inside(probability, image.mask_threshold)) {
+                    part += probability;
+                    ++inside;
+                }
+            }
             if (math::inside(m, threshold)) {
-                const int32_t y = begin + i / columns, x = i % columns;
                 x1 = min_i32(x1, x);
                 x2 = max_i32(x2, x + 1);
                 y1 = min_i32(y1, y);
@@ -54,6 +66,14 @@ __global__ void __launch_bounds__(kThreads)
             }
         }
         nan = __any_sync(kAllLanes, nan);
+        if (sum_nodes) {
+            const unsigned long long sum = warp_reduce_sum(units(part));
+            inside = warp_reduce_sum(inside);
+            if ((threadIdx.x & 31) == 0 && inside) {
+                atomicAdd(&query.sum, sum);
+                atomicAdd(&query.nodes, static_cast<unsigned long long>(inside));
+            }
+        }
         x1 = warp_reduce_min(x1);
         y1 = warp_reduce_min(y1);
         x2 = warp_reduce_max(x2);
@@ -79,7 +99,7 @@ __device__ __forceinline__ uint64_t bits_between(int32_t begin, int32_t end) {
 // one outside are looked at pixel by pixel.
 __device__ __forceinline__ uint64_t draw_word(const PixelAxis& x, const float* nodes, int32_t above,
                                               int32_t below, float down, float threshold, int32_t begin,
-                                              int32_t end, bool want_sum, float& sum) {
+                                              int32_t end, bool want_sum, bool of_logits, float& sum) {
     const int32_t base = begin & ~63;
     uint64_t word = 0;
     int32_t cell = x.cell[begin];
@@ -91,7 +111,11 @@ __device__ __forceinline__ uint64_t draw_word(const PixelAxis& x, const float* n
         const bool left_in = math::inside(left, threshold), right_in = math::inside(right, threshold);
         if (at < stop && left_in && right_in) {
             word |= bits_between(at - base, stop - base);
-            if (want_sum) {
+            if (want_sum && of_logits) {
+                for (int32_t p = at; p < stop; ++p) {
+                    sum += math::sigmoid(math::lerp(left, right, x.fraction[p]));
+                }
+            } else if (want_sum) {
                 sum += static_cast<float>(stop - at) * left +
                        static_cast<float>(x.prefix[stop] - x.prefix[at]) * (right - left);
             }
@@ -100,7 +124,7 @@ __device__ __forceinline__ uint64_t draw_word(const PixelAxis& x, const float* n
                 const float m = math::lerp(left, right, x.fraction[p]);
                 if (!math::inside(m, threshold)) continue;
                 word |= uint64_t{1} << (p - base);
-                if (want_sum) sum += m;
+                if (want_sum) sum += of_logits ? math::sigmoid(m) : m;
             }
         }
         at = max_i32(at, stop);
@@ -128,7 +152,8 @@ __device__ __forceinline__ void draw(const ImageParams& image, int32_t slot, int
                                      int32_t columns) {
     const int lane = threadIdx.x & 31;
     const int64_t stride = canvas_words(image.size);
-    const bool want_sum = image.use_mask_score;
+    const bool of_logits = image.of_logits, want_sum = image.use_mask_score && !image.nearest;
+    const float threshold = of_logits ? image.mask_logit : image.mask_threshold;
     QueryState& query = image.queries[image.candidates[slot]];
     const Reach reach = reach_of(image, query);
     const int32_t y_begin = max_i32(top, reach.y1), y_end = min_i32(top + kDrawnRows, reach.y2);
@@ -147,8 +172,8 @@ __device__ __forceinline__ void draw(const ImageParams& image, int32_t slot, int
         const int32_t above = i * columns, below = min_i32(i + 1, rows - 1) * columns;
         const int32_t begin = max_i32(64 * k, reach.x1), end = min_i32(64 * k + 64, reach.x2);
         float part = 0.0f;
-        const uint64_t word = draw_word(image.x, nodes, above, below, image.y.fraction[y],
-                                        image.mask_threshold, begin, end, want_sum, part);
+        const uint64_t word = draw_word(image.x, nodes, above, below, image.y.fraction[y], threshold, begin,
+                                        end, want_sum, of_logits, part);
         canvas[y * stride + k] = word;
         if (!word) continue;
         area += __popcll(word);

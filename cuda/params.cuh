@@ -26,7 +26,8 @@ struct QueryState {
     // nobody's, and the query whose segment it is of, -1 where of none.
     unsigned long long own, lost;
     int32_t segment;
-    unsigned long long sum;  // in units of kSumUnit
+    unsigned long long sum;    // in units of kSumUnit, over pixels, or nodes
+    unsigned long long nodes;  // inside, where that is what the sum is over
 };
 
 struct Header {
@@ -41,16 +42,25 @@ struct ImageParams {
     FrameLayout layout;
     const uint8_t* plane[3];
     math::YuvCoefficients yuv;
-    float scale[3], bias[3];
+    float scale[3], bias[3], padding[3];
     int32_t top, left;
     Size content;
     const Tap* rows;
     const Tap* columns;
 
+    // Where logits are resized first: the nodes that the frame takes of that grid, and where they lie among
+    // the network's. Else all of the network's.
+    Size nodes;
+    const Tap* node_rows;     // (nodes.height)
+    const Tap* node_columns;  // (nodes.width)
+
     Size size;
     PixelAxis x, y;
     double threshold;
     float mask_threshold;
+    float mask_logit;  // the same as a logit
+    int32_t of_logits, nearest;
+    double mask_score_epsilon;
     int32_t mask_threshold_reachable;  // 0 where it is above 1
     int32_t use_mask_score;
 
@@ -98,12 +108,17 @@ __device__ __forceinline__ float to_float(__half value) { return __half2float(va
 void launch_preprocess(cudaStream_t stream, const GraphSpec& spec, const ImageParams* params, void* images);
 
 struct PostprocessLaunch {
+    // The network's; where logits are resized first, with the masks that come of it.
     const GraphSpec* spec;
     const ImageParams* params;
-    const void* mask_logits;
+    const void*
+        mask_logits;  // instances: null where they are resized, and lie where their probabilities will be
     const void* class_logits;
     const uint8_t* stuff;  // (C) panoptic: not 0 for classes of stuff; null where none is
     int multiprocessors;
+    const GraphSpec* network;
+    const void* network_logits;
+    float* resampled;  // semantic: (B, Q, h, w)
 };
 
 // Are labels of one byte?
@@ -125,6 +140,8 @@ template <class T>
 void launch_semantic(cudaStream_t stream, const PostprocessLaunch& launch);
 template <class T>
 void launch_semantic_sum(cudaStream_t stream, const PostprocessLaunch& launch);
+// Between the scores and these, where logits are resized.
+void launch_resample(cudaStream_t stream, const PostprocessLaunch& launch);
 
 void launch_postprocess(cudaStream_t stream, const PostprocessLaunch& launch);
 

@@ -67,7 +67,7 @@ __device__ void score(const T* logits, int32_t columns, bool softmax, QueryState
     query.row_end = query.column_end = 0;
     query.x1 = query.y1 = INT32_MAX;
     query.x2 = query.y2 = 0;
-    query.area = query.sum = query.own = query.lost = 0;
+    query.area = query.sum = query.nodes = query.own = query.lost = 0;
 }
 
 // Is one of these bytes' values NaN?
@@ -99,13 +99,13 @@ template <class T, class C>
 __global__ void __launch_bounds__(kThreads)
     score_queries(const ImageParams* __restrict__ params, const T* __restrict__ mask_logits,
                   const C* __restrict__ class_logits, int32_t queries, int64_t plane, int32_t class_columns,
-                  bool softmax, bool semantic, bool panoptic) {
+                  bool softmax, bool semantic, bool scan, bool panoptic) {
     const ImageParams& image = params[blockIdx.y];
     if (!image.active) return;
     const int32_t q = blockIdx.x;
     const int64_t index = static_cast<int64_t>(blockIdx.y) * queries + q;
     bool nan = false;
-    if (semantic) nan = scan_for_nan(mask_logits + index * plane, plane);
+    if (scan) nan = scan_for_nan(mask_logits + index * plane, plane);
     nan = __syncthreads_or(nan);
     if (threadIdx.x >= 32) return;
     QueryState& query = image.queries[q];
@@ -125,21 +125,26 @@ __global__ void __launch_bounds__(kThreads)
 
 template <class T, class C>
 void launch_scores(cudaStream_t stream, const PostprocessLaunch& l) {
-    const GraphSpec& spec = *l.spec;
+    const GraphSpec& spec = *l.network;
     launch(stream, dim3(spec.queries, spec.batch), dim3(kThreads), score_queries<T, C>, l.params,
-           static_cast<const T*>(l.mask_logits), static_cast<const C*>(l.class_logits), spec.queries,
+           static_cast<const T*>(l.network_logits), static_cast<const C*>(l.class_logits), spec.queries,
            static_cast<int64_t>(spec.rows) * spec.columns, spec.class_columns, spec.softmax,
-           spec.predict_all_pixels, spec.rules.panoptic);
+           spec.predict_all_pixels, spec.predict_all_pixels || spec.rules.resizes_logits(),
+           spec.rules.panoptic);
+}
+
+template <class T>
+void launch_scores(cudaStream_t stream, const PostprocessLaunch& l) {
+    if (l.network->class_logits == DType::f16) {
+        launch_scores<T, __half>(stream, l);
+    } else {
+        launch_scores<T, float>(stream, l);
+    }
 }
 
 template <class T>
 void launch_masks(cudaStream_t stream, const PostprocessLaunch& l) {
     const GraphSpec& spec = *l.spec;
-    if (spec.class_logits == DType::f16) {
-        launch_scores<T, __half>(stream, l);
-    } else {
-        launch_scores<T, float>(stream, l);
-    }
     if (spec.rules.by_sum) {
         launch_semantic_sum<T>(stream, l);
     } else if (spec.rules.panoptic) {
@@ -154,6 +159,12 @@ void launch_masks(cudaStream_t stream, const PostprocessLaunch& l) {
 }  // namespace
 
 void launch_postprocess(cudaStream_t stream, const PostprocessLaunch& l) {
+    if (l.network->mask_logits == DType::f16) {
+        launch_scores<__half>(stream, l);
+    } else {
+        launch_scores<float>(stream, l);
+    }
+    if (l.network->rules.resizes_logits()) launch_resample(stream, l);
     if (l.spec->mask_logits == DType::f16) {
         launch_masks<__half>(stream, l);
     } else {

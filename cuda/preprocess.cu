@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(kThreads)
 
     const int32_t row = y - image.top, column = x - image.left;
     if (row < 0 || column < 0 || row >= image.content.height || column >= image.content.width) {
-        for (int c = 0; c < 3; ++c) put(out + c * plane, 0.0f);
+        for (int c = 0; c < 3; ++c) put(out + c * plane, image.padding[c]);
         return;
     }
     const Tap down = image.rows[row], across = image.columns[column];

@@ -28,8 +28,10 @@ __device__ __forceinline__ void finish(const ImageParams& image, int32_t queries
             if (!query->rejected && math::enough_pixels(static_cast<int64_t>(query->area), min_area)) {
                 double score = query->score;
                 if (image.use_mask_score) {
-                    score = math::fused_score(score, static_cast<double>(query->sum) * kSumUnit,
-                                              static_cast<int64_t>(query->area));
+                    score =
+                        math::fused_score(score, static_cast<double>(query->sum) * kSumUnit,
+                                          static_cast<int64_t>(image.nearest ? query->nodes : query->area),
+                                          image.mask_score_epsilon);
                 }
                 keep = math::perhaps_above(score, image.threshold);
                 const int64_t across = (query->x2 + 63) / 64 - query->x1 / 64;
@@ -74,6 +76,7 @@ __device__ __forceinline__ void finish(const ImageParams& image, int32_t queries
                              .slot = slot,
                              .area = static_cast<int64_t>(query->area),
                              .sum = static_cast<int64_t>(query->sum),
+                             .nodes = static_cast<int64_t>(query->nodes),
                              .offset = static_cast<int64_t>(words + offset)};
             image.kept[rows + at] = row;
             image.results[rows + at] = row;

@@ -30,10 +30,14 @@ class Tables {
         device_ = device;
         const auto rows = put(frame_.rows, frame_.content.height);
         const auto columns = put(frame_.columns, frame_.content.width);
+        const auto node_rows = frame_.node_rows ? put(frame_.node_rows, frame_.nodes.height) : nullptr;
+        const auto node_columns = frame_.node_rows ? put(frame_.node_columns, frame_.nodes.width) : nullptr;
         const PixelAxis x = axis(frame_.x), y = axis(frame_.y);
         if (!params) return;
         params->rows = rows;
         params->columns = columns;
+        params->node_rows = node_rows;
+        params->node_columns = node_columns;
         params->x = x;
         params->y = y;
     }

@@ -33,6 +33,12 @@ def stretch(inputs, outputs):
     return interpolation((np.arange(outputs) + 0.5) * inputs / outputs - 0.5, inputs)
 
 
+def nearest(inputs, outputs, scale, offset=0.0):
+    """The sample that holds a pixel's first edge, which torch finds in float32."""
+    position = np.float32(np.arange(outputs)) * np.float32(scale) + np.float32(offset)
+    return interpolation(np.floor(position), inputs)
+
+
 def stretch_as_torch(inputs, outputs):
     """Where torch's float32 interpolate samples: networks were trained on frames resized so, and its rounding
     of scale and centers to float32 moves values by more than 1e-3 of an 8-bit step."""
@@ -107,14 +113,31 @@ def fits(frame, target):
     ]
 
 
-def preprocess(image, size, mean, std, color="rgb", matrix="bt601", yuv_range="limited", content=None):
-    """(1, 3, h, w) float64. `content` = ((h, w), (top, left)) of a letterbox."""
+def pad(frame, target):
+    """((content_h, content_w), (0, 0)) of a frame that is resized to fit the target and padded behind: the side with
+    the larger ratio of frame to target fills it, truncated, after the other was rounded; a frame whose other side is
+    that already stays as it is."""
+    filling = 0 if Fraction(frame[0], target[0]) > Fraction(frame[1], target[1]) else 1
+    other = 1 - filling
+    exact = target[filling] * float(frame[other]) / float(frame[filling])
+    content = [0, 0]
+    content[other] = round(exact)
+    content[filling] = int(exact * frame[filling] / frame[other])
+    if frame[other] == content[other]:
+        content[filling] = frame[filling]
+    return tuple(min(max(side, 1), most) for side, most in zip(content, target, strict=True)), (0, 0)
+
+
+def preprocess(
+    image, size, mean, std, color="rgb", matrix="bt601", yuv_range="limited", content=None, black=False
+):
+    """(1, 3, h, w) float64. `content` = ((h, w), (top, left)) of a letterbox, beside which is the mean or black."""
     frame = to_rgb(image, color, matrix, yuv_range)
     (height, width), (top, left) = content or (tuple(size), (0, 0))
     rows, columns = stretch_as_torch(frame.shape[0], height), stretch_as_torch(frame.shape[1], width)
     scaled = np.einsum("yi,ijc,xj->cyx", rows, frame, columns, optimize=True)
     mean, std = (np.broadcast_to(np.asarray(value, np.float64), 3)[:, None, None] for value in (mean, std))
-    tensor = np.zeros((1, 3, *size))
+    tensor = np.zeros((1, 3, *size)) - mean / std * black
     tensor[0, :, top : top + height, left : left + width] = (scaled - mean) / std
     return tensor
 
@@ -152,24 +175,36 @@ class Truth:
     possible: np.ndarray  # (Q, H, W) bool: in b_q under some rounding
     threshold: float
     use_mask_score: bool
+    mask_threshold: float = 0.5
+    epsilon: float = 0.01  # beside the count that mask scores are divided by
+    nodes: np.ndarray | None = None  # (Q, h, w) mask probabilities, where mask scores are of nodes
 
     def score(self, query, mask):
         """Step 5's score of the query, were b_q `mask`."""
         if not self.use_mask_score:
             return self.class_score[query]
-        return self.class_score[query] * self.m[query][mask].sum() / (mask.sum() + 0.01)
+        if self.nodes is not None:
+            inside = self.nodes[query][self.nodes[query] >= self.mask_threshold]
+            return self.class_score[query] * inside.sum() / (inside.size + self.epsilon)
+        return self.class_score[query] * self.m[query][mask].sum() / (mask.sum() + self.epsilon)
 
     def score_range(self, query):
         """Smallest and largest score of the query over all masks between `certain` and `possible`."""
         doubtful = np.sort(self.m[query][self.possible[query] & ~self.certain[query]])
         certain = self.m[query][self.certain[query]]
+        if self.nodes is not None:
+            near = np.abs(self.nodes[query] - self.mask_threshold) <= PIXEL_TOLERANCE
+            doubtful = self.nodes[query][near]
+            certain = self.nodes[query][~near & (self.nodes[query] >= self.mask_threshold)]
         if not self.use_mask_score or not doubtful.size:
             return (self.score(query, self.certain[query]),) * 2
 
         def means(values):
             sums = certain.sum() + np.concatenate([[0.0], np.cumsum(values)])
             counts = certain.size + np.arange(len(sums))
-            return sums[counts >= 2] / (counts[counts >= 2] + 0.01)
+            if self.nodes is not None:
+                return sums / (counts + self.epsilon)
+            return sums[counts >= 2] / (counts[counts >= 2] + self.epsilon)
 
         # The extremes take the smallest (largest) doubtful values first, as many as help.
         low, high = means(doubtful), means(doubtful[::-1])
@@ -205,8 +240,13 @@ def postprocess(
     predict_all_pixels=False,
     class_activation="softmax",
     letterbox=None,
+    logits_size=None,
+    of_logits=False,
+    use_nearest=False,
 ):
-    """Every query's truth. `letterbox` = (input, content, offset), each (vertical, horizontal)."""
+    """Every query's truth. `letterbox` = (input, content, offset), each (vertical, horizontal).
+
+    `logits_size`, `of_logits`, `use_nearest`: the fields of fai_fast.Resampling."""
     mask_logits = np.asarray(mask_logits, np.float64)
     class_logits = np.asarray(class_logits, np.float64)
     mask_logits = mask_logits.reshape(mask_logits.shape[-3:])
@@ -219,16 +259,28 @@ def postprocess(
     class_id = np.where(dropped, 0, np.argmax(np.nan_to_num(probability, nan=-1.0), axis=1))
     class_score = probability[np.arange(queries), class_id]
 
+    logits = np.where(dropped[:, None, None], 0, mask_logits)
+    if logits_size is not None:
+        logits = resized_logits(logits, logits_size, letterbox)
+        letterbox = None
     matrices = []
     for axis in (0, 1):
-        inputs, outputs = mask_logits.shape[1 + axis], size[axis]
-        if letterbox is None:
+        inputs, outputs = logits.shape[1 + axis], size[axis]
+        if use_nearest:
+            network, content, offset = (1, 1, 0) if letterbox is None else (part[axis] for part in letterbox)
+            matrices.append(
+                nearest(inputs, outputs, inputs / network * content / outputs, inputs / network * offset)
+            )
+        elif letterbox is None:
             matrices.append(stretch(inputs, outputs))
         else:
             network, content, offset = (letterbox[k][axis] for k in range(3))
             center = (np.arange(outputs) + 0.5) * content / outputs + offset
             matrices.append(interpolation(center * inputs / network - 0.5, inputs))
-    m = matrices[0] @ sigmoid(np.where(dropped[:, None, None], 0, mask_logits)) @ matrices[1].T
+    if of_logits:
+        m = sigmoid(matrices[0] @ np.clip(logits, -1e30, 1e30) @ matrices[1].T)
+    else:
+        m = matrices[0] @ sigmoid(logits) @ matrices[1].T
 
     alive = ~dropped[:, None, None]
     if predict_all_pixels:
@@ -258,7 +310,37 @@ def postprocess(
         possible=possible,
         threshold=threshold,
         use_mask_score=use_mask_score,
+        mask_threshold=mask_threshold,
+        epsilon=1e-6 if of_logits or use_nearest else 0.01,
+        nodes=sigmoid(logits) if use_nearest else None,
     )
+
+
+def resized_logits(logits, size, letterbox=None):
+    """(Q, h, w) at `size`, or at the part of it that a frame takes which is a part of the network's input."""
+    matrices = []
+    for axis in (0, 1):
+        matrix = stretch(logits.shape[1 + axis], size[axis])
+        if letterbox is not None:
+            network, content, offset = (part[axis] for part in letterbox)
+            begin = min(round(offset * size[axis] / network), size[axis] - 1)
+            count = min(max(round(content * size[axis] / network), 1), size[axis] - begin)
+            matrix = matrix[begin : begin + count]
+        matrices.append(matrix)
+    return matrices[0] @ np.clip(logits, -1e30, 1e30) @ matrices[1].T
+
+
+def best_pairs(class_logits, class_activation, threshold):
+    """multi_label: [(query, class)] in order of query and class, and the probabilities (Q, C), NaN in a query without
+    pairs. A query with NaN in its mask alone takes its places, and gives no rows."""
+    logits = np.asarray(class_logits, np.float64)
+    probability = softmax(logits)[:, :-1] if class_activation == "softmax" else sigmoid(logits)
+    without = np.isnan(logits).any(axis=1) | np.isnan(probability).any(axis=1)
+    probability = np.where(without[:, None], np.nan, probability)
+    scores = np.float32(probability).reshape(-1)
+    order = sorted(np.flatnonzero(~np.isnan(scores)), key=lambda pair: (-scores[pair], pair))
+    kept = sorted(pair for pair in order[: len(logits)] if scores[pair] > np.float32(threshold))
+    return [divmod(int(pair), probability.shape[1]) for pair in kept], probability
 
 
 def paint(image, masks, colors, rows, alpha, line):
@@ -307,9 +389,11 @@ def assert_matches(truth, rows):
         chosen = truth.probability[query, rows.class_id[i]]
         assert truth.class_score[query] - chosen <= 2e-7, f"query {query}: class {rows.class_id[i]}"
         score = truth.score(query, mask[i])
-        assert abs(rows.confidence[i] - score) <= SCORE_TOLERANCE, (
+        low, high = truth.score_range(query) if truth.nodes is not None else (score, score)
+        assert low - SCORE_TOLERANCE <= rows.confidence[i] <= high + SCORE_TOLERANCE, (
             f"query {query}: {rows.confidence[i]} for {score}"
         )
+        score = high
         assert score > truth.threshold - SCORE_TOLERANCE, f"query {query}: score {score} was kept"
     for query in set(range(queries)) - set(rows.query.tolist()):
         assert not truth.must_keep(query), f"query {query}, score {truth.score_range(query)}, is missing"

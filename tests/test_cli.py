@@ -125,6 +125,7 @@ def test_predict_hands_the_options_on(capsys, model):
         "cache_dir": "kept",
         "pictures": None,
         "verify_precision": True,
+        "spec": None,
     }
     assert model.thresholds == [0.25]
 

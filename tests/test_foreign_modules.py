@@ -250,3 +250,16 @@ def test_tensors_are_named_by_how_they_are_reached():
     for _ in range(10):
         deep = [deep]
     assert dict(_tensors(deep, "")) == {}
+
+
+def test_int8_of_a_module(tmp_path):
+    pytest.importorskip("nncf")
+    module, given = Theirs(), spec(threshold=0.3)
+    pictures = [picture(seed) for seed in range(4)]
+    report = fai_fast.quantize(module, pictures, spec=given, cache_dir=tmp_path, progress=False)
+    assert (report.spec, report.precision) == (given, "int8")
+    with fai_fast.load(module, spec=given, device="cpu", precision="int8", cache_dir=tmp_path) as model:
+        assert "from the cache" in model.info()["artefacts"]["quantized"]
+        ours = model.infer(pictures[0])
+    theirs = expected(module, given, pictures[0], (64, 64))
+    assert abs(len(ours) - len(theirs)) <= 1

@@ -751,3 +751,41 @@ def test_an_engine_of_tensorrt_for_gpus_that_are_not_here(tmp_path):
     assert (report.verified, report.precision, report.targets) == (True, "fp16", ("sm75", "sm86"))
     record = tensorrt.read_record(report.path)
     assert (record.spec, record.size, record.batch) == (spec(), (64, 64), 1)
+
+
+@pytest.mark.parametrize("resize", ["letterbox", "pad"])
+def test_frames_are_put_into_the_input_as_the_spec_says(tmp_path, resize):
+    path = write(tmp_path / "theirs.onnx", size=(64, 96))
+    given, frame = spec((64, 96), resize=resize, threshold=0.3), picture(0, (90, 60))
+    with load(path, given, precision="fp32", cache_dir=tmp_path) as model:
+        ours = model.infer(frame)
+        assert_same(model.infer(frame, resize="stretch"), expected(onnx.load(path), given, frame, (64, 96)))
+    config = given.config
+    images, box = preprocess(frame, (64, 96), mean=config.pixel_mean, std=config.pixel_std, resize=resize)
+    logits = [values[0] for values in outputs(onnx.load(path), images)]
+    theirs = fai_fast.postprocess(*logits, (90, 60), letterbox=box, threshold=0.3, class_names=NAMES)
+    assert_same(ours, theirs)
+
+
+def test_an_export_calls_the_batch_as_its_caller_does(tmp_path):
+    path = write(tmp_path / "theirs.onnx", batch=2)
+    with pytest.raises(
+        ValueError, match=r"^batch: got 3, expected 2, which the input of .*theirs\.onnx is fixed to"
+    ):
+        fai_fast.export(path, tmp_path / "a.onnx", spec=spec(), batch=3)
+    assert fai_fast.export(path, tmp_path / "a.onnx", spec=spec()).batch == 2
+
+
+@pytest.mark.parametrize("output", ["pred_masks", "pred_logits", None])
+def test_probabilities_in_place_of_logits_are_told(tmp_path, caplog, output):
+    model = others.graph()
+    if output is not None:
+        index = [item.name for item in model.graph.output].index(output)
+        model.graph.node.append(onnx.helper.make_node("Sigmoid", [output], ["squashed"]))
+        model.graph.output[index].name = "squashed"
+    onnx.save(model, tmp_path / "theirs.onnx")
+    with caplog.at_level("WARNING", "fai_fast"):
+        fai_fast.export(tmp_path / "theirs.onnx", tmp_path / "a.onnx", spec=spec())
+    told = [line for line in caplog.messages if "are all between 0 and 1, as probabilities are" in line]
+    kinds = {"pred_masks": ["the mask logits"], "pred_logits": ["the class logits"], None: []}
+    assert [line.split(": ")[1].split(" of ")[0] for line in told] == kinds[output]

@@ -125,9 +125,10 @@ def test_a_reported_score_is_above_the_threshold_as_on_the_cpu(semantic):
 def test_the_way_to_resize_may_change_between_frames_of_one_size(logits):
     graph = gpu.with_logits(*logits, size=(32, 32))
     letterbox = fai_fast.Letterbox.fit((24, 40), (32, 32))
-    for resize in ("stretch", "letterbox", "letterbox", "stretch"):
+    boxes = {"letterbox": letterbox, "pad": fai_fast.Letterbox.fit((24, 40), (32, 32), "pad")}
+    for resize in ("stretch", "letterbox", "letterbox", "pad", "letterbox", "pad", "stretch"):
         found = gpu.detect(graph, BLACK, resize=resize, threshold=0.2)
-        gpu.same(found, expected(logits, (24, 40), letterbox=letterbox if resize == "letterbox" else None))
+        gpu.same(found, expected(logits, (24, 40), letterbox=boxes.get(resize)))
 
 
 @gpu.needed

@@ -607,3 +607,15 @@ def test_a_query_with_a_nan_has_no_say_in_a_sum():
     lost = classes.copy()
     lost[0, 0, -1], lost[0, 0, 0] = np.inf, -np.inf
     assert quality((broken, classes), scene(), spec) == quality((masks, lost), scene(), spec)
+
+
+def test_several_classes_of_a_query_are_rows_of_their_own():
+    spec = theirs("instance", cls_sigmoid=True, multi_label=True)
+    masks, classes = scene()
+    classes = np.full((1, 16, CLASSES), -SURE, np.float32)
+    classes[0, :8, 0] = classes[0, :8, 2] = SURE
+    exact = masks, classes
+    assert quality(exact, exact, spec).of == "16 detections"
+    lower = classes.copy()
+    lower[0, :4, 2] = -SURE
+    assert quality((masks, lower), exact, spec).value == pytest.approx(12 / 14)

@@ -37,7 +37,7 @@ def preprocessed(frames, size, dtype="float32", mean=MEAN, std=STD, **layout):
 
 def on_cpu(frame, size, dtype="float32", mean=MEAN, std=STD, **layout):
     tensor = fai_fast.preprocess(frame, size, mean=mean, std=std, dtype=dtype, **layout)
-    return tensor[0] if layout.get("resize") == "letterbox" else tensor
+    return tensor if layout.get("resize", "stretch") == "stretch" else tensor[0]
 
 
 def same_tensor(ours, cpu):
@@ -52,7 +52,7 @@ def same_tensor(ours, cpu):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize("resize", ["stretch", "letterbox"])
+@pytest.mark.parametrize("resize", ["stretch", "letterbox", "pad"])
 @pytest.mark.parametrize("color", PACKED + PLANAR)
 @pytest.mark.parametrize(("shape", "size"), [((54, 96), (32, 64)), ((20, 14), (33, 65))], ids=["down", "up"])
 def test_every_format(color, resize, dtype, shape, size):
@@ -91,7 +91,7 @@ def frames(draw):
 @given(
     frame=frames(),
     size=st.tuples(sides, sides),
-    resize=st.sampled_from(["stretch", "letterbox"]),
+    resize=st.sampled_from(["stretch", "letterbox", "pad"]),
     yuv_matrix=st.sampled_from(["bt601", "bt709"]),
     yuv_range=st.sampled_from(["limited", "full"]),
     dtype=st.sampled_from(["float32", "float16"]),

@@ -64,10 +64,10 @@ def plain(spec, frame, size=SIZE, resize="stretch"):
     """The reference network's outputs for a frame."""
     inputs = fai_fast.preprocess(frame, size, mean=0, std=1, resize=resize)
     box = None
-    if resize == "letterbox":
+    if resize != "stretch":
         inputs, box = inputs
-        # Padding is the mean.
-        mean = np.asarray(spec.config.pixel_mean, np.float32)[:, None, None]
+        # Padding is the mean, or black.
+        mean = np.asarray(spec.config.pixel_mean, np.float32)[:, None, None] * (resize == "letterbox")
         top, left = box.offset
         padded = np.broadcast_to(mean, inputs.shape).copy()
         rows, columns = slice(top, top + box.content[0]), slice(left, left + box.content[1])
@@ -88,7 +88,7 @@ def same(ours: fai_fast.Detections, expected: fai_fast.Detections) -> None:
     assert (ours.mask[mine] != expected.mask[other]).mean() < 2e-3
 
 
-@pytest.mark.parametrize("resize", ["stretch", "letterbox"])
+@pytest.mark.parametrize("resize", ["stretch", "letterbox", "pad"])
 def test_semantic_results_are_those_of_the_reference_network(model, spec, frame, resize):
     masks, classes, box = plain(spec, frame, resize=resize)
     options = {"predict_all_pixels": True, "threshold": 0.3, "class_names": spec.classes}

@@ -66,4 +66,4 @@ def test_types_and_tuples_are_the_same_words():
         and name != "Device"  # of which a machine decides what there is
     ]
     assert sorted(words) == sorted(literals)
-    assert ("stretch", "letterbox") in words
+    assert ("stretch", "letterbox", "pad") in words

@@ -421,6 +421,11 @@ def test_other_models_are_refused(tmp_path):
     for name, call in (("fai-mf-n-shapes", "coco"), ("fai-mf-m-ade", "ade")):
         with pytest.raises(ValueError, match=rf"expected a panoptic one; measure it with {call}\(\)"):
             data.check(fai_fast.spec(name))
+    for other in (evaluate.AdeData(()), evaluate.CocoData("a.json", (), {}, [])):
+        with pytest.raises(
+            ValueError, match=r"is a panoptic model, expected an? .* one; measure it with panoptic\(\)"
+        ):
+            other.check(spec_of())
     with pytest.raises(
         ValueError, match=r"^annotations: categories of .* are no classes of the model: 'person'"
     ):

@@ -101,6 +101,60 @@ def test_letterbox_equals_reference(frame, target, dtype):
     assert (tensor[0][:, padding] == 0).all()
 
 
+@settings(max_examples=200)
+@given(
+    frame=frames(),
+    target=st.tuples(sides, sides),
+    dtype=st.sampled_from(["float32", "float16"]),
+    normalize=st.sampled_from([(MEAN, STD), (0.0, 1.0), ((1, 2, 3), 255), (0, (0.5, 2, -3))]),
+)
+def test_pad_equals_reference(frame, target, dtype, normalize):
+    color, image = frame
+    mean, std = normalize
+    tensor, letterbox = fai_fast.preprocess(
+        image, target, mean=mean, std=std, color=color, resize="pad", dtype=dtype
+    )
+    size = reference.to_rgb(image, color).shape[:2]
+    geometry = reference.pad(size, target)
+    assert letterbox == fai_fast.Letterbox(size, target, *geometry)
+    assert letterbox == fai_fast.Letterbox.fit(size, target, "pad")
+    expected = reference.preprocess(image, target, mean, std, color, content=geometry, black=True)
+    assert_close(tensor, expected, mean, std)
+    beside = np.ones(target, bool)
+    beside[: geometry[0][0], : geometry[0][1]] = False
+    means, stds = (np.broadcast_to(np.asarray(value, np.float32), 3) for value in (mean, std))
+    # As a black pixel's, to the last bit.
+    black, _ = fai_fast.preprocess(
+        np.zeros((1, 1, 3), np.uint8), (1, 1), mean=mean, std=std, resize="pad", dtype=dtype
+    )
+    assert (tensor[0][:, beside] == black[0, :, :, 0]).all()
+    np.testing.assert_allclose(black[0, :, 0, 0], -means / stds, rtol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(300, 400), (400, 300), (512, 512), (97, 640), (1000, 31)])
+def test_pad_is_resizing_and_padding_in_torch(shape):
+    image = scenes.image(7, (*shape, 3))
+    tensor, letterbox = fai_fast.preprocess(image, (256, 256), mean=MEAN, std=STD, resize="pad")
+    height, width = letterbox.content
+    resized = torch.nn.functional.interpolate(
+        torch.from_numpy(image).permute(2, 0, 1)[None].float(), size=(height, width), mode="bilinear"
+    )
+    padded = torch.nn.functional.pad(resized, (0, 256 - width, 0, 256 - height))
+    mean, std = (torch.tensor(value)[:, None, None] for value in (MEAN, STD))
+    assert_close(tensor, ((padded - mean) / std).double().numpy(), MEAN, STD)
+
+
+@settings(max_examples=300)
+@given(frame=st.tuples(st.integers(1, 3000), st.integers(1, 3000)), side=st.integers(1, 1500))
+def test_pad_has_the_sizes_of_transformers(frame, side):
+    transforms = pytest.importorskip("transformers.image_transforms", reason="transformers is not installed")
+    expected = transforms.get_size_with_aspect_ratio(frame, side, side)
+    # Where they give a side that is larger than the input, or none at all, there is nothing to be equal to.
+    expected = tuple(min(max(length, 1), side) for length in expected)
+    letterbox = fai_fast.Letterbox.fit(frame, (side, side), "pad")
+    assert (letterbox.content, letterbox.offset) == (expected, (0, 0))
+
+
 @pytest.mark.parametrize("color", PACKED + PLANAR)
 @pytest.mark.parametrize("size", [(640, 640), (97, 211), (1, 1)])
 def test_camera_frame(color, size):
@@ -363,14 +417,14 @@ def test_reads_nothing_outside_the_frame():
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("lead", [(), (1,)])
-@pytest.mark.parametrize("resize", ["stretch", "letterbox"])
+@pytest.mark.parametrize("resize", ["stretch", "letterbox", "pad"])
 def test_out_is_filled_and_returned(dtype, lead, resize):
     image = scenes.image(2, (20, 47, 3))
     options = {"mean": MEAN, "std": STD, "resize": resize, "dtype": dtype}
     expected = fai_fast.preprocess(image, (33, 31), **options)
     out = np.full((*lead, 3, 33, 31), np.nan, dtype)
     result = fai_fast.preprocess(image, (33, 31), out=out, **options)
-    if resize == "letterbox":
+    if resize != "stretch":
         assert result[1] == expected[1]
         result, expected = result[0], expected[0]
     assert result is out

@@ -453,6 +453,21 @@ def test_an_engine_that_fails_is_not_healthy(served, picture, monkeypatch):
     asyncio.run(fails(fai_fast.EngineError("in /root/secret")))
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"num_replicas": "auto", "num_gpus": "0.5", "num_cpus": "0"},
+        {"min_replicas": "0", "max_replicas": "8", "target_ongoing_requests": "1.5", "ingress_replicas": "3"},
+        {"max_ongoing_requests": "1", "max_queued_requests": "1"},
+    ],
+)
+def test_settings_are_ones_that_serve_takes(arguments):
+    from ray.serve import Application
+
+    assert isinstance(fai_fast.ray.serve.app({**MODEL, **arguments}), Application)
+
+
 def test_a_default_that_the_model_does_not_know_fails_at_the_start():
     from fai_fast.ray.serve.replica import Replica
     from fai_fast.ray.serve.settings import Settings

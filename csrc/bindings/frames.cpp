@@ -12,7 +12,7 @@ void set_options(ops::PreprocessArguments& frame, const std::string& color, cons
     frame.color = choose("color", color, kColors);
     frame.matrix = choose("yuv_matrix", yuv_matrix, kMatrices);
     frame.limited_range = choose("yuv_range", yuv_range, kRanges);
-    frame.letterbox = choose("resize", resize, kResizes);
+    frame.resize = choose("resize", resize, kResizes);
 }
 
 std::vector<Borrowed> set_planes(ops::PreprocessArguments& frame, py::handle image,

@@ -40,7 +40,8 @@ inline constexpr Choice<ops::Color> kColors[] = {
 inline constexpr Choice<ops::YuvMatrix> kMatrices[] = {{"bt601", ops::YuvMatrix::bt601},
                                                        {"bt709", ops::YuvMatrix::bt709}};
 inline constexpr Choice<bool> kRanges[] = {{"limited", true}, {"full", false}};
-inline constexpr Choice<bool> kResizes[] = {{"stretch", false}, {"letterbox", true}};
+inline constexpr Choice<ops::Resize> kResizes[] = {
+    {"stretch", ops::Resize::stretch}, {"letterbox", ops::Resize::letterbox}, {"pad", ops::Resize::pad}};
 inline constexpr Choice<DType> kDtypes[] = {{"float32", DType::f32}, {"float16", DType::f16}};
 
 // From Rules.plain() of python/fai_fast/_rules.py. `classes` of the class logits.

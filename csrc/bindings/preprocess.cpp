@@ -87,13 +87,13 @@ py::tuple preprocess(py::object image, std::array<int64_t, 2> size, std::array<f
                           py::make_tuple(placement.top, placement.left));
 }
 
-py::tuple letterbox(std::array<int64_t, 2> frame, std::array<int64_t, 2> input) {
+py::tuple letterbox(std::array<int64_t, 2> frame, std::array<int64_t, 2> input, const std::string& resize) {
     ops::check_sides("frame", frame[0], frame[1]);
     ops::check_sides("input", input[0], input[1]);
     const auto size_of = [](const std::array<int64_t, 2>& sides) {
         return Size{static_cast<int32_t>(sides[0]), static_cast<int32_t>(sides[1])};
     };
-    const ops::Placement at = ops::place(size_of(frame), size_of(input), true);
+    const ops::Placement at = ops::place(size_of(frame), size_of(input), choose("resize", resize, kResizes));
     return py::make_tuple(py::make_tuple(at.content.height, at.content.width),
                           py::make_tuple(at.top, at.left));
 }
@@ -104,7 +104,7 @@ void register_preprocess(py::module_& m) {
     m.def("preprocess", preprocess, py::arg("image"), py::arg("size"), py::arg("mean"), py::arg("std"),
           py::arg("color"), py::arg("resize"), py::arg("dtype"), py::arg("out"), py::arg("yuv_matrix"),
           py::arg("yuv_range"));
-    m.def("letterbox", letterbox, py::arg("frame"), py::arg("input"));
+    m.def("letterbox", letterbox, py::arg("frame"), py::arg("input"), py::arg("resize") = "letterbox");
 }
 
 }  // namespace fai

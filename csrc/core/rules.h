@@ -28,10 +28,14 @@ struct Rules {
 
     // Mask logits are first resized to this, bilinearly; 0 x 0 where they are not.
     Size logits_size;
+    bool resizes_logits() const { return logits_size.height > 0; }
     // Logits are resized to the frame, and the sigmoid is taken of what that gives.
     bool of_logits = false;
     // Instances: a pixel is what the node nearest to it is.
     bool nearest = false;
+
+    // What is added to the count that a mean mask probability is divided by: FocoosAI's, or transformers'.
+    double mask_score_epsilon() const { return of_logits || nearest ? 1e-6 : 0.01; }
 };
 
 }  // namespace fai

@@ -4,6 +4,7 @@
 #include "csrc/cpu/panoptic.inl"
 #include "csrc/cpu/postprocess.inl"
 #include "csrc/cpu/preprocess.inl"
+#include "csrc/cpu/resample.inl"
 #include "csrc/cpu/semantic.inl"
 #include "csrc/cpu/semantic_sum.inl"
 
@@ -13,7 +14,10 @@ const Kernels& table() {
     static constexpr Kernels kTable{
         FAI_ISA_NAME,
         {class_score<float>, class_score<uint16_t>},
+        {class_scores<float>, class_scores<uint16_t>},
         {find_extent<float>, find_extent<uint16_t>},
+        {sum_nodes<float>, sum_nodes<uint16_t>},
+        {resample<float>, resample<uint16_t>},
         {draw_instance<float>, draw_instance<uint16_t>},
         {draw_segments<float>, draw_segments<uint16_t>},
         {count_own<float>, count_own<uint16_t>},

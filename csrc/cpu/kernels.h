@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "csrc/core/pixel_axis.h"
+#include "csrc/core/tap.h"
 #include "csrc/core/types.h"
 #include "csrc/math/color.h"
 
@@ -16,6 +17,11 @@ inline constexpr int kPadding = 16;
 // ---- postprocess
 
 using fai::PixelAxis;
+
+struct ClassScore {
+    int32_t class_id;
+    double score;
+};
 
 // One query's logits. Rows are contiguous; strides count values.
 struct Plane {
@@ -54,7 +60,8 @@ struct InstanceTask {
     Plane logits;
     Extent extent;
     PixelAxis x, y;
-    float mask_threshold;
+    float mask_threshold;  // of_logits: a logit
+    bool of_logits;        // logits are interpolated, not probabilities
     bool want_sum;
     uint64_t* words;      // (rows of the extent's pixels, word_stride), written whole
     int64_t word_stride;  // words per row
@@ -67,6 +74,25 @@ struct InstanceTask {
 inline int64_t instance_scratch(int32_t columns) {
     return 3 * (static_cast<int64_t>(columns) + 2 * kPadding);
 }
+
+// The nodes inside, and the sum of their probabilities.
+struct NodeSum {
+    int64_t nodes;
+    double sum;
+};
+
+// A plane's logits at other nodes: (rows, columns), of which `row` and `cell` are where they lie.
+struct ResampleTask {
+    Plane logits;
+    int32_t rows, columns;
+    const Tap* row;         // (rows)
+    const int32_t* cell;    // (columns + padding)
+    const float* fraction;  // (columns + padding)
+    float* out;             // (rows, columns)
+    float* scratch;         // resample_scratch(logits.columns) floats
+};
+
+inline int64_t resample_scratch(int32_t columns) { return static_cast<int64_t>(columns) + 2 * kPadding; }
 
 // A query that can win pixels in some cells of a block.
 struct Candidate {
@@ -215,7 +241,13 @@ struct Kernels {
     // `has_class`: false where 'no object' is likelier than each class.
     void (*class_score[2])(const void* logits, int32_t count, bool softmax, double* score, int64_t* class_id,
                            bool* has_class);
+    // Those of a query's classes whose score is above the threshold, into `out`, in their order, which has
+    // room for all; how many. None where the logits have NaN.
+    int32_t (*class_scores[2])(const void* logits, int32_t count, bool softmax, double threshold,
+                               ClassScore* out);
     Extent (*find_extent[2])(const Plane& logits, float level);
+    NodeSum (*sum_nodes[2])(const Plane& logits, const Extent& extent, float mask_threshold);
+    void (*resample[2])(const ResampleTask& task);
     Region (*draw_instance[2])(const InstanceTask& task);
     void (*draw_segments[2])(const SemanticTask& task);
     Own (*count_own[2])(const OwnTask& task);

@@ -4,6 +4,7 @@
 // Bytes. The logits of the queries whose class score passes are read once (Q' * h * w * itemsize), the boxes'
 // bits are written. One sigmoid runs per node that is used; pixels cost only where a boundary passes.
 
+#include <cmath>
 #include <cstring>
 #include <limits>
 
@@ -16,6 +17,20 @@ namespace fai::cpu::FAI_ISA {
 namespace {
 
 // ---- class scores (step 1)
+
+// The softmax's denominator, of logits of which none is NaN.
+template <class T>
+FAI_HD float softmax_total(const T* logits, int32_t count, float largest) {
+    F32 total = broadcast(0.0f);
+    const F32 floor = broadcast(-87.0f);
+    for (int32_t k = 0; k < count; k += kLanes) {
+        const int n = min_i32(count - k, kLanes);
+        const F32 x = load_first(logits + k, n) - broadcast(largest);
+        const F32 e = math::exponential(maximum(x, floor));
+        total = total + select(mask_of(low_bits(n)) & (x >= floor), e, broadcast(0.0f));
+    }
+    return sum(total);
+}
 
 template <class T>
 void class_score(const void* data, int32_t count, bool softmax, double* score, int64_t* class_id,
@@ -59,16 +74,41 @@ void class_score(const void* data, int32_t count, bool softmax, double* score, i
         *score = kNan;
         return;
     }
-    F32 total = broadcast(0.0f);
-    const F32 floor = broadcast(-87.0f);
-    for (int32_t k = 0; k < count; k += kLanes) {
-        const int n = min_i32(count - k, kLanes);
-        const F32 x = load_first(logits + k, n) - broadcast(largest);
-        const F32 e = math::exponential(maximum(x, floor));
-        total = total + select(mask_of(low_bits(n)) & (x >= floor), e, broadcast(0.0f));
-    }
     *has_class = best >= last[0];
-    *score = math::softmax_score(best, largest, sum(total));
+    *score = math::softmax_score(best, largest, softmax_total(logits, count, largest));
+}
+
+template <class T>
+int32_t class_scores(const void* data, int32_t count, bool softmax, double threshold, ClassScore* out) {
+    double best = 0.0;
+    int64_t best_id = 0;
+    bool has_class = true;
+    class_score<T>(data, count, softmax, &best, &best_id, &has_class);
+    if (!math::above(best, threshold)) return 0;  // as where it is NaN
+    const T* logits = static_cast<const T*>(data);
+    const int32_t classes = softmax ? count - 1 : count;
+    const auto value_of = [&](int32_t k) {
+        alignas(64) float lane[kLanes];
+        store(lane, load_first(logits + k, 1));
+        return lane[0];
+    };
+    const float last = value_of(count - 1), top = value_of(static_cast<int32_t>(best_id));
+    const float largest = softmax && last > top ? last : top;
+    const float total = softmax ? softmax_total(logits, count, largest) : 1.0f;
+    // Most classes are so far below that no exponential need tell.
+    double floor = -std::numeric_limits<double>::infinity();
+    if (threshold > 0.0 && softmax) floor = largest + std::log(threshold * total) - 1e-3;
+    if (threshold > 0.0 && !softmax && threshold < 1.0)
+        floor = std::log(threshold / (1.0 - threshold)) - 1e-3;
+    int32_t found = 0;
+    for (int32_t k = 0; k < classes; ++k) {
+        const float logit = value_of(k);
+        if (logit < floor) continue;
+        const double score =
+            softmax ? math::softmax_score(logit, largest, total) : math::sigmoid_score(logit);
+        if (math::above(score, threshold)) out[found++] = {k, score};
+    }
+    return found;
 }
 
 // ---- instance masks
@@ -109,6 +149,53 @@ Extent find_extent(const Plane& plane, float level) {
     return extent;
 }
 
+template <class T>
+NodeSum sum_nodes(const Plane& plane, const Extent& extent, float mask_threshold) {
+    const T* data = static_cast<const T*>(plane.data);
+    NodeSum found{0, 0.0};
+    for (int32_t y = extent.row_begin; y < extent.row_end; ++y) {
+        const T* row = data + y * plane.row_stride;
+        F32 total = broadcast(0.0f);
+        for (int32_t x = extent.column_begin; x < extent.column_end; x += kLanes) {
+            const int n = min_i32(extent.column_end - x, kLanes);
+            const F32 m = math::sigmoid(load_first(row + x, n));
+            const auto hits = math::inside(m, broadcast(mask_threshold)) & mask_of(low_bits(n));
+            found.nodes += __builtin_popcount(bits(hits));
+            total = total + select(hits, m, broadcast(0.0f));
+        }
+        found.sum += sum(total);
+    }
+    return found;
+}
+
+// The sum over pixels [x1, x2) of a row of the sigmoids of what lies between these logits, the first of which
+// is that of node `left`. The vectors that are read may end beyond the last.
+FAI_HD double sum_of_sigmoids(const PixelAxis& axis, const float* value, int32_t left, int32_t x1,
+                              int32_t x2) {
+    double total = 0.0;
+    for (int32_t x = x1; x < x2; x += kLanes) {
+        const int n = min_i32(x2 - x, kLanes);
+        const int32_t base = axis.cell[x];
+        F32 a, b;
+        if (axis.cell[x + n - 1] - base < kLanes) {
+            const I32 index = (load(axis.cell + x) - broadcast_int(base)) & broadcast_int(kLanes - 1);
+            a = permute(load(value + (base - left)), index);
+            b = permute(load(value + (base - left) + 1), index);
+        } else {
+            alignas(64) float lane[2][kLanes] = {};
+            for (int i = 0; i < n; ++i) {
+                lane[0][i] = value[axis.cell[x + i] - left];
+                lane[1][i] = value[axis.cell[x + i] - left + 1];
+            }
+            a = load(lane[0]);
+            b = load(lane[1]);
+        }
+        const F32 m = math::sigmoid(math::lerp(a, b, load(axis.fraction + x)));
+        total += sum(select(mask_of(low_bits(n)), m, broadcast(0.0f)));
+    }
+    return total;
+}
+
 // Sets the bits [begin, end) of a row of words.
 FAI_HD void fill_bits(uint64_t* words, int32_t begin, int32_t end) {
     const int32_t first = begin >> 6, last = (end - 1) >> 6;
@@ -125,8 +212,8 @@ FAI_HD void fill_bits(uint64_t* words, int32_t begin, int32_t end) {
 
 // An output row of a mask is piecewise linear between the nodes, so it is a list of runs whose ends lie in
 // cells with one node inside and one outside: only the pixels of those cells are looked at.
-template <class T>
-Region draw_instance(const InstanceTask& task) {
+template <class T, bool of_logits>
+Region draw_instance_of(const InstanceTask& task) {
     const T* logits = static_cast<const T*>(task.logits.data);
     const int32_t rows = task.logits.rows, columns = task.logits.columns;
     // One node more on each side: the mask may reach into the cells around its nodes.
@@ -154,7 +241,8 @@ Region draw_instance(const InstanceTask& task) {
             const T* source = logits + row * task.logits.row_stride + left;
             for (int32_t k = 0; k < blocks; ++k) {
                 const int n = max_i32(min_i32(loaded - k * kLanes, kLanes), 0);
-                store(node_row[slot] + k * kLanes, math::sigmoid(load_first(source + k * kLanes, n)));
+                const F32 logit = load_first(source + k * kLanes, n);
+                store(node_row[slot] + k * kLanes, of_logits ? math::bounded(logit) : math::sigmoid(logit));
             }
             if (reaches_edge) node_row[slot][loaded] = node_row[slot][loaded - 1];
         }
@@ -193,7 +281,7 @@ Region draw_instance(const InstanceTask& task) {
         }
         if (!seen) continue;
 
-        if (task.want_sum) {
+        if (!of_logits && task.want_sum) {
             for (int32_t k = 0; k < blocks; ++k) {
                 const uint64_t word = node_bits[k >> 2] >> (16 * (k & 3));
                 const bool last_of_word = (k & 3) == 3;
@@ -217,6 +305,7 @@ Region draw_instance(const InstanceTask& task) {
             region.x2 = max_i32(region.x2, x2);
             region.y1 = min_i32(region.y1, y);
             region.y2 = y + 1;
+            if (of_logits && task.want_sum) sum_of_rows += sum_of_sigmoids(task.x, value, left, x1, x2);
         };
         bool on = node_bits[0] & 1;
         int32_t run_begin = task.x.first[left];
@@ -235,7 +324,7 @@ Region draw_instance(const InstanceTask& task) {
                     count += __builtin_popcount(bits(hit) & low_bits(min_i32(x2 - x, kLanes)));
                 }
                 const int32_t from = on ? x1 : x2 - count, to = on ? x1 + count : x2;
-                if (task.want_sum) {
+                if (!of_logits && task.want_sum) {
                     sum_of_rows += static_cast<double>(count) * value[j] +
                                    (task.x.prefix[to] - task.x.prefix[from]) * (value[j + 1] - value[j]);
                 }
@@ -251,6 +340,11 @@ Region draw_instance(const InstanceTask& task) {
     }
     region.sum = sum_of_rows + sum(full_sum);
     return region;
+}
+
+template <class T>
+Region draw_instance(const InstanceTask& task) {
+    return task.of_logits ? draw_instance_of<T, true>(task) : draw_instance_of<T, false>(task);
 }
 
 }  // namespace

@@ -50,9 +50,10 @@ FAI_HD double softmax_score(float best, float largest, float total) {
 // Sigmoid of the best class's logit.
 FAI_HD double sigmoid_score(float best) { return 1.0 / (1.0 + exponential(-static_cast<double>(best))); }
 
-// With use_mask_score: the score times the mean mask probability, `sum` of it over `area` pixels.
-FAI_HD double fused_score(double score, double sum, int64_t area) {
-    return score * (sum / (static_cast<double>(area) + 0.01));
+// With use_mask_score: the score times the mean mask probability, `sum` of it over `count` pixels or nodes.
+// See Rules::mask_score_epsilon().
+FAI_HD double fused_score(double score, double sum, int64_t count, double epsilon) {
+    return score * (sum / (static_cast<double>(count) + epsilon));
 }
 
 // Semantic by sum: the score is the mean of the winning sums over the class's pixels, of which each counts up

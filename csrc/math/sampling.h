@@ -43,6 +43,15 @@ FAI_HD Tap tap_as_torch(const Axis& axis, int32_t output) {
     return tap_at(static_cast<float>(scale * (output + 0.5) - 0.5), axis.inputs);
 }
 
+// The sample that a pixel takes as it is (torch's interpolate(mode="nearest"), which rounds the scale and the
+// position to float): not the one nearest to the pixel's center, but the one in which its first edge lies.
+FAI_HD int32_t nearest_sample(const Axis& axis, int32_t output) {
+    const float position =
+        static_cast<float>(output) * static_cast<float>(axis.scale) + static_cast<float>(axis.offset);
+    const int32_t index = static_cast<int32_t>(position);
+    return index < axis.inputs ? index : axis.inputs - 1;
+}
+
 // a at t = 0, towards b. Monotone in t, and exactly a where a equals b.
 template <class F>
 FAI_HD F lerp(F a, F b, F t) {

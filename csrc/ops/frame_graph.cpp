@@ -3,12 +3,14 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <span>
 #include <utility>
 
 #include "csrc/core/error.h"
 #include "csrc/math/rows.h"
 #include "csrc/math/sampling.h"
 #include "csrc/ops/checks.h"
+#include "csrc/ops/class_pairs.h"
 #include "csrc/ops/frame_view.h"
 
 namespace fai::ops {
@@ -37,6 +39,13 @@ void check_spec(const cuda::GraphSpec& spec) {
                                  "; device='cpu' takes more"));
     }
     check_count("mask_logits' values", int64_t{spec.queries} * spec.rows * spec.columns, kMaxValues);
+    check_logits_size(spec.rules, spec.queries);
+    if (spec.rules.of_logits && spec.predict_all_pixels) {
+        throw ValueError(
+            "resampling.of: got 'logits' for a semantic or panoptic result on a GPU, expected "
+            "'probabilities', or "
+            "device='cpu'");
+    }
     check_count("class_logits' values", int64_t{spec.queries} * spec.class_columns, kMaxValues);
 }
 
@@ -97,23 +106,33 @@ void FrameGraph::place_planes(int image, FrameRequest& request) {
 cuda::DeviceFrame FrameGraph::describe(int image, const FrameRequest& request) {
     const cuda::GraphSpec& spec = graph_.spec();
     const FrameView view = frame_view_of(request.frame);
-    const Placement placement = place(view.size, spec.input_size, request.frame.letterbox);
+    const Placement placement = place(view.size, spec.input_size, request.frame.resize);
     Geometry& geometry = geometry_[image];
     const bool same =
-        geometry.known && geometry.frame == view.size && geometry.letterboxed == request.frame.letterbox;
+        geometry.known && geometry.frame == view.size && geometry.resize == request.frame.resize;
     if (!same) {
         geometry.known = false;
         geometry.frame = view.size;
-        geometry.letterboxed = request.frame.letterbox;
+        geometry.resize = request.frame.resize;
         geometry.placement = placement;
         geometry.rows = taps(view.size.height, placement.content.height);
         geometry.columns = taps(view.size.width, placement.content.width);
-        const Size masks{spec.rows, spec.columns};
-        const MaskAxes axes = request.frame.letterbox
-                                  ? letterboxed_axes(masks, view.size, spec.input_size, placement)
-                                  : stretched_axes(masks, view.size);
-        geometry.x = geometry.x_table.build(axes.x, view.size.width);
-        geometry.y = geometry.y_table.build(axes.y, view.size.height);
+        Size masks{spec.rows, spec.columns};
+        const bool letterboxed = request.frame.resize != Resize::stretch;
+        MaskAxes axes = letterboxed ? letterboxed_axes(masks, view.size, spec.input_size, placement)
+                                    : stretched_axes(masks, view.size);
+        geometry.nodes = {masks, 0, 0, masks};
+        if (spec.rules.resizes_logits()) {
+            geometry.nodes = nodes_of(spec.rules.logits_size, letterboxed, spec.input_size, placement);
+            geometry.node_rows = row_taps(geometry.nodes, masks);
+            geometry.node_columns = column_taps(geometry.nodes, masks);
+            axes = stretched_axes(geometry.nodes.size, view.size);
+            // The device has a whole grid, in which the last nodes of the frame are repeated.
+            axes.x.inputs = geometry.nodes.grid.width;
+            axes.y.inputs = geometry.nodes.grid.height;
+        }
+        geometry.x = geometry.x_table.build(axes.x, view.size.width, spec.rules.nearest);
+        geometry.y = geometry.y_table.build(axes.y, view.size.height, spec.rules.nearest);
     }
     geometry.threshold = request.threshold;
     geometry.use_mask_score = request.use_mask_score;
@@ -126,6 +145,7 @@ cuda::DeviceFrame FrameGraph::describe(int image, const FrameRequest& request) {
         if (view.format == cpu::RowFormat::packed) frame.plane[c] = view.plane[0] + view.shift[c] / 8;
         frame.scale[c] = 1.0f / stddev_[c];
         frame.bias[c] = -mean_[c] * frame.scale[c];
+        frame.padding[c] = padding_of(request.frame.resize, mean_[c], stddev_[c]);
     }
     const math::YuvCoefficients yuv = yuv_coefficients(request.frame);
     const float coefficients[6] = {yuv.y, yuv.y0, yuv.rv, yuv.gu, yuv.gv, yuv.bu};
@@ -135,6 +155,12 @@ cuda::DeviceFrame FrameGraph::describe(int image, const FrameRequest& request) {
     frame.content = placement.content;
     frame.rows = geometry.rows.data();
     frame.columns = geometry.columns.data();
+    frame.nodes = geometry.nodes.size;
+    if (spec.rules.resizes_logits()) {
+        frame.node_rows = geometry.node_rows.data();
+        frame.node_columns = geometry.node_columns.data();
+    }
+    frame.mask_logit = logit_of(request.mask_threshold);
     frame.size = view.size;
     frame.x = geometry.x;
     frame.y = geometry.y;
@@ -188,29 +214,64 @@ void FrameGraph::start(const FrameGraph* after) {
     graph_.launch(after ? &after->graph_ : nullptr);
 }
 
+View FrameGraph::class_logits(size_t image) const {
+    const cuda::GraphSpec& spec = graph_.spec();
+    const auto item = static_cast<int64_t>(item_size(spec.class_logits));
+    const int64_t row = spec.class_columns * item;
+    View view;
+    view.data = static_cast<const char*>(graph_.host_class_logits()) +
+                static_cast<int64_t>(image) * spec.queries * row;
+    view.dtype = spec.class_logits;
+    view.ndim = 2;
+    view.shape[0] = spec.queries;
+    view.shape[1] = spec.class_columns;
+    view.strides[0] = row;
+    view.strides[1] = item;
+    return view;
+}
+
 std::vector<FrameResult> FrameGraph::results(int64_t top_k) {
-    const bool softmax = graph_.spec().softmax, by_sum = graph_.spec().rules.by_sum;
+    const cuda::GraphSpec& spec = graph_.spec();
     std::vector<std::shared_ptr<const cuda::Result>> taken = graph_.results();
     std::vector<FrameResult> results;
     for (size_t i = 0; i < taken.size() && i < in_flight_; ++i) {
         const Geometry& geometry = geometry_[i];
         struct Scored {
             float confidence;
+            int64_t class_id;
             const cuda::Row* row;
         };
         std::vector<Scored> kept;
-        for (int32_t r = 0; r < taken[i]->count(); ++r) {
-            const cuda::Row& row = taken[i]->rows()[r];
-            double score = by_sum    ? math::mean_sum(static_cast<double>(row.sum), row.area)
-                           : softmax ? math::softmax_score(row.best, row.largest, row.total)
-                                     : math::sigmoid_score(row.best);
+        const auto add = [&](const cuda::Row& row, int64_t class_id, double score) {
             if (geometry.use_mask_score) {
-                score = math::fused_score(score, static_cast<double>(row.sum) * cuda::kSumUnit, row.area);
+                score = math::fused_score(score, static_cast<double>(row.sum) * cuda::kSumUnit,
+                                          spec.rules.nearest ? row.nodes : row.area,
+                                          spec.rules.mask_score_epsilon());
             }
-            if (math::above(score, geometry.threshold)) kept.push_back({static_cast<float>(score), &row});
+            if (!math::above(score, geometry.threshold)) return;
+            kept.push_back({static_cast<float>(score), class_id, &row});
+        };
+        const auto rows = std::span(taken[i]->rows(), static_cast<size_t>(taken[i]->count()));
+        if (spec.rules.multi_label) {
+            // The device has drawn the masks of all queries that a pair may be of.
+            row_of_query_.assign(static_cast<size_t>(spec.queries), nullptr);
+            for (const cuda::Row& row : rows) row_of_query_[row.query] = &row;
+            for (const ClassPair& pair :
+                 best_class_pairs(class_logits(i), spec.softmax, geometry.threshold)) {
+                const cuda::Row* const row = row_of_query_[pair.query];
+                if (row) add(*row, pair.class_id, pair.score);
+            }
+        } else {
+            for (const cuda::Row& row : rows) {
+                add(row, row.class_id,
+                    spec.rules.by_sum ? math::mean_sum(static_cast<double>(row.sum), row.area)
+                    : spec.softmax    ? math::softmax_score(row.best, row.largest, row.total)
+                                      : math::sigmoid_score(row.best));
+            }
         }
         std::sort(kept.begin(), kept.end(), [](const Scored& a, const Scored& b) {
-            return a.confidence != b.confidence ? a.confidence > b.confidence : a.row->query < b.row->query;
+            if (a.confidence != b.confidence) return a.confidence > b.confidence;
+            return a.row->query != b.row->query ? a.row->query < b.row->query : a.class_id < b.class_id;
         });
         if (static_cast<int64_t>(kept.size()) > top_k) kept.resize(static_cast<size_t>(top_k));
         FrameResult result;
@@ -219,7 +280,7 @@ std::vector<FrameResult> FrameGraph::results(int64_t top_k) {
         for (const Scored& item : kept) {
             const cuda::Row& row = *item.row;
             result.confidence.push_back(item.confidence);
-            result.class_id.push_back(row.class_id);
+            result.class_id.push_back(item.class_id);
             result.query.push_back(row.query);
             result.area.push_back(row.area);
             result.boxes.insert(result.boxes.end(), {row.x1, row.y1, row.x2, row.y2});

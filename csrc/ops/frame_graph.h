@@ -8,6 +8,7 @@
 #include "csrc/ops/pixel_axis.h"
 #include "csrc/ops/postprocess.h"
 #include "csrc/ops/preprocess.h"
+#include "csrc/ops/resample.h"
 #include "csrc/ops/staging.h"
 #include "cuda/api.h"
 
@@ -54,9 +55,11 @@ class FrameGraph {
     struct Geometry {
         Size frame;
         Placement placement;
-        bool letterboxed = false;
+        Resize resize = Resize::stretch;
         bool known = false;
         std::vector<Tap> rows, columns;
+        Nodes nodes;
+        std::vector<Tap> node_rows, node_columns;
         PixelAxisTable x_table, y_table;
         PixelAxis x, y;
         double threshold = 0;
@@ -69,6 +72,8 @@ class FrameGraph {
     void place_planes(int image, FrameRequest& request);
     cuda::DeviceFrame describe(int image, const FrameRequest& request);
     void start(const FrameGraph* after);
+    // Of an image of the frame that was waited for, with multi_label.
+    View class_logits(size_t image) const;
 
     cuda::DeviceGraph graph_;
     float mean_[3], stddev_[3];
@@ -82,6 +87,7 @@ class FrameGraph {
         uint8_t* room = nullptr;  // null where there is nothing to stage
     };
     std::vector<HostFrame> host_;
+    std::vector<const cuda::Row*> row_of_query_;
     size_t in_flight_ = 0;
 };
 

@@ -119,10 +119,7 @@ void draw_panoptic(const PostprocessArguments& arguments, const MaskLogits& logi
                    const cpu::Kernels& kernels, int threads, std::vector<ScoredQuery>& queries,
                    void* segments) {
     const Rules& rules = arguments.rules;
-    std::erase_if(queries, [&](const ScoredQuery& query) {
-        return !math::competes(query.has_class, query.score, arguments.threshold);
-    });
-    const Axes axes = build_axes(arguments, logits);
+    const Axes axes = build_axes(arguments, logits.rows, logits.columns);
     const std::vector<int64_t> own = count_own(arguments, logits, axes, kernels, threads, queries);
     const Contest contest =
         hold_contest(arguments, logits, axes, kernels, threads, !rules.weighted, queries, segments);

@@ -20,7 +20,7 @@ MaskAxes letterboxed_axes(Size masks, Size size, Size tensor, const Placement& p
     return axes;
 }
 
-cpu::PixelAxis PixelAxisTable::build(const math::Axis& axis, int32_t pixels) {
+cpu::PixelAxis PixelAxisTable::build(const math::Axis& axis, int32_t pixels, bool nearest) {
     const int32_t nodes = axis.inputs;
     int32_t* cell = integers_.get(static_cast<size_t>(pixels) + cpu::kPadding + nodes + 1);
     int32_t* first = cell + pixels + cpu::kPadding;
@@ -33,7 +33,7 @@ cpu::PixelAxis PixelAxisTable::build(const math::Axis& axis, int32_t pixels) {
     int32_t started = 0;  // cells whose first pixel is known
     prefix[0] = 0.0;
     for (int32_t i = 0; i < pixels; ++i) {
-        const Tap tap = math::tap(axis, i);
+        const Tap tap = nearest ? Tap{math::nearest_sample(axis, i), 0.0f} : math::tap(axis, i);
         cell[i] = tap.index;
         fraction[i] = tap.fraction;
         prefix[i + 1] = prefix[i] + tap.fraction;

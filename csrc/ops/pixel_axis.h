@@ -18,8 +18,8 @@ MaskAxes letterboxed_axes(Size masks, Size size, Size tensor, const Placement& p
 
 class PixelAxisTable {
   public:
-    // Valid until the next call.
-    cpu::PixelAxis build(const math::Axis& axis, int32_t pixels);
+    // Valid until the next call. `nearest`: pixels take the value of a node.
+    cpu::PixelAxis build(const math::Axis& axis, int32_t pixels, bool nearest = false);
 
   private:
     Scratch<int32_t> integers_;

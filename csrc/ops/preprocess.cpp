@@ -90,19 +90,32 @@ class ColumnTable {
     float* row_planes[2];  // room for two resampled frame rows
 };
 
-void fill_padding(const Placement& placement, Size size, size_t item, uint8_t* out) {
-    const int64_t row = static_cast<int64_t>(size.width) * item;
-    const int64_t left = placement.left * static_cast<int64_t>(item);
-    const int64_t content = placement.content.width * static_cast<int64_t>(item);
-    const int64_t right = row - left - content;
-    for (int c = 0; c < 3; ++c, out += row * size.height) {
-        std::memset(out, 0, static_cast<size_t>(row * placement.top));
-        const int32_t bottom = placement.top + placement.content.height;
-        std::memset(out + row * bottom, 0, static_cast<size_t>(row * (size.height - bottom)));
-        if (left == 0 && right == 0) continue;
+// As many values as blend_rows takes at once, of one channel.
+constexpr int32_t kFillValues = 1024;
+
+// Copies of `values` (kFillValues of them) to [begin, end).
+template <class T>
+void fill(const T* values, T* begin, const T* end) {
+    while (begin < end) {
+        const auto count = std::min<int64_t>(end - begin, kFillValues);
+        std::memcpy(begin, values, static_cast<size_t>(count) * sizeof(T));
+        begin += count;
+    }
+}
+
+// `values`: kFillValues of each channel.
+template <class T>
+void fill_padding(const Placement& placement, Size size, const T* values, T* out) {
+    const int64_t row = size.width;
+    const int64_t left = placement.left, right = left + placement.content.width;
+    const int32_t bottom = placement.top + placement.content.height;
+    for (int c = 0; c < 3; ++c, out += row * size.height, values += kFillValues) {
+        fill(values, out, out + row * placement.top);
+        fill(values, out + row * bottom, out + row * size.height);
+        if (left == 0 && right == row) continue;
         for (int32_t y = placement.top; y < bottom; ++y) {
-            std::memset(out + row * y, 0, static_cast<size_t>(left));
-            std::memset(out + row * y + left + content, 0, static_cast<size_t>(right));
+            fill(values, out + row * y, out + row * y + left);
+            fill(values, out + row * y + right, out + row * (y + 1));
         }
     }
 }
@@ -111,8 +124,31 @@ void fill_padding(const Placement& placement, Size size, size_t item, uint8_t* o
 
 Size frame_size(const PreprocessArguments& arguments) { return frame_view_of(arguments).size; }
 
-Placement place(Size frame, Size tensor, bool letterbox) {
-    if (!letterbox) return {0, 0, tensor};
+float padding_of(Resize resize, float mean, float stddev) {
+    const float scale = 1.0f / stddev;
+    // What a black pixel becomes, but never -0, which halves are rounded from otherwise.
+    return resize == Resize::pad ? math::blend(0.0f, scale, -mean * scale) + 0.0f : 0.0f;
+}
+
+Placement place(Size frame, Size tensor, Resize resize) {
+    if (resize == Resize::stretch) return {0, 0, tensor};
+    if (resize == Resize::pad) {
+        // The side that fills the tensor, and the other.
+        const bool wide = static_cast<int64_t>(tensor.width) * frame.height <=
+                          static_cast<int64_t>(tensor.height) * frame.width;
+        const int32_t along = wide ? frame.width : frame.height, across = wide ? frame.height : frame.width;
+        const int32_t limit = wide ? tensor.width : tensor.height;
+        const int32_t other_limit = wide ? tensor.height : tensor.width;
+        const double exact = static_cast<double>(limit) * across / along;
+        const double rounded = std::nearbyint(exact);
+        // A frame whose side is right is left as it is, however long the other side.
+        const double filled = rounded == across ? along : std::trunc(exact * along / across);
+        const auto fit = [](double side, int32_t most) {
+            return static_cast<int32_t>(std::clamp(side, 1.0, static_cast<double>(most)));
+        };
+        const int32_t a = fit(filled, limit), b = fit(rounded, other_limit);
+        return {0, 0, wide ? Size{b, a} : Size{a, b}};
+    }
     const double ratio = std::min(static_cast<double>(tensor.height) / frame.height,
                                   static_cast<double>(tensor.width) / frame.width);
     const auto fit = [ratio](int32_t side, int32_t limit) {
@@ -127,11 +163,28 @@ Placement preprocess(const PreprocessArguments& arguments, DType out_dtype, void
     const FrameView frame = frame_view_of(arguments);
     check_normalization(arguments.mean, arguments.stddev);
     const cpu::Kernels& kernels = cpu::kernels();
-    const Placement placement = place(frame.size, arguments.size, arguments.letterbox);
+    const Placement placement = place(frame.size, arguments.size, arguments.resize);
     const Size content = placement.content;
     const size_t item = item_size(out_dtype);
     uint8_t* const out_bytes = static_cast<uint8_t*>(out);
-    if (content != arguments.size) fill_padding(placement, arguments.size, item, out_bytes);
+    if (content != arguments.size) {
+        alignas(64) float values[3 * kFillValues];
+        alignas(64) uint16_t halves[3 * kFillValues];
+        for (int c = 0; c < 3; ++c) {
+            float* const one = values + c * kFillValues;
+            std::fill_n(one, kFillValues,
+                        padding_of(arguments.resize, arguments.mean[c], arguments.stddev[c]));
+            // Rounded to halves as the content is.
+            if (out_dtype == DType::f16) {
+                kernels.blend_rows({one, one, 1.0f, 0.0f, 0.0f, kFillValues, halves + c * kFillValues, true});
+            }
+        }
+        if (out_dtype == DType::f16) {
+            fill_padding<uint16_t>(placement, arguments.size, halves, reinterpret_cast<uint16_t*>(out_bytes));
+        } else {
+            fill_padding<float>(placement, arguments.size, values, reinterpret_cast<float*>(out_bytes));
+        }
+    }
 
     thread_local PreprocessScratch scratch;
     ColumnTable table(frame, content.width, scratch);

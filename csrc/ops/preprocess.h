@@ -7,6 +7,9 @@ namespace fai::ops {
 
 enum class Color { rgb, bgr, rgba, bgra, gray, nv12, i420, yuyv, uyvy };
 enum class YuvMatrix { bt601, bt709 };
+// How a frame becomes as large as the tensor: over all of it; in its middle, the rest the mean; or at its top
+// left, the rest black.
+enum class Resize { stretch, letterbox, pad };
 
 // Where the frame lies in the tensor; the rest is padding.
 struct Placement {
@@ -24,15 +27,20 @@ struct PreprocessArguments {
     bool limited_range = true;
     float mean[3] = {0, 0, 0};  // of R, G, B on the 0..255 scale
     float stddev[3] = {1, 1, 1};
-    Size size;               // of the tensor
-    bool letterbox = false;  // else stretched
+    Size size;  // of the tensor
+    Resize resize = Resize::stretch;
 };
 
 // The frame's own size. Throws TypeError, ValueError naming `image`.
 Size frame_size(const PreprocessArguments& arguments);
 
-// The whole tensor for a stretched frame; for a letterboxed one the largest centerd box of its aspect.
-Placement place(Size frame, Size tensor, bool letterbox);
+// The whole tensor for a stretched frame; for a letterboxed one the largest centerd box of its aspect; for a
+// padded one the box of transformers' get_size_with_aspect_ratio(), which rounds the shorter side and
+// truncates the longer one.
+Placement place(Size frame, Size tensor, Resize resize);
+
+// What the values of a channel are beside the frame.
+float padding_of(Resize resize, float mean, float stddev);
 
 // Writes the tensor (3, height, width), contiguous, of out_dtype (f32 or f16), all of it. Throws TypeError,
 // ValueError naming the argument.

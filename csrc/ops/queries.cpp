@@ -35,19 +35,53 @@ std::vector<ScoredQuery> score_queries(const PostprocessArguments& arguments, co
     return queries;
 }
 
-Axes build_axes(const PostprocessArguments& arguments, const MaskLogits& logits) {
-    const Size masks{logits.rows, logits.columns};
-    const MaskAxes axes = arguments.letterboxed
+Axes build_axes(const PostprocessArguments& arguments, int32_t rows, int32_t columns) {
+    const Size masks{rows, columns};
+    const MaskAxes axes = arguments.letterboxed && !arguments.rules.resizes_logits()
                               ? letterboxed_axes(masks, arguments.size, arguments.tensor, arguments.placement)
                               : stretched_axes(masks, arguments.size);
-    return {t_caller.x.build(axes.x, arguments.size.width), t_caller.y.build(axes.y, arguments.size.height)};
+    const bool nearest = arguments.rules.nearest;
+    return {t_caller.x.build(axes.x, arguments.size.width, nearest),
+            t_caller.y.build(axes.y, arguments.size.height, nearest)};
+}
+
+std::span<const cpu::Plane> resample(const PostprocessArguments& arguments,
+                                     std::span<const cpu::Plane> planes, int dtype_index, int threads) {
+    const Nodes nodes =
+        nodes_of(arguments.rules.logits_size, arguments.letterboxed, arguments.tensor, arguments.placement);
+    return t_caller.resampled.make(planes, dtype_index, nodes, threads);
+}
+
+MaskLogits resample(const PostprocessArguments& arguments, const MaskLogits& logits, int threads,
+                    const std::vector<ScoredQuery>* queries) {
+    std::vector<cpu::Plane> planes;
+    for (int32_t q = 0; q < logits.queries; ++q) planes.push_back(logits.plane(q));
+    std::vector<uint8_t> wanted(planes.size(), queries == nullptr);
+    if (queries) {
+        for (const ScoredQuery& query : *queries) wanted[query.index] = 1;
+    }
+    const Nodes nodes =
+        nodes_of(arguments.rules.logits_size, arguments.letterboxed, arguments.tensor, arguments.placement);
+    const std::span<const cpu::Plane> resized =
+        t_caller.resampled.make(planes, logits.dtype_index, nodes, threads, wanted);
+    return {.queries = logits.queries,
+            .rows = resized[0].rows,
+            .columns = resized[0].columns,
+            .query_stride = static_cast<int64_t>(resized[0].rows) * resized[0].columns,
+            .row_stride = resized[0].row_stride,
+            .dtype_index = 0,
+            .data = static_cast<const char*>(resized[0].data),
+            .item = sizeof(float)};
 }
 
 bool keep(const PostprocessArguments& arguments, ScoredQuery& query) {
     if (!math::enough_pixels(query.region.area, arguments.min_area)) return false;
     if (query.region.area == 0) query.region = {};  // its box is zeros, not an inverted one
     if (arguments.use_mask_score) {
-        query.score = math::fused_score(query.score, query.region.sum, query.region.area);
+        const bool of_nodes = arguments.rules.nearest;
+        query.score = math::fused_score(query.score, of_nodes ? query.nodes.sum : query.region.sum,
+                                        of_nodes ? query.nodes.nodes : query.region.area,
+                                        arguments.rules.mask_score_epsilon());
     }
     return math::above(query.score, arguments.threshold);
 }
@@ -55,7 +89,8 @@ bool keep(const PostprocessArguments& arguments, ScoredQuery& query) {
 void sort_by_score(std::vector<ScoredQuery>& queries) {
     std::sort(queries.begin(), queries.end(), [](const ScoredQuery& a, const ScoredQuery& b) {
         const float x = static_cast<float>(a.score), y = static_cast<float>(b.score);
-        return x != y ? x > y : a.index < b.index;
+        if (x != y) return x > y;
+        return a.index != b.index ? a.index < b.index : a.class_id < b.class_id;
     });
 }
 

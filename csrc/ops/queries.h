@@ -3,12 +3,14 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "csrc/core/scratch.h"
 #include "csrc/cpu/kernels.h"
 #include "csrc/ops/pixel_axis.h"
 #include "csrc/ops/postprocess.h"
+#include "csrc/ops/resample.h"
 
 namespace fai::ops {
 
@@ -23,6 +25,7 @@ struct ScoredQuery {
     int64_t class_id;
     bool has_class = true;  // false where 'no object' is likelier
     Region region = Region::empty();
+    cpu::NodeSum nodes{0, 0.0};  // where the mask score is of nodes
 };
 
 struct MaskLogits {
@@ -47,6 +50,7 @@ struct CallerScratch {
     Scratch<uint64_t> words;
     Scratch<Region> regions;
     Scratch<uint8_t> has_nan;
+    Resampled resampled;
     Scratch<int64_t> won;
 };
 struct WorkerScratch {
@@ -62,13 +66,26 @@ struct Axes {
     cpu::PixelAxis x, y;
 };
 
-Axes build_axes(const PostprocessArguments& arguments, const MaskLogits& logits);
+// Of masks of rows x columns nodes; those of `logits_size` are the frame's alone.
+Axes build_axes(const PostprocessArguments& arguments, int32_t rows, int32_t columns);
+
+// Masks at the nodes of `logits_size`, in float32. Valid until the next call. Of planes, or of all queries,
+// which lie where they are meant to; where `queries` are given, theirs alone are written.
+std::span<const cpu::Plane> resample(const PostprocessArguments& arguments,
+                                     std::span<const cpu::Plane> planes, int dtype_index, int threads);
+MaskLogits resample(const PostprocessArguments& arguments, const MaskLogits& logits, int threads,
+                    const std::vector<ScoredQuery>* queries = nullptr);
 
 // Steps 4 to 6 for a query whose region is known.
 bool keep(const PostprocessArguments& arguments, ScoredQuery& query);
 
-// By the score as it is handed out, so that equal ones are in order of their queries.
+// By the score as it is handed out, so that equal ones are in order of their queries, then classes.
 void sort_by_score(std::vector<ScoredQuery>& queries);
+
+// Instances: rows into `queries`, masks into `result`.
+void draw_instances(const PostprocessArguments& arguments, const MaskLogits& logits,
+                    const cpu::Kernels& kernels, int threads, std::vector<ScoredQuery>& queries,
+                    Postprocessed& result);
 
 // What a contest has found of each query besides its region.
 struct Contest {
@@ -88,7 +105,7 @@ void draw_semantic(const PostprocessArguments& arguments, const MaskLogits& logi
                    const cpu::Kernels& kernels, int threads, std::vector<ScoredQuery>& queries,
                    void* segments);
 
-// Panoptic results: rows into `queries`, labels into `segments`.
+// Panoptic results, of the queries that compete: rows into `queries`, labels into `segments`.
 void draw_panoptic(const PostprocessArguments& arguments, const MaskLogits& logits,
                    const cpu::Kernels& kernels, int threads, std::vector<ScoredQuery>& queries,
                    void* segments);

@@ -86,7 +86,7 @@ Contest hold_contest(const PostprocessArguments& arguments, const MaskLogits& lo
 void draw_semantic(const PostprocessArguments& arguments, const MaskLogits& logits,
                    const cpu::Kernels& kernels, int threads, std::vector<ScoredQuery>& queries,
                    void* segments) {
-    const Axes axes = build_axes(arguments, logits);
+    const Axes axes = build_axes(arguments, logits.rows, logits.columns);
 
     // A query with NaN in its mask must not compete, but looking for NaN everywhere first would read what
     // nobody needs. So all compete, and where one that has NaN was met, everything is drawn again without it.

@@ -53,7 +53,7 @@ void draw_by_sum(const PostprocessArguments& arguments, const MaskLogits& logits
             static_cast<int32_t>(class_logits.shape[1]), arguments.softmax, by_query + queries * stride);
         if (takes_part) index[queries++] = q;
     }
-    const Axes axes = build_axes(arguments, logits);
+    const Axes axes = build_axes(arguments, logits.rows, logits.columns);
     const bool wide = segment_item_size(arguments) == 2;
     const auto rows_per_task = static_cast<int32_t>(std::max<int64_t>(
         kCellRowsPerTask, int64_t{logits.rows} * (classes + logits.queries) / kMaxTaskRegions));

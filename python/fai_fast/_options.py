@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 Color = Literal["rgb", "bgr", "rgba", "bgra", "gray", "nv12", "i420", "yuyv", "uyvy"]
-Resize = Literal["stretch", "letterbox"]
+Resize = Literal["stretch", "letterbox", "pad"]
 YuvMatrix = Literal["bt601", "bt709"]
 YuvRange = Literal["limited", "full"]
 Activation = Literal["softmax", "sigmoid"]
@@ -81,7 +81,7 @@ class ResultOptions(TypedDict, total=False):
     top_k: int | None
     mask_threshold: float | None
     use_mask_score: bool | None
-    resize: Resize
+    resize: Resize | None
 
 
 class BatchOptions(ResultOptions, total=False):

@@ -176,7 +176,7 @@ class CpuPipeline(Pipeline):
                 context.mask_logits[: len(request.frames)],
                 context.class_logits[: len(request.frames)],
                 [letterbox.frame for letterbox in letterboxes],
-                letterbox=letterboxes if request.layout.get("resize") == "letterbox" else None,
+                letterbox=letterboxes if request.layout.get("resize", "stretch") != "stretch" else None,
                 threshold=request.threshold,
                 mask_threshold=request.mask_threshold,
                 use_mask_score=request.use_mask_score,

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from fai_fast import _core
-from fai_fast._arguments import check_int, check_size
+from fai_fast._arguments import check_choice, check_int, check_size
 
 
 @dataclass(frozen=True)
 class Letterbox:
-    """The geometry of a frame resized with its aspect kept and centered in a larger input.
+    """The geometry of a frame resized with its aspect kept, which is a part of a larger input.
 
     Attributes:
         frame: (height, width) of the frame, pixels.
@@ -45,18 +46,27 @@ class Letterbox:
             )
 
     @classmethod
-    def fit(cls, frame: tuple[int, int], input: tuple[int, int]) -> Letterbox:
-        """The geometry that :func:`fai_fast.preprocess` uses with ``resize="letterbox"``.
+    def fit(
+        cls,
+        frame: tuple[int, int],
+        input: tuple[int, int],
+        resize: Literal["letterbox", "pad"] = "letterbox",
+    ) -> Letterbox:
+        """The geometry that :func:`fai_fast.preprocess` uses with ``resize="letterbox"`` or ``"pad"``.
 
-        The frame is scaled by the smaller of the two ratios of input to frame, its sides rounded to whole pixels
-        (at least 1), and centered; an odd pixel of padding goes to the bottom or the right.
+        The frame is scaled by the smaller of the two ratios of input to frame. "letterbox": its sides are rounded to
+        whole pixels (at least 1), and it is centered; an odd pixel of padding goes to the bottom or the right. "pad":
+        it lies at the top left; the side with padding is rounded, the other one, which fills the input, truncated, so
+        that now and then a pixel of it is left (``get_size_with_aspect_ratio`` of transformers, in double precision).
 
         Args:
             frame: (height, width) of the frame, pixels.
             input: (height, width) of the network's input, pixels.
+            resize: as :func:`fai_fast.preprocess` has it.
         """
         frame, input = check_size("frame", frame), check_size("input", input)
-        content, offset = _core.letterbox(frame, input)
+        resize = check_choice("resize", resize, ("letterbox", "pad"))
+        content, offset = _core.letterbox(frame, input, resize)
         return cls(frame, input, content, offset)
 
     def to_frame(self, xyxy: npt.ArrayLike) -> npt.NDArray[np.float64]:

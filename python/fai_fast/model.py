@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import time
@@ -40,6 +41,7 @@ from fai_fast._pipelines import (
     preprocess_into,
 )
 from fai_fast._prepare import Prepared, prepare
+from fai_fast._rules import Combine
 from fai_fast._sizes import STRIDE, aspects_differ, fit_size, size_text, step_of
 from fai_fast.detections import Detections, Source
 from fai_fast.detections.selection import Selection, check_count, class_ids_of, threshold_of_classes
@@ -62,7 +64,7 @@ __all__ = ["Model", "load"]
 
 STAGES = ("decode", "preprocess", "engine", "postprocess", "total")
 # How frames are read unless the options say otherwise.
-_LAYOUT = {"color": "rgb", "resize": "stretch", "yuv_matrix": "bt601", "yuv_range": "limited"}
+_LAYOUT = {"color": "rgb", "resize": None, "yuv_matrix": "bt601", "yuv_range": "limited"}
 # What the model's configuration decides unless the options do, and what it must be.
 _SETTINGS: dict[str, Callable[[str, object], float]] = {
     "mask_threshold": check_fraction,
@@ -244,7 +246,7 @@ class Model:
         mask_threshold: float | None = None,
         use_mask_score: bool | None = None,
         color: Color = "rgb",
-        resize: Resize = "stretch",
+        resize: Resize | None = None,
         yuv_matrix: YuvMatrix = "bt601",
         yuv_range: YuvRange = "limited",
         masks_device: bool = False,
@@ -265,7 +267,8 @@ class Model:
             top_k: objects at most, the best of those that are wanted; None for the model's own limit
                 (``config.top_k``), which most do not have. Semantic and panoptic results are never cut.
             mask_threshold, use_mask_score: see :func:`fai_fast.postprocess`; None for the model's own.
-            color, resize, yuv_matrix, yuv_range: see :func:`fai_fast.preprocess`.
+            color, yuv_matrix, yuv_range: see :func:`fai_fast.preprocess`.
+            resize: see there; None for the model's own (``config.resize``; "stretch" for those that have none).
             masks_device: leave boolean masks in the GPU's memory too, as ``Detections.masks_device``.
             max_pixels: of a picture in a file, up to 2**28; None for Pillow's limit against files that unpack to
                 gigabytes. Raise it for pictures that you trust.
@@ -446,7 +449,12 @@ class Model:
         frozen = {name: _frozen(value) for name, value in options.items() if name != "resize"}
         # Now, rather than at the first frame.
         self._settings(frozen)
-        return {**frozen, "resize": check_choice("resize", options.get("resize", "stretch"), RESIZES)}
+        return {**frozen, "resize": self._resize(options.get("resize"))}
+
+    def _resize(self, wanted: object) -> Resize:
+        """How frames become the input: as is wanted, or as the model's configuration says."""
+        own: Resize = getattr(self.spec.config, "resize", "stretch")
+        return own if wanted is None else check_choice("resize", wanted, RESIZES)
 
     def infer_batch(self, images: Sequence[Any], **options: Unpack[BatchOptions]) -> list[Detections]:
         """:meth:`infer` for each of several pictures, which may differ in size, ``batch_size`` at a time.
@@ -470,7 +478,7 @@ class Model:
         return results
 
     def queries(
-        self, image: Any, *, color: Color = "rgb", resize: Resize = "stretch", max_pixels: int | None = None
+        self, image: Any, *, color: Color = "rgb", resize: Resize | None = None, max_pixels: int | None = None
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.int16]]:
         """What every query says of a picture, before any selection: the raw triple of FocoosAI's model cards.
 
@@ -487,6 +495,7 @@ class Model:
             Exception: what :meth:`infer` raises.
         """
         self._check_open()
+        resize = self._resize(resize)
         frame = _frame(image, max_pixels)
         with self._contexts().borrow() as context:
             letterbox = preprocess_into(self.spec, context, 0, frame, {"color": color, "resize": resize})
@@ -497,7 +506,7 @@ class Model:
             mask_logits[0],
             class_logits[0],
             letterbox.frame,
-            letterbox=letterbox if resize == "letterbox" else None,
+            letterbox=letterbox if resize != "stretch" else None,
             mask_threshold=config.mask_threshold,
             predict_all_pixels=config.predict_all_pixels,
             class_activation="sigmoid" if config.cls_sigmoid else "softmax",
@@ -508,6 +517,7 @@ class Model:
         """The pictures, decoded where they are files, and what is asked of them, checked."""
         settings = self._settings(options)
         layout = {name: options.get(name, default) for name, default in _LAYOUT.items()}
+        layout["resize"] = self._resize(layout["resize"])
         max_pixels = options.get("max_pixels")
         self._check_open()
         started = time.perf_counter()
@@ -676,13 +686,17 @@ class Model:
             FaiFastError: the model is closed.
             EngineError: this is a forked child of the process that loaded the model.
         """
+        return self._sharing(self._prepared)
+
+    def _sharing(self, prepared: Prepared) -> Model:
+        """Another model on this one's engine, of which something else was prepared."""
         self._guard.check()
         with self._raw_lock:
             # Asked of this model, as other clones may keep the engine alive.
             if self._closed:
                 raise FaiFastError("the model is closed; load it again")
             self._users.enter()
-        other = Model(self._prepared, self._users)
+        other = Model(prepared, self._users)
         other._arguments, other._look = self._arguments, self._look
         return other
 
@@ -699,7 +713,21 @@ class Model:
     def _with_size(self, size: tuple[int, int]) -> Model:
         """The model once more, of the same files and options, with an input of (height, width)."""
         assert self._arguments is not None
-        return load(**{**self._arguments, "im_size": size, "frame": None})
+        model = load(**{**self._arguments, "im_size": size, "frame": None})
+        if model.spec.config.combine == self.spec.config.combine:
+            return model
+        with model:
+            return model._combining(self.spec.config.combine)
+
+    def _combining(self, combine: Combine) -> Model:
+        """A clone whose semantic results are combined so, as its ``spec`` says.
+
+        Raises:
+            TypeError, ValueError: there is no such way, or results of this model are not semantic.
+        """
+        config = dataclasses.replace(self.spec.config, combine=combine)
+        spec = dataclasses.replace(self.spec, config=config)
+        return self._sharing(dataclasses.replace(self._prepared, spec=spec))
 
     def __reduce__(self) -> tuple[Callable[[dict[str, Any]], Model], tuple[dict[str, Any]]]:
         """How to load it again. Raises FaiFastError where the model is closed, or was not made by :func:`load`."""

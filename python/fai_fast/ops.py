@@ -66,7 +66,7 @@ def preprocess(
     mean: float | Sequence[float],
     std: float | Sequence[float],
     color: Color = ...,
-    resize: Literal["letterbox"],
+    resize: Literal["letterbox", "pad"],
     dtype: npt.DTypeLike | None = ...,
     out: Any = ...,
     yuv_matrix: YuvMatrix = ...,
@@ -100,8 +100,9 @@ def preprocess(
         size: (h, w) of the network's input, pixels.
         mean, std: a number, or one for each of R, G and B, on the 0..255 scale.
         color: what ``image`` holds, see there. The result is always R, G, B.
-        resize: "stretch" to ``size``; or "letterbox": the largest centered box with the frame's aspect, the rest
-            filled with the mean (0 after normalizing).
+        resize: "stretch" to ``size``; "letterbox": the largest centered box with the frame's aspect, the rest
+            filled with the mean (0 after normalizing); or "pad": such a box at the top left, the rest black before
+            normalizing, as transformers' processors do that pad. :meth:`Letterbox.fit` says how sides are rounded.
         dtype: float32 or float16, of the result.
         out: a writable C-contiguous array (1, 3, h, w) of ``dtype`` to write to and return; nothing is allocated.
             ``dtype=None`` takes its dtype.
@@ -109,7 +110,7 @@ def preprocess(
         yuv_range: "limited" (luma 16..235) or "full".
 
     Returns:
-        The tensor (1, 3, h, w); with ``resize="letterbox"`` the pair (tensor, :class:`Letterbox`), which
+        The tensor (1, 3, h, w); with "letterbox" and "pad" the pair (tensor, :class:`Letterbox`), which
         :func:`postprocess` takes to give masks and boxes in the frame. Without ``out`` its memory is that of the last
         such tensor of this size that nothing refers to any more, where there is one: the process keeps one, of at most
         64 MiB, to spare the next call the page faults of fresh memory. The array does not own its memory, so that
@@ -264,7 +265,7 @@ def postprocess(
         multi_label: instances: a query is a row for each of its classes; of all pairs of query and class as many as
             there are queries are considered, the best.
         resampling: how masks get their size; None for the way of docs/postprocess.md.
-        letterbox: the geometry that :func:`preprocess` returned, where it letterboxed the frame.
+        letterbox: the geometry that :func:`preprocess` returned, where it letterboxed or padded the frame.
         num_threads: at most this many threads; None for all cores. The result does not depend on it.
 
     Returns:

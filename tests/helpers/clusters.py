@@ -36,7 +36,8 @@ def cluster(caches):
         tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder,
     ):
         # Workers inherit the environment of what starts them.
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(root), str(Path(__file__).parents[1])]))
+        paths = [os.environ.get("PYTHONPATH", ""), str(root), str(Path(__file__).parents[1])]
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         # Where Ray looks for a cluster of this machine; a short path, as its sockets lie there.
         patch.setenv("RAY_TMPDIR", folder)

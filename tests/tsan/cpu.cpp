@@ -63,7 +63,7 @@ std::string frame(uint32_t seed, bool semantic) {
     ops::PreprocessArguments before;
     before.planes[0] = view(pixels.data(), DType::u8, {size.height, size.width, 3});
     before.size = kTensor;
-    before.letterbox = seed % 2;
+    before.resize = static_cast<ops::Resize>(seed % 3);
     std::vector<float> tensor(size_t{3} * kTensor.height * kTensor.width);
     const ops::Placement placement = ops::preprocess(before, DType::f32, tensor.data());
 
@@ -83,7 +83,7 @@ std::string frame(uint32_t seed, bool semantic) {
         after.rules.weighted = false;
         after.rules.stuff.assign(kClasses, 1);
     }
-    after.letterboxed = before.letterbox;
+    after.letterboxed = before.resize != ops::Resize::stretch;
     after.tensor = kTensor;
     after.placement = placement;
     after.num_threads = kThreads;

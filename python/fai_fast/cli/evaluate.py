@@ -48,7 +48,7 @@ are measured with --images and --coco without a model; or COCO's panoptic JSON b
 `fai-fast predict --format panoptic`, which --panoptic measures.
 
 What is measured is what the model returns. FocoosAI's published figures let one mask count for several classes (AP)
-and add up all queries at a pixel (mIoU), so the two need not agree exactly.
+and add up all queries at a pixel (mIoU; --combine sum does it too), so the two need not agree exactly.
 """
 EPILOG = """\
 the JSON: the figures of the table, engine, precision, input size and the published figures; where pictures had
@@ -95,6 +95,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--segments",
         metavar="DIR",
         help="the folder of the PNGs that --panoptic names; default: the one beside it, called as it is without .json",
+    )
+    group.add_argument(
+        "--combine",
+        choices=("contest", "sum", "both"),
+        help="with --ade: how each pixel's class comes about. contest: the class of the query with the largest score "
+        "times mask probability. sum: the class with the largest sum of class probability times mask probability over "
+        "all queries, as published mIoU is measured. both: one beside the other, in twice the time; default: the "
+        "model's own way",
     )
     group.add_argument("--limit", type=count, metavar="N", help="the first N pictures")
     group.add_argument(
@@ -169,8 +177,12 @@ def run(args: argparse.Namespace) -> int:
             raise UsageError(f"{option}: needs --images, the folder of the pictures")
     if args.segments is not None and args.panoptic is None:
         raise UsageError("--segments: belongs to --panoptic, whose PNGs it has")
+    if args.combine is not None and args.ade is None:
+        raise UsageError("--combine: belongs to --ade")
     # Each kind of truth has its own default.
-    threshold: dict[str, float] = {} if args.threshold is None else {"threshold": args.threshold}
+    own: dict[str, Any] = {} if args.threshold is None else {"threshold": args.threshold}
+    if args.combine is not None:
+        own["combine"] = args.combine
     if args.panoptic is not None:
         data = evaluate.PanopticData.read(
             args.images, args.panoptic, args.segments, limit=args.limit, skip_missing=args.skip_missing
@@ -187,7 +199,7 @@ def run(args: argparse.Namespace) -> int:
         data = evaluate.AdeData.read(args.ade, limit=args.limit, skip_missing=args.skip_missing)
 
     with usage():
-        data.check(spec_of(args.model, args.spec))  # before minutes of export
+        data.check(spec_of(args.model, args.spec, args.task))  # before minutes of export
     interrupt: Interrupt = args.interrupt
 
     def measure(model: Model) -> Report:
@@ -195,7 +207,7 @@ def run(args: argparse.Namespace) -> int:
         with interrupt.noted():
             return data.measure(
                 model,
-                **threshold,
+                **own,
                 progress=False if args.quiet else None,
                 max_pixels=args.max_pixels,
                 stop=lambda: interrupt.came,

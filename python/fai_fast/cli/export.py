@@ -103,6 +103,7 @@ def run(args: argparse.Namespace) -> int:
             target=args.target.split(",") if args.target else None,
             pictures=args.pictures,
             spec=args.spec,
+            task=args.task,
         )
     write_line(f"wrote {output}, {output.stat().st_size / 1e6:.1f} MB, in {report.seconds:.1f} s")
     for line in _lines(report):

@@ -129,6 +129,12 @@ def add_spec(parser: argparse._ActionsContainer) -> None:
         help="of an .onnx file of somebody else: JSON that says what it is, with name, task, classes, im_size, and "
         "config where that is not as usual; see docs/foreign.md",
     )
+    parser.add_argument(
+        "--task",
+        choices=("instance", "semantic", "panoptic"),
+        help="of a folder or name of transformers, what its results are; default: what its name, its processor or its "
+        "classes say; see docs/networks.md",
+    )
 
 
 def add_max_pixels(parser: argparse._ActionsContainer) -> None:
@@ -282,6 +288,7 @@ def load(
             pictures=args.pictures,
             verify_precision=verify_precision,
             spec=getattr(args, "spec", None),
+            task=getattr(args, "task", None),
         )
 
 
@@ -324,11 +331,13 @@ def shaped(spec: ModelSpec, frame: tuple[int, int] | None, what: str) -> tuple[i
     return fitting
 
 
-def spec_of(model: str, given: str | None = None) -> ModelSpec:
+def spec_of(model: str, given: str | None = None, task: str | None = None) -> ModelSpec:
     """What is known of a model before it is loaded: what its file says, or `given`, the file of --spec.
 
-    Raises FileNotFoundError, ValueError where there is none such.
+    `task` is that of --task, for networks of transformers. Raises FileNotFoundError, ValueError, WeightsError where
+    there is none such.
     """
+    from fai_fast.networks.pretrained import find
     from fai_fast.registry import load_spec
 
     if given is not None:
@@ -347,7 +356,8 @@ def spec_of(model: str, given: str | None = None) -> ModelSpec:
         from fai_fast.quantizer import read_info
 
         return read_info(model).spec
-    return load_spec(model)
+    theirs = find(model, task=task)
+    return load_spec(model) if theirs is None else theirs.spec
 
 
 @contextmanager

@@ -100,6 +100,7 @@ def run(args: argparse.Namespace) -> int:
             cache_dir=args.cache_dir,
             progress=False if args.quiet else None,
             spec=args.spec,
+            task=args.task,
         )
     if args.json != STDOUT:
         write_line(f"wrote {report.path}, {report.file_size / 1e6:.1f} MB, in {report.seconds:.1f} s")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from fai_fast._arguments import check_fraction
+from fai_fast._arguments import check_choice, check_fraction
 from fai_fast.detections import Detections
 from fai_fast.evaluate.report import AdeReport, Figures, Int64, SizeEffect
 from fai_fast.evaluate.running import _account, _check_limit, _check_missing
@@ -30,6 +30,9 @@ from fai_fast.images import check_max_pixels, picture_size, read_labels
 from fai_fast.model import Model
 from fai_fast.registry import ModelSpec
 
+Combined = Literal["contest", "sum", "both"]
+COMBINED: tuple[Combined, ...] = get_args(Combined)
+
 _log = logging.getLogger("fai_fast")
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
@@ -45,6 +48,7 @@ def ade(
     max_pixels: int | None = None,
     buckets: int = BUCKETS,
     compare_sizes: int = COMPARED,
+    combine: Combined | None = None,
 ) -> AdeReport:
     """mIoU and pixel accuracy of a semantic model, in the pictures' own sizes.
 
@@ -64,6 +68,8 @@ def ade(
             that was loaded with ``im_size`` or ``frame``, or from a file of :func:`fai_fast.export`.
         compare_sizes: how many pictures, spread evenly, are also run in the model's own size, which tells what the
             other sizes changed; 0 for none.
+        combine: "contest" or "sum", see :func:`fai_fast.postprocess`; "both" measures one after the other, in twice the
+            time, and has the sums' report as ``other``; None for the model's own way.
 
     Raises:
         TypeError, ValueError: an argument, a label image or a picture is wrong, or their sizes differ.
@@ -77,6 +83,7 @@ def ade(
         max_pixels=max_pixels,
         buckets=buckets,
         compare_sizes=compare_sizes,
+        combine=combine,
     )
 
 
@@ -116,6 +123,10 @@ class AdeData:
 
     def check(self, spec: ModelSpec) -> None:
         """Raises ValueError where the data is not for such a model."""
+        if spec.task == "panoptic":
+            raise ValueError(
+                f"model: {spec.name} is a panoptic model, expected a semantic one; measure it with panoptic()"
+            )
         if spec.task != "semantic" or not spec.config.predict_all_pixels:
             raise ValueError(
                 f"model: {spec.name} gives masks that may overlap, expected a semantic model with "
@@ -132,11 +143,26 @@ class AdeData:
         stop: Callable[[], bool] | None = None,
         buckets: int = BUCKETS,
         compare_sizes: int = COMPARED,
+        combine: Combined | None = None,
     ) -> AdeReport:
         """Runs the model on every picture. Arguments and errors as of :func:`ade`.
 
         ``stop`` is asked before every picture but the first; where it says True, the report is of those before.
         """
+        if combine is not None:
+            check_choice("combine", combine, COMBINED)
+            self.check(model.spec)
+            options: dict[str, Any] = {"threshold": threshold, "progress": progress, "max_pixels": max_pixels}
+            options |= {"buckets": buckets, "compare_sizes": compare_sizes}
+            with model._combining("sum" if combine == "sum" else "contest") as first:
+                report = self.measure(first, stop=stop, **options)
+            # Figures of fewer pictures than the first one's would not stand beside them.
+            if combine != "both" or report.images < len(self.pairs):
+                return report
+            with model._combining("sum") as second:
+                # What sizes change is known from the first.
+                other = self.measure(second, stop=stop, **{**options, "compare_sizes": 0})
+            return replace(report, other=other) if other.images == report.images else report
         most, compared = _check_buckets(buckets, compare_sizes)
         threshold, max_pixels = check_fraction("threshold", threshold), check_max_pixels(max_pixels)
         self.check(model.spec)
@@ -183,6 +209,7 @@ class AdeData:
             per_class=dict(zip(classes, per_class, strict=True)),
             pixels=int(confusion.sum()),
             confusion=confusion,
+            combine=getattr(model.spec.config, "combine", "contest"),
             sizes=_sizes_of(plan, done) if is_shaped else (),
             size_effect=effect,
         )

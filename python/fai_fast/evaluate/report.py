@@ -196,21 +196,54 @@ class AdeReport(Report):
 
     Attributes:
         pixels: labeled ones.
+        combine: how each pixel's class came about, "contest" or "sum", see :func:`fai_fast.postprocess`.
+        other: the same pictures combined in the other way, where both were asked for.
         confusion: int64 (C, C + 1), pixels of each true class (rows) that got each class, or none (last column). No
             part of :meth:`to_dict`.
     """
 
     pixels: int
     confusion: Int64 = dataclasses.field(repr=False, compare=False)
+    combine: str = "contest"
+    other: AdeReport | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the confusion matrix, in JSON's types."""
+        """Everything but the confusion matrices, in JSON's types."""
         fields = dataclasses.asdict(self)
-        del fields["confusion"]
+        for report in (fields, fields["other"]):
+            if report is not None:
+                del report["confusion"]
         return cast(dict[str, Any], json.loads(json.dumps(fields, allow_nan=False)))
 
+    def table(self) -> str:
+        if self.other is None:
+            return super().table()
+        ways = {self.combine: self, self.other.combine: self.other}
+        width = max(map(len, self.metrics))
+        lines = [
+            super().table(),
+            "",
+            f"{'percent':<{width}}  " + "  ".join(f"{way:>7}" for way in ways),
+            *(
+                f"{name:<{width}}  " + "  ".join(f"{_percent(way.metrics[name]):>7}" for way in ways.values())
+                for name in self.metrics
+            ),
+        ]
+        return "\n".join(lines)
+
+    def _class_lines(self) -> list[str]:
+        head, *lines = super()._class_lines()
+        if self.other is None:
+            return [head, *lines]
+        other = self.other.per_class.values()
+        return [
+            f"{head}  {self.other.combine:>7}",
+            *(f"{line}  {_percent(value):>7}" for line, value in zip(lines, other, strict=True)),
+        ]
+
     def _what(self) -> str:
-        return f"{self.images} images, {self.pixels} labeled pixels"
+        way = ", classes by sum" if self.combine == "sum" else ""
+        return f"{self.images} images, {self.pixels} labeled pixels{way}"
 
 
 def quality_lines(lines: Sequence[str], quality: Mapping[str, ClassQuality]) -> list[str]:

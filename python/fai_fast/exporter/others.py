@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,8 @@ from fai_fast.networks import Network, Reference
 from fai_fast.networks.deploy import in_float16
 
 __all__ = ["made"]
+
+_log = logging.getLogger("fai_fast")
 
 
 def made(
@@ -68,6 +71,7 @@ def _verified(
     engine, runs = outputs_of(model, images)
     expected = [reference.run(image) for image in images]
     _check_shapes(runs, expected, network, reference)
+    _tell_probabilities(expected, network)
     found = compared(reference.name, engine, runs, expected, network.spec.config.cls_sigmoid)
     if low:
         return _same_found(found, runs, expected, network, size, precision, f"{count} drawn pictures")
@@ -94,6 +98,20 @@ def _check_shapes(
             raise ExportError(
                 f"{network.spec.name}: the graph gives mask and class logits {shapes[0]}, and {reference.name} "
                 f"{shapes[1]}: it depends on something else than the images"
+            )
+
+
+def _tell_probabilities(expected: list[tuple[Float32, Float32]], network: Network) -> None:
+    """One line where outputs look as if a sigmoid or softmax had been applied already, which is easily overlooked."""
+    for index, name in enumerate(("mask", "class")):
+        values = [found[index] for found in expected]
+        if all(array.min() >= 0 and array.max() <= 1 and array.max() > array.min() for array in values):
+            _log.warning(
+                "%s: the %s logits of %s are all between 0 and 1, as probabilities are; logits are expected, of which "
+                "the probabilities are taken here",
+                network.spec.name,
+                name,
+                network.source,
             )
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -250,10 +251,18 @@ def _with_openvinos_shapes(
         if not explained(error, *PACKAGES):
             raise
         raise ExportError(
-            f"{shown}: the graph cannot be computed for images {shape}: {reason(error)}; export it for this size, or "
+            f"{shown}: the graph cannot be computed for images {shape}: {_why(error)}; export it for this size, or "
             "say the size it is for with im_size="
         ) from error
     return [with_shape(item, known.get(item.name, item.shape)) for item in outputs]
+
+
+def _why(error: BaseException) -> str:
+    """What OpenVINO says of the first node that does not fit, of a report of many lines; else its one line."""
+    report = str(error).partition("\nSummary:")[0]
+    node = re.search(r"ONNX node '<Node\((\w+)\): (.{1,200}?)>'", report)
+    said = [line.strip() for line in report.splitlines() if line.strip()]
+    return f"{node[1]} {node[2]}: {said[-1][:200]}" if node else reason(error)
 
 
 def how_to_say(path: Path) -> str:

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Untraceable", "traced"]
 
-LARGEST_CONSTANT = 1 << 26
-"""Bytes of a value that is computed now: larger ones are cheaper to make than to keep."""
+LARGEST_CONSTANT = 1 << 23
+"""Bytes of a value that is computed now, unless what it is made of takes as many: larger ones are cheaper to make than
+to keep and to read."""
 # What gives its input as it is, at least where nothing is trained or mutated.
 _NOTHING = ("alias", "clone", "contiguous", "detach", "dropout", "lift_fresh_copy")
 _VIEWS = (
@@ -51,7 +52,8 @@ def traced(
         _fill_by_mask(recorded)
         _drop_what_does_nothing(recorded)
         _fold(recorded)
-    recorded.graph.eliminate_dead_code()
+    # Attention counts as random there, and would stay.
+    recorded.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
     recorded.recompile()
     return recorded
 
@@ -232,6 +234,12 @@ def _is_sure(node: Any) -> bool:
     return bool(_operation(node) == "scaled_dot_product_attention" and dropout == 0.0)
 
 
+def _bytes(value: Any) -> int:
+    import torch
+
+    return value.numel() * value.element_size() if isinstance(value, torch.Tensor) else 0
+
+
 def _fold(module: Any) -> None:
     """Computes now what depends on no image."""
     import torch
@@ -250,10 +258,8 @@ def _fold(module: Any) -> None:
             args = torch.fx.map_arg(node.args, known.__getitem__)
             kwargs = torch.fx.map_arg(node.kwargs, known.__getitem__)
             value = node.target(*args, **kwargs)
-            if (
-                not isinstance(value, torch.Tensor)
-                or value.numel() * value.element_size() <= LARGEST_CONSTANT
-            ):
+            parts = sum(_bytes(known[item]) for item in node.all_input_nodes)
+            if _bytes(value) <= max(LARGEST_CONSTANT, parts):
                 known[node] = value
     count = 0
     for node in list(graph.nodes):

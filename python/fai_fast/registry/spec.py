@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from fai_fast._arguments import check_bool, check_choice, check_items, check_names, check_number
 from fai_fast._coco import category_ids_of
 from fai_fast._redaction import redacted
+from fai_fast._rules import COMBINES, Combine
 from fai_fast._sizes import STRIDE, ImSize, check_input_size, sides_of
 from fai_fast.registry._checks import LARGEST
 from fai_fast.registry._checks import check_count as _check_count
@@ -69,6 +70,8 @@ class ModelConfig:
         cls_sigmoid: classes come from a sigmoid each, not from a softmax; 'no object' has no say then.
         postprocessing_type: "instance" or "semantic".
         mask_threshold, threshold, predict_all_pixels, use_mask_score: defaults of postprocessing.
+        combine: of a semantic result with predict_all_pixels, "contest" or "sum", see :func:`fai_fast.postprocess`. No
+            file of FocoosAI's has it: ``dataclasses.replace(spec.config, combine="sum")``.
         top_k: objects at most in an instance result, the best; None for all. No limit on semantic results, whose pixels
             would lose their class.
         criterion_*, weight_dict_loss_*, matcher_cost_*: of the losses.
@@ -108,6 +111,7 @@ class ModelConfig:
     matcher_cost_class: float = 2
     matcher_cost_mask: float = 5
     matcher_cost_dice: float = 5
+    combine: Combine = "contest"
 
     def __post_init__(self) -> None:
         if isinstance(self.backbone_config, Mapping):
@@ -153,6 +157,13 @@ class ModelConfig:
         for name in ("cls_sigmoid", "predict_all_pixels", "use_mask_score", "criterion_deep_supervision"):
             check_bool(f"config.{name}", getattr(self, name))
         check_choice("config.postprocessing_type", self.postprocessing_type, OWN_TASKS)
+        check_choice("config.combine", self.combine, COMBINES)
+        if self.combine == "sum" and not (self.postprocessing_type == "semantic" and self.predict_all_pixels):
+            raise ValueError(
+                "config.combine: got 'sum', expected 'contest', or a semantic result with predict_all_pixels"
+            )
+        if self.combine == "sum" and self.use_mask_score:
+            raise ValueError("config.use_mask_score: got True with combine='sum', expected False")
         for name in ("mask_threshold", "threshold"):
             if not 0 <= check_number(f"config.{name}", getattr(self, name)) <= 1:
                 raise ValueError(f"config.{name}: got {getattr(self, name)}, expected 0 to 1")
@@ -444,6 +455,8 @@ class ModelSpec:
             plain["weights_url"] = redacted(self.weights_url)
         plain.pop("weights_path", None)
         plain.pop("weights_problem", None)
+        if isinstance(self.config, ModelConfig) and self.config.combine == "contest":
+            del plain["config"]["combine"]  # which FocoosAI's files do not have
         if self.family == "bisenetformer":
             for item in dataclasses.fields(ModelConfig):
                 if (

@@ -1,0 +1,109 @@
+#include "csrc/ops/resample.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "csrc/core/error.h"
+#include "csrc/core/parallel.h"
+#include "csrc/math/sampling.h"
+
+namespace fai::ops {
+namespace {
+
+thread_local Scratch<float> t_line;
+
+std::vector<Tap> taps(int32_t inputs, int32_t outputs, int32_t begin, int32_t count) {
+    const math::Axis axis = math::Axis::stretch(inputs, outputs);
+    std::vector<Tap> taps(static_cast<size_t>(count));
+    for (int32_t i = 0; i < count; ++i) taps[i] = math::tap(axis, begin + i);
+    return taps;
+}
+
+}  // namespace
+
+Nodes nodes_of(Size grid, bool letterboxed, Size tensor, const Placement& placement) {
+    if (!letterboxed) return {grid, 0, 0, grid};
+    const auto scaled = [](int32_t side, int32_t nodes, int32_t pixels) {
+        return static_cast<int32_t>(std::nearbyint(static_cast<double>(side) * nodes / pixels));
+    };
+    Nodes nodes{grid,
+                std::min(scaled(placement.top, grid.height, tensor.height), grid.height - 1),
+                std::min(scaled(placement.left, grid.width, tensor.width), grid.width - 1),
+                {}};
+    nodes.size.height =
+        std::clamp(scaled(placement.content.height, grid.height, tensor.height), 1, grid.height - nodes.top);
+    nodes.size.width =
+        std::clamp(scaled(placement.content.width, grid.width, tensor.width), 1, grid.width - nodes.left);
+    return nodes;
+}
+
+void check_logits_size(const Rules& rules, int64_t queries) {
+    constexpr int64_t kMaxValues = int64_t{1} << 30;
+    const Size size = rules.logits_size;
+    if (queries * size.height * size.width > kMaxValues) {
+        throw ValueError(message("resampling.logits_size: got ", size.height, " x ", size.width, " for ",
+                                 queries, " queries, expected at most ", kMaxValues, " values"));
+    }
+}
+
+std::vector<Tap> row_taps(const Nodes& nodes, Size masks) {
+    return taps(masks.height, nodes.grid.height, nodes.top, nodes.size.height);
+}
+
+std::vector<Tap> column_taps(const Nodes& nodes, Size masks) {
+    return taps(masks.width, nodes.grid.width, nodes.left, nodes.size.width);
+}
+
+float logit_of(double mask_threshold) {
+    constexpr float kInfinity = std::numeric_limits<float>::infinity();
+    if (mask_threshold <= 0.0) return -kInfinity;
+    if (mask_threshold >= 1.0) return kInfinity;
+    return static_cast<float>(std::log(mask_threshold / (1.0 - mask_threshold)));
+}
+
+std::span<const cpu::Plane> Resampled::make(std::span<const cpu::Plane> planes, int dtype_index,
+                                            const Nodes& nodes, int threads,
+                                            std::span<const uint8_t> wanted) {
+    planes_.clear();
+    if (planes.empty()) return planes_;
+    const cpu::Kernels& kernels = cpu::kernels();
+    const Size masks{planes[0].rows, planes[0].columns};
+    const auto columns = static_cast<size_t>(nodes.size.width);
+    rows_ = row_taps(nodes, masks);
+    const std::vector<Tap> across = column_taps(nodes, masks);
+    int32_t* const cell = cells_.get(columns + cpu::kPadding);
+    float* const fraction = fractions_.get(columns + cpu::kPadding);
+    for (size_t i = 0; i < columns + cpu::kPadding; ++i) {
+        const Tap& tap = across[std::min(i, columns - 1)];
+        cell[i] = tap.index;
+        fraction[i] = tap.fraction;
+    }
+    const size_t plane = columns * static_cast<size_t>(nodes.size.height);
+    float* const values = values_.get(plane * planes.size());
+    for (size_t i = 0; i < planes.size(); ++i) {
+        planes_.push_back({values + i * plane, nodes.size.height, nodes.size.width, nodes.size.width});
+    }
+    parallel_for(static_cast<int64_t>(planes.size()), threads, [&](int64_t i) {
+        if (!wanted.empty() && !wanted[i]) return;
+        float* const out = values + static_cast<size_t>(i) * plane;
+        // Anywhere, and so where no node is near.
+        constexpr float kAboveAll = std::numeric_limits<float>::infinity();
+        if (kernels.find_extent[dtype_index](planes[i], kAboveAll).has_nan) {
+            std::fill_n(out, plane, std::numeric_limits<float>::quiet_NaN());
+            return;
+        }
+        kernels.resample[dtype_index](
+            {.logits = planes[i],
+             .rows = nodes.size.height,
+             .columns = nodes.size.width,
+             .row = rows_.data(),
+             .cell = cell,
+             .fraction = fraction,
+             .out = out,
+             .scratch = t_line.get(static_cast<size_t>(cpu::resample_scratch(masks.width)))});
+    });
+    return planes_;
+}
+
+}  // namespace fai::ops

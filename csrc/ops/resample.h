@@ -1,0 +1,55 @@
+// Mask logits at the nodes of another grid, before anything else is made of them (Rules::logits_size).
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "csrc/core/rules.h"
+#include "csrc/core/scratch.h"
+#include "csrc/core/tap.h"
+#include "csrc/core/types.h"
+#include "csrc/cpu/kernels.h"
+#include "csrc/ops/preprocess.h"
+
+namespace fai::ops {
+
+// A rectangle of nodes of a grid: all of them, or those that a frame takes which is a part of the network's
+// input.
+struct Nodes {
+    Size grid;
+    int32_t top = 0, left = 0;
+    Size size;
+};
+// `tensor` and `placement` matter where letterboxed. At the input's own size the nodes are the content's
+// pixels.
+Nodes nodes_of(Size grid, bool letterboxed, Size tensor, const Placement& placement);
+
+// Throws ValueError where the resized logits of that many queries were too many values.
+void check_logits_size(const Rules& rules, int64_t queries);
+
+// Where the nodes lie in a grid of `masks`.
+std::vector<Tap> row_taps(const Nodes& nodes, Size masks);
+std::vector<Tap> column_taps(const Nodes& nodes, Size masks);
+
+// The logit in float32 that a mask threshold of at most 1 is; minus infinity where everything is inside,
+// infinity where nothing is.
+float logit_of(double mask_threshold);
+
+// Planes resampled one after the other. Keeps its memory for the next call.
+class Resampled {
+  public:
+    // Planes of `nodes.size`, in the order of `planes`, of which `dtype_index` tells the kernels' entry. A
+    // plane with NaN becomes nothing but NaN. Valid until the next call.
+    // `wanted`: not 0 for those that matter, the others are left as they are; empty for all.
+    std::span<const cpu::Plane> make(std::span<const cpu::Plane> planes, int dtype_index, const Nodes& nodes,
+                                     int threads, std::span<const uint8_t> wanted = {});
+
+  private:
+    Scratch<float> values_, fractions_;
+    Scratch<int32_t> cells_;
+    std::vector<cpu::Plane> planes_;
+    std::vector<Tap> rows_;
+};
+
+}  // namespace fai::ops

@@ -1,0 +1,271 @@
+"""Networks of transformers from a model, a folder or a name to results; small ones, with random weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pickle
+import sys
+from pathlib import Path
+from typing import Any
+
+import fai_fast
+import numpy as np
+import pytest
+from fai_fast.errors import WeightsError
+from fai_fast.networks import pretrained
+
+from tests.helpers.families import LABELS, SIDE, processor, small
+
+transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+torch = pytest.importorskip("torch")
+
+KINDS = ("mask2former", "maskformer", "oneformer", "eomt", "eomt_dinov3", "rf_detr")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Path:
+    """One for all tests here: a graph takes seconds."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A network and its image processor as ``save_pretrained`` writes them."""
+    place = tmp_path_factory.mktemp("models") / "eomt-instance"
+    small("eomt").save_pretrained(place)
+    settings = {"size": {"shortest_edge": SIDE, "longest_edge": SIDE}, "do_pad": True}
+    transformers.EomtImageProcessorPil(**settings).save_pretrained(place)
+    return place
+
+
+def frame(seed: int = 0, size: tuple[int, int] = (SIDE, SIDE)) -> Any:
+    return np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
+
+
+def load(model: Any, cache: Path, **options: Any) -> fai_fast.Model:
+    given = {"engine": "openvino", "precision": "fp32", "num_threads": 1, **options}
+    return fai_fast.load(model, cache_dir=cache, **given)
+
+
+def logits_of(network: Any, images: Any, **more: Any) -> list[Any]:
+    with torch.no_grad():
+        found = network(pixel_values=torch.from_numpy(images), **more)
+    names = (
+        ("pred_masks", "logits")
+        if hasattr(found, "pred_masks")
+        else ("masks_queries_logits", "class_queries_logits")
+    )
+    return [getattr(found, name).numpy() for name in names]
+
+
+# ----------------------------------------------------------------------------------------------- networks
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_gives_what_its_module_gives(kind, cache):
+    network = small(kind)
+    with load(network, cache, im_size=SIDE, task="instance", processor=processor(kind)) as model:
+        assert model.spec.classes == LABELS
+        assert (model.spec.family, model.spec.task, model.size) == (kind, "instance", (SIDE, SIDE))
+        said = model.info()["verification"]
+        assert said["against"].startswith("the module in PyTorch")
+        settings = model.spec.config
+        images = fai_fast.preprocess(frame(3), model.size, mean=settings.pixel_mean, std=settings.pixel_std)
+        more = {}
+        if kind == "oneformer":
+            words = processor(kind)["tokenizer"](["the task is instance"], "max_length", 24, True)
+            ids, real = torch.tensor(words["input_ids"]), torch.tensor(words["attention_mask"])
+            more["task_inputs"] = ids * real
+        true_masks, true_classes = logits_of(network, images, **more)
+        found = model(frame(3), threshold=0.0)
+        expected = fai_fast.postprocess(
+            true_masks,
+            true_classes,
+            (SIDE, SIDE),
+            threshold=0.0,
+            use_mask_score=settings.use_mask_score,
+            class_activation="sigmoid" if settings.cls_sigmoid else "softmax",
+            multi_label=settings.multi_label,
+            resampling=settings.resampling,
+        )
+    assert len(found) == len(expected) > 0
+    assert found.confidence == pytest.approx(expected.confidence, abs=1e-4)
+    assert not network.training
+
+
+@pytest.mark.parametrize("task", ["semantic", "panoptic"])
+def test_other_tasks_of_the_same_network(task, cache):
+    with load(small("eomt"), cache, task=task) as model:
+        assert model.spec.task == task
+        found = model(frame(1, (48, 91)), threshold=0.0)
+    assert found.size == (48, 91)
+    assert (found.label_map >= 0).any() or task == "panoptic"
+
+
+def test_the_module_is_left_as_it_was(cache):
+    network = small("eomt")
+    network.train()
+    network.embeddings.eval()
+    load(network, cache).close()
+    assert network.training
+    assert not network.embeddings.training
+
+
+def test_a_network_in_half_precision_is_taken_as_float32(cache):
+    network = small("eomt").half()
+    with load(network, cache) as model:
+        assert model.info()["verification"]["mask_difference"] < 1e-4
+    assert next(network.parameters()).dtype == torch.float16
+
+
+def test_other_weights_are_another_graph(cache):
+    one, other = small("eomt"), small("eomt", seed=1)
+    with load(one, cache) as first, load(other, cache) as second, load(one, cache) as again:
+        digests = [model.info()["weights_sha256"] for model in (first, second, again)]
+    assert digests[0] == digests[2] != digests[1]
+
+
+def test_a_spec_in_place_of_what_the_configuration_says(cache):
+    with load(small("eomt"), cache) as model:
+        own = model.spec
+    config = dataclasses.replace(own.config, threshold=0.125)
+    mine = dataclasses.replace(own, config=config, classes=("a", "b", "c", "d", "e"))
+    with load(small("eomt"), cache, spec=mine) as model:
+        assert model.spec == mine
+
+
+def test_a_model_is_pickled_as_its_graph(cache):
+    model = load(small("eomt"), cache)
+    again = pickle.loads(pickle.dumps(model))
+    with model, again:
+        assert again.spec == model.spec
+        assert again(frame()).confidence.tolist() == model(frame()).confidence.tolist()
+
+
+# ------------------------------------------------------------------------------------- folders and names
+
+
+def test_a_folder_is_loaded_as_the_model_in_it(folder, cache):
+    with load(folder, cache) as model:
+        assert (model.spec.name, model.spec.task) == ("eomt-instance", "instance")
+        assert model.spec.config.resize == "pad"
+        from_folder = model(frame(2, (40, 60)), threshold=0.0)
+    network = transformers.EomtForUniversalSegmentation.from_pretrained(folder).eval()
+    with load(network, cache) as model:
+        assert model.spec.name == "eomt-instance"
+        assert model(frame(2, (40, 60)), threshold=0.0).confidence.tolist() == from_folder.confidence.tolist()
+
+
+def test_a_folder_is_exported_to_a_file_that_says_everything(folder, cache, tmp_path):
+    report = fai_fast.export(folder, tmp_path / "m.onnx", task="panoptic", cache_dir=cache)
+    assert report.verified
+    assert report.size == (SIDE, SIDE)
+    with load(tmp_path / "m.onnx", cache) as model:
+        assert (model.spec.family, model.spec.task) == ("eomt", "panoptic")
+        assert model.spec.classes == LABELS
+
+
+def test_the_command_line_takes_a_folder(folder, cache, tmp_path, capsys):
+    from fai_fast.cli import main
+
+    picture = tmp_path / "p.png"
+    from PIL import Image
+
+    Image.fromarray(frame()).save(picture)
+    options = ["--cache-dir", str(cache)]
+    out = tmp_path / "p.json"
+    said = ["--task", "semantic", "--json", str(out), *options]
+    assert main(["predict", str(folder), str(picture), *said]) == 0
+    assert json.loads(out.read_text())["task"] == "semantic"
+    file = tmp_path / "g.onnx"
+    assert main(["export", str(folder), str(file), "--task", "instance", *options]) == 0
+    assert fai_fast.load(file, engine="openvino", cache_dir=cache).spec.task == "instance"
+
+
+@pytest.mark.parametrize("name", ["facebook/no-such-network", "a/b"])
+def test_an_unknown_name_is_told_with_those_that_there_are(name, cache, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ValueError, match="no such file or folder") as caught:
+        load(name, cache)
+    text = str(caught.value)
+    assert "fai-mf-m-coco-ins" in text
+    assert "token" not in text.lower()
+    assert "login" not in text.lower()
+
+
+# ------------------------------------------------------------------------------------------------- errors
+
+
+def test_a_model_of_another_kind_is_refused_by_name(cache):
+    config = transformers.Mask2FormerConfig(backbone_config=small("maskformer").config.backbone_config)
+    with pytest.raises(
+        ValueError, match=r"got a SwinModel, which is no network .* EomtForUniversalSegmentation"
+    ):
+        load(transformers.SwinModel(config.backbone_config), cache)
+
+
+def test_a_folder_of_another_kind_is_refused(tmp_path, cache):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    with pytest.raises(
+        ValueError, match=r"is of the type 'bert' of transformers .* expected one of mask2former"
+    ):
+        load(tmp_path, cache)
+    (tmp_path / "config.json").write_text("[")
+    with pytest.raises(ValueError, match="cannot be read as JSON"):
+        load(tmp_path, cache)
+
+
+def test_a_folder_without_weights_is_told(folder, tmp_path, cache):
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    with pytest.raises(WeightsError, match="transformers cannot read"):
+        load(tmp_path, cache)
+
+
+def test_without_transformers_the_error_says_what_to_install(folder, cache, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(
+        WeightsError, match=r"transformers is not installed: pip install 'fai-fast\[networks\]'"
+    ):
+        load(folder, cache)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (
+            {"im_size": 128},
+            ValueError,
+            "im_size: got 128, expected the size that the input .* fixed to, 64 x 64",
+        ),
+        ({"im_size": 60}, ValueError, "im_size: got"),
+        ({"task": "depth"}, ValueError, "task: got 'depth'"),
+        ({"weights": {}}, ValueError, "weights: got some"),
+        ({"processor": 3}, TypeError, "processor: got int"),
+        ({"engine": "torch-cuda"}, Exception, "torch-cuda|CUDA"),
+    ],
+)
+def test_a_wrong_argument_is_named(options, error, message, cache):
+    with pytest.raises(error, match=message):
+        load(small("eomt"), cache, **options)
+
+
+def test_what_only_transformers_is_told_is_refused_elsewhere(cache):
+    for options in ({"task": "instance"}, {"processor": {}}):
+        with pytest.raises(ValueError, match="only networks of transformers are told it"):
+            load("fai-mf-n-shapes", cache, **options)
+
+
+def test_oneformer_needs_words(cache):
+    with pytest.raises(ValueError, match="processor: got None, expected a OneFormerProcessor"):
+        load(small("oneformer"), cache, task="instance")
+
+
+def test_own_names_and_folders_are_none_of_transformers(tmp_path):
+    assert pretrained.find("fai-mf-n-shapes") is None
+    assert pretrained.find(tmp_path) is None
+    assert pretrained.find("models/theirs.onnx") is None
+    assert pretrained.find(7) is None
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model_info.json").write_text("{}")
+    assert pretrained.find(tmp_path) is None

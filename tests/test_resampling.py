@@ -1,0 +1,323 @@
+"""How other libraries get from logits to masks: against the float64 reference, and against transformers' processors."""
+
+from __future__ import annotations
+
+import importlib.util
+from types import SimpleNamespace
+
+import fai_fast
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import reference
+import torch
+from fai_fast import Resampling
+from helpers import scenes
+from helpers.logits import networks, options_of, sides
+from hypothesis import given, settings
+
+INSTANCES = {"predict_all_pixels": False}
+RESAMPLINGS = [
+    Resampling((29, 37)),
+    Resampling(of="logits"),
+    Resampling((40, 40), of="logits"),
+    Resampling(nearest=True),
+    Resampling((33, 20), nearest=True),
+    Resampling((12, 9), of="logits", nearest=True),
+]
+IDS = ["size", "logits", "both", "nearest", "size-nearest", "all"]
+
+
+def plain(letterbox):
+    return letterbox and (letterbox.input, letterbox.content, letterbox.offset)
+
+
+def truth_of(mask_logits, class_logits, size, *, resampling, letterbox=None, **options):
+    return reference.postprocess(
+        mask_logits,
+        class_logits,
+        size,
+        letterbox=plain(letterbox),
+        logits_size=resampling.logits_size,
+        of_logits=resampling.of == "logits",
+        use_nearest=resampling.nearest,
+        **options,
+    )
+
+
+def check(mask_logits, class_logits, size, **options):
+    result = fai_fast.postprocess(mask_logits, class_logits, size, **options)
+    reference.assert_matches(truth_of(mask_logits, class_logits, size, **options), result)
+    return result
+
+
+resamplings = st.builds(
+    Resampling,
+    logits_size=st.none() | st.tuples(sides, sides),
+    of=st.sampled_from(["probabilities", "logits"]),
+    nearest=st.booleans(),
+)
+
+
+@settings(max_examples=150)
+@given(network=networks(), size=st.tuples(sides, sides), resampling=resamplings, options=options_of)
+def test_any_instances(network, size, resampling, options):
+    mask_logits, class_logits, activation = network
+    options |= INSTANCES
+    check(mask_logits, class_logits, size, class_activation=activation, resampling=resampling, **options)
+
+
+@settings(max_examples=100)
+@given(
+    network=networks(),
+    frame=st.tuples(sides, sides),
+    target=st.tuples(sides, sides),
+    resampling=resamplings,
+    options=options_of,
+)
+def test_any_letterboxed_instances(network, frame, target, resampling, options):
+    mask_logits, class_logits, activation = network
+    options |= INSTANCES
+    letterbox = fai_fast.Letterbox.fit(frame, target)
+    check(
+        mask_logits,
+        class_logits,
+        frame,
+        class_activation=activation,
+        letterbox=letterbox,
+        resampling=resampling,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("use_mask_score", [False, True])
+@pytest.mark.parametrize("resampling", RESAMPLINGS, ids=IDS)
+@pytest.mark.parametrize("size", [(160, 160), (161, 443), (50, 30)])
+def test_realistic_instances(resampling, size, use_mask_score):
+    mask_logits, class_logits = scenes.blobs(3, queries=16, grid=(60, 80), objects=12)
+    result = check(
+        mask_logits,
+        class_logits,
+        size,
+        use_mask_score=use_mask_score,
+        threshold=0.3,
+        resampling=resampling,
+    )
+    assert len(result) >= 6
+
+
+@settings(max_examples=60)
+@given(
+    network=networks(side=st.integers(1, 24)),
+    size=st.tuples(sides, sides),
+    logits_size=st.tuples(sides, sides),
+)
+def test_semantic_results_of_resized_logits(network, size, logits_size):
+    mask_logits, class_logits, activation = network
+    check(
+        mask_logits,
+        class_logits,
+        size,
+        class_activation=activation,
+        predict_all_pixels=True,
+        threshold=0.0,
+        resampling=Resampling(logits_size),
+    )
+
+
+# ------------------------------------------------------------------------------- several classes a query
+
+
+@settings(max_examples=150)
+@given(network=networks(), size=st.tuples(sides, sides), options=options_of)
+def test_any_pairs(network, size, options):
+    mask_logits, class_logits, activation = network
+    options |= INSTANCES
+    truth = reference.postprocess(mask_logits, class_logits, size, class_activation=activation, **options)
+    found = fai_fast.postprocess(
+        mask_logits, class_logits, size, class_activation=activation, multi_label=True, **options
+    )
+    assert list(zip(-found.confidence, found.query, found.class_id, strict=True)) == sorted(
+        zip(-found.confidence, found.query, found.class_id, strict=True)
+    )
+    chosen, probability = reference.best_pairs(class_logits, activation, options["threshold"])
+    pairs = {pair for pair in chosen if not truth.dropped[pair[0]]}
+    ours = set(zip(found.query.tolist(), found.class_id.tolist(), strict=True))
+    assert len(ours) == len(found)
+    # Probabilities that float32 cannot tell from the last that is considered, or from the threshold.
+    every = np.sort(probability[~np.isnan(probability)])[::-1]
+    edges = [options["threshold"], *every[len(mask_logits) - 1 : len(mask_logits) + 1]]
+    for query, class_id in pairs ^ ours:
+        score = probability[query, class_id]
+        area = truth.possible[query].sum() < 2 or truth.certain[query].sum() < 2
+        fused = (
+            options["use_mask_score"]
+            and score * truth.score_range(query)[0] <= options["threshold"] * truth.class_score[query] + 1e-5
+        )
+        assert (query, class_id) in pairs or any(abs(score - edge) < 1e-6 for edge in edges)
+        assert (query, class_id) in ours or area or fused or any(abs(score - edge) < 1e-6 for edge in edges)
+    for query in set(found.query.tolist()):
+        rows = np.flatnonzero(found.query == query)
+        mask = found.mask[rows]
+        assert (mask == mask[0]).all()
+        wrong = (truth.certain[query] & ~mask[0]) | (mask[0] & ~truth.possible[query])
+        assert not wrong.any()
+        for row in rows:
+            expected = (
+                truth.score(query, mask[0])
+                * probability[query, found.class_id[row]]
+                / truth.class_score[query]
+            )
+            if truth.class_score[query] > 1e-6:
+                assert found.confidence[row] == pytest.approx(expected, abs=1e-5)
+
+
+def test_rows_of_a_query_share_its_mask():
+    mask_logits, class_logits = scenes.blobs(1, queries=8, grid=(40, 40), objects=4)
+    class_logits[:, :3] = class_logits.max(axis=1, keepdims=True)
+    found = fai_fast.postprocess(mask_logits, class_logits, (300, 300), threshold=0.1, multi_label=True)
+    one = fai_fast.postprocess(mask_logits, class_logits, (300, 300), threshold=0.1)
+    assert len(found) > len(one) > 0
+    rows = {}
+    for query, mask in zip(found.query.tolist(), found.mask, strict=True):
+        rows.setdefault(query, mask)
+        np.testing.assert_array_equal(mask, rows[query])
+
+
+def test_equal_pairs_are_those_of_the_first_queries_and_classes():
+    mask_logits = np.full((3, 4, 4), 5.0, np.float32)
+    found = fai_fast.postprocess(
+        mask_logits,
+        np.zeros((3, 4), np.float32),
+        (8, 8),
+        threshold=0.3,
+        class_activation="sigmoid",
+        multi_label=True,
+    )
+    assert list(zip(found.query.tolist(), found.class_id.tolist(), strict=True)) == [(0, 0), (0, 1), (0, 2)]
+
+
+# --------------------------------------------------------------------------- as transformers' processors
+
+
+def processor(family, name):
+    module = pytest.importorskip(f"transformers.models.{family}", reason="transformers is not installed")
+    if importlib.util.find_spec("torchvision") is None:
+        # Most families have a second processor, which is written without it.
+        name += "Pil"
+        if not hasattr(module, name):
+            pytest.skip(f"{family}'s processor needs torchvision, which is not installed")
+    return getattr(module, name)()
+
+
+def outputs(mask_logits, class_logits, **more):
+    masks, classes = torch.from_numpy(mask_logits)[None], torch.from_numpy(class_logits)[None]
+    return SimpleNamespace(
+        masks_queries_logits=masks,
+        class_queries_logits=classes,
+        pred_masks=masks,
+        logits=classes,
+        **more,
+    )
+
+
+def scene(seed, queries=20, grid=(24, 32), classes=5, spread=2.0):
+    """Logits that are smooth, as networks' are, with several classes a query."""
+    rng = np.random.default_rng(seed)
+    mask_logits, _ = scenes.blobs(seed, queries, grid, objects=queries // 2, classes=classes)
+    return mask_logits, (rng.standard_normal((queries, classes)) * spread).astype(np.float32)
+
+
+def same_instances(found, truth, segments, masks):
+    """Rows that are theirs, in any order: classes, scores, and all pixels that rounding does not turn."""
+    # A mask of one pixel is none here.
+    theirs = sorted(
+        (-info["score"], info["label_id"], index)
+        for index, info in enumerate(segments)
+        if masks[index].sum() >= 2
+    )
+    assert len(found) == len(theirs)
+    for row, (score, label, index) in enumerate(theirs):
+        assert found.class_id[row] == label
+        assert found.confidence[row] == pytest.approx(-score, abs=2e-5)
+        differ = found.mask[row] != masks[index]
+        assert not (differ & (truth.margin[found.query[row]] > 1e-4)).any()
+
+
+@pytest.mark.parametrize("size", [(480, 640), (131, 97), (384, 384), (30, 20)])
+@pytest.mark.parametrize(
+    ("family", "name", "logits_size"),
+    [
+        ("mask2former", "Mask2FormerImageProcessor", (384, 384)),
+        ("maskformer", "MaskFormerImageProcessor", None),
+    ],
+)
+def test_instances_of_mask2former_and_maskformer(family, name, logits_size, size):
+    theirs = processor(family, name)
+    mask_logits, class_logits = scene(5, classes=6)
+    # Their default for what is inside: a logit above 0.
+    options = {"use_mask_score": True, "threshold": 0.3, "resampling": Resampling(logits_size, nearest=True)}
+    found = fai_fast.postprocess(mask_logits, class_logits, size, multi_label=True, **options)
+    assert len(found) > len(set(found.query.tolist())) > 3
+    [expected] = theirs.post_process_instance_segmentation(
+        outputs(mask_logits, class_logits), threshold=0.3, target_sizes=[size], return_binary_maps=True
+    )
+    same_instances(
+        found,
+        truth_of(mask_logits, class_logits, size, **options),
+        expected["segments_info"],
+        expected["segmentation"].numpy().astype(bool),
+    )
+
+
+@pytest.mark.parametrize("size", [(480, 640), (131, 97), (30, 20)])
+def test_instances_of_rf_detr(size):
+    """Its processor needs torchvision; this is what it does with logits."""
+    mask_logits, class_logits = scene(6, classes=6)
+    options = {"threshold": 0.6, "class_activation": "sigmoid", "resampling": Resampling(of="logits")}
+    found = fai_fast.postprocess(mask_logits, class_logits, size, multi_label=True, **options)
+    assert len(found) > len(set(found.query.tolist())) > 3
+    scores, pairs = torch.from_numpy(class_logits).sigmoid().flatten().topk(len(class_logits))
+    pairs = pairs[scores > 0.6]
+    logits = torch.from_numpy(mask_logits)[None, pairs // 6]
+    masks = torch.nn.functional.interpolate(logits, size=size, mode="bilinear")[0] > 0
+    infos = [
+        {"label_id": int(pair) % 6, "score": float(score)} for pair, score in zip(pairs, scores, strict=False)
+    ]
+    truth = truth_of(mask_logits, class_logits, size, **options)
+    same_instances(found, truth, infos, masks.numpy())
+
+
+@pytest.mark.parametrize("size", [(480, 640), (131, 97), (64, 64), (30, 21)])
+def test_instances_of_eomt(size):
+    theirs = processor("eomt", "EomtImageProcessor")
+    side = 160
+    mask_logits, class_logits = scene(7, grid=(40, 40), classes=6)
+    class_logits *= 2
+    box = fai_fast.Letterbox.fit(size, (side, side), "pad")
+    options = {
+        "use_mask_score": True,
+        "threshold": 0.3,
+        "letterbox": box,
+        "resampling": Resampling((side, side), of="logits"),
+    }
+    found = fai_fast.postprocess(mask_logits, class_logits, size, **options)
+    assert len(found) > 3
+    [expected] = theirs.post_process_instance_segmentation(
+        outputs(mask_logits, class_logits),
+        target_sizes=[size],
+        threshold=0.3,
+        size={"shortest_edge": side, "longest_edge": side},
+    )
+    # They paint the masks over each other, in the order of the queries.
+    truth = truth_of(mask_logits, class_logits, size, **options)
+    order = np.argsort(found.query)
+    painted = np.full(size, -1)
+    for label, row in enumerate(order):
+        painted[found.mask[row]] = label
+    sure = (truth.margin[found.query] > 1e-4).all(axis=0)
+    np.testing.assert_array_equal(painted[sure], expected["segmentation"].numpy()[sure])
+    assert sure.mean() > 0.99
+    infos = expected["segments_info"]
+    assert found.class_id[order].tolist() == [info["label_id"] for info in infos]
+    np.testing.assert_allclose(found.confidence[order], [info["score"] for info in infos], atol=2e-5)
