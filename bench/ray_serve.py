@@ -14,6 +14,7 @@ import http.client
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -152,8 +153,8 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def start() -> int:
-    """Starts Ray and Serve with the application; the port."""
+def start(folder: str) -> int:
+    """Starts Ray, with its files in a folder, and Serve with the application; the port."""
     os.environ["PYTHONPATH"] = str(Path(fai_fast.__file__).parents[1])
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     import ray
@@ -168,7 +169,7 @@ def start() -> int:
         include_dashboard=False,
         log_to_driver=False,
         logging_level="ERROR",
-        _temp_dir=tempfile.mkdtemp(prefix="ray", dir="/tmp"),
+        _temp_dir=folder,
     )
     serve.start(
         http_options={"host": "127.0.0.1", "port": port},
@@ -257,8 +258,10 @@ def measure(seconds: float) -> dict[str, Any]:
     from ray import serve
 
     began = time.perf_counter()
-    port = start()
+    # Its name is short, as those of the sockets in it may have about 100 characters.
+    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")
     try:
+        port = start(folder)
         starting = time.perf_counter() - began
         client = Client(port)
         for content, right in zip(contents, expected, strict=True):
@@ -283,8 +286,10 @@ def measure(seconds: float) -> dict[str, Any]:
         extra = overhead(port, contents, seconds)
         loss = killed(port, contents, expected, 3 * seconds)
     finally:
-        serve.shutdown()
+        if ray.is_initialized():
+            serve.shutdown()
         ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
     return {
         "machine": report.machine(),
         "load_average": os.getloadavg()[0],

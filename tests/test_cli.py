@@ -126,6 +126,7 @@ def test_predict_hands_the_options_on(capsys, model):
         "pictures": None,
         "verify_precision": True,
         "spec": None,
+        "task": None,
     }
     assert model.thresholds == [0.25]
 

@@ -168,6 +168,31 @@ def test_masks_in_the_memory_of_the_gpu(classes):
     np.testing.assert_array_equal(there.astype(bool), found.mask)
 
 
+@gpu.emulated
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("resize", ["stretch", "letterbox"])
+def test_logits_that_are_resized_first(dtype, resize):
+    mask_logits, class_logits = scenes.blobs(3, queries=12, grid=(20, 28), objects=6, dtype=dtype)
+    size = (61, 85)
+    letterbox = fai_fast.Letterbox.fit(size, (40, 40)) if resize == "letterbox" else None
+    graph = gpu.with_logits(
+        mask_logits, class_logits, semantic=True, rules={**BY_SUM, "logits_size": (45, 50)}, size=(40, 40)
+    )
+    ours = gpu.detect(graph, np.zeros((*size, 3), np.uint8), resize=resize, threshold=0.0)
+    cpu = fai_fast.postprocess(
+        mask_logits,
+        class_logits,
+        size,
+        letterbox=letterbox,
+        predict_all_pixels=True,
+        combine="sum",
+        threshold=0.0,
+        resampling=fai_fast.Resampling(logits_size=(45, 50)),
+    )
+    assert len(ours) > 2
+    gpu.same_bits(ours, cpu)
+
+
 def test_what_cannot_be_done_is_refused():
     shapes = (3, 5, 5), (3, 2050)
     with pytest.raises(ValueError, match=r"class_logits: got 2049 classes with combine='sum' on a GPU"):

@@ -166,7 +166,8 @@ def test_a_folder_is_exported_to_a_file_that_says_everything(folder, cache, tmp_
         assert model.spec.classes == LABELS
 
 
-def test_the_command_line_takes_a_folder(folder, cache, tmp_path, capsys):
+def test_the_command_line_takes_a_folder(folder, cache, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where pictures of the results are put
     from fai_fast.cli import main
 
     picture = tmp_path / "p.png"
@@ -269,3 +270,19 @@ def test_own_names_and_folders_are_none_of_transformers(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model_info.json").write_text("{}")
     assert pretrained.find(tmp_path) is None
+
+
+@pytest.mark.parametrize("kind", ["mask2former", "eomt"])
+def test_int8_is_made_of_them_as_of_our_own(kind, cache):
+    pytest.importorskip("nncf", reason="NNCF is not installed")
+    pictures = [frame(seed) for seed in range(4)]
+    # What nobody trained is unsure everywhere, so that int8 may find other things.
+    options = {"im_size": SIDE, "task": "instance", "verify_precision": False}
+    with load(small(kind), cache, precision="int8", pictures=pictures, **options) as model:
+        assert model.info()["precision"] == "int8"
+        low = model.queries(pictures[0])[1]
+    with load(small(kind), cache, im_size=SIDE, task="instance") as model:
+        exact = model.queries(pictures[0])[1]
+    assert low.shape == exact.shape == (12,)
+    assert not np.array_equal(low, exact)
+    assert np.abs(low - exact).mean() < 0.1

@@ -125,6 +125,22 @@ def test_semantic_results_of_resized_logits(network, size, logits_size):
     )
 
 
+@settings(max_examples=60)
+@given(network=networks(side=st.integers(1, 24)), size=st.tuples(sides, sides), use_mask_score=st.booleans())
+def test_semantic_results_of_interpolated_logits(network, size, use_mask_score):
+    mask_logits, class_logits, activation = network
+    check(
+        mask_logits,
+        class_logits,
+        size,
+        class_activation=activation,
+        predict_all_pixels=True,
+        use_mask_score=use_mask_score,
+        threshold=0.0,
+        resampling=Resampling(of="logits"),
+    )
+
+
 # ------------------------------------------------------------------------------- several classes a query
 
 
@@ -321,3 +337,41 @@ def test_instances_of_eomt(size):
     infos = expected["segments_info"]
     assert found.class_id[order].tolist() == [info["label_id"] for info in infos]
     np.testing.assert_allclose(found.confidence[order], [info["score"] for info in infos], atol=2e-5)
+
+
+@pytest.mark.parametrize("size", [(120, 160), (131, 97), (64, 64)])
+def test_panoptic_results_of_eomt(size):
+    theirs = processor("eomt", "EomtImageProcessor")
+    side = 160
+    mask_logits, class_logits = scene(8, grid=(40, 40), classes=6)
+    class_logits *= 2
+    found = fai_fast.postprocess(
+        mask_logits,
+        class_logits,
+        size,
+        threshold=0.3,
+        letterbox=fai_fast.Letterbox.fit(size, (side, side), "pad"),
+        resampling=Resampling((side, side), of="logits"),
+        panoptic=fai_fast.Panoptic(stuff=(3, 4), overlap_threshold=0.3, weighted=False),
+    )
+    assert len(found) > 2
+    [expected] = theirs.post_process_panoptic_segmentation(
+        outputs(mask_logits, class_logits),
+        target_sizes=[size],
+        threshold=0.3,
+        overlap_mask_area_threshold=0.3,
+        stuff_classes=[3, 4],
+        size={"shortest_edge": side, "longest_edge": side},
+    )
+    labels = expected["segmentation"].numpy()
+    segments = {info["id"]: info for info in expected["segments_info"]}
+    assert len(segments) == len(found)
+    differ = 0
+    for info in segments.values():
+        mask = labels == info["id"]
+        row = int(np.argmax([(mask & other).sum() for other in found.mask]))
+        assert found.class_id[row] == info["label_id"]
+        assert found.confidence[row] == pytest.approx(info["score"], abs=2e-5)
+        differ += (mask != found.mask[row]).sum()
+    # Rounding turns a pixel here and there.
+    assert differ <= 4

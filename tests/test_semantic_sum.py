@@ -266,3 +266,24 @@ def test_the_label_map_is_that_of_transformers(kind, size):
     sums = np.sort(reference.semantic_sums(mask_logits, class_logits, size).sums, axis=0)
     assert (sums[-1] - sums[-2])[differs].max(initial=0) < 1e-5
     assert differs.mean() < 1e-3
+
+
+def test_logits_resized_first_are_those_of_transformers_mask2former():
+    """Whose processor resizes logits to 384 x 384 before anything else."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    mask_logits, class_logits = scenes.blobs(2, queries=25, grid=(32, 40), objects=8, classes=12)
+    size = (97, 131)
+    outputs = SimpleNamespace(
+        masks_queries_logits=torch.from_numpy(mask_logits)[None],
+        class_queries_logits=torch.from_numpy(class_logits)[None],
+    )
+    processor = transformers.Mask2FormerImageProcessor()
+    labels = processor.post_process_semantic_segmentation(outputs, target_sizes=[size])[0].numpy()
+    resampling = fai_fast.Resampling(logits_size=(384, 384))
+    ours = by_sum(mask_logits, class_logits, size, threshold=-1.0, resampling=resampling).label_map
+    differs = (ours != labels) & (ours >= 0)
+    assert (ours >= 0).mean() > 0.99
+    assert differs.mean() < 1e-3
+    plain = by_sum(mask_logits, class_logits, size, threshold=-1.0).label_map
+    assert (plain != ours).mean() > differs.mean()

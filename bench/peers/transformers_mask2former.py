@@ -9,9 +9,11 @@ import torch
 from transformers.utils import logging
 
 logging.set_verbosity_error()  # torchvision is missing, it says; none of this needs it
-from transformers import Mask2FormerImageProcessor  # noqa: E402
+from transformers import Mask2FormerImageProcessor, MaskFormerImageProcessor  # noqa: E402
 
 _processor = Mask2FormerImageProcessor()
+# Its sums are of the masks as they are, where Mask2Former's go through 384 x 384 first.
+_maskformer = MaskFormerImageProcessor()
 
 
 def _outputs(scene):
@@ -31,6 +33,11 @@ def instances(scene, size, *, threshold=0.5, binary=False):
 def semantic(scene, size):
     """int64 (H, W), the class of each pixel."""
     return _processor.post_process_semantic_segmentation(_outputs(scene), target_sizes=[size])[0].numpy()
+
+
+def semantic_sum(scene, size):
+    """int64 (H, W), the class of each pixel by the sum over all queries."""
+    return _maskformer.post_process_semantic_segmentation(_outputs(scene), target_sizes=[size])[0].numpy()
 
 
 def instance_agreement(scene, size, detections):

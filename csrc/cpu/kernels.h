@@ -105,10 +105,10 @@ struct Candidate {
 struct OwnTask {
     Plane logits;
     PixelAxis x, y;
-    float weight;  // of its probabilities
+    float weight;    // of its probabilities
+    bool of_logits;  // logits are interpolated, not probabilities
     float mask_threshold;
     float surely_inside, surely_outside;  // logits: at least, below
-    bool of_logits;                       // logits are interpolated, not probabilities
     uint64_t* node_bits;                  // own_words(columns)
 };
 struct Own {
@@ -131,11 +131,11 @@ struct SemanticTask {
     void* segments;              // (y.pixels, x.pixels) uint8 or uint16
     bool wide;                   // uint16
     bool want_sum;
+    bool of_logits;  // logits are interpolated, not probabilities
     // A pixel is nobody's where its winner's probability is below mask_threshold; not with want_sum. `won`
     // counts what each has won all the same.
     bool only_own;
     float mask_threshold;
-    bool of_logits;         // logits are interpolated, not probabilities
     int64_t* won;           // (competitors) of this task alone; only_own
     uint8_t* has_nan;       // (competitors) set to 1 where a NaN is met
     Region* regions;        // (competitors) of this task alone

@@ -94,7 +94,6 @@ Own count_own(const OwnTask& task) {
         return line[k] & ((line[k] >> 1) | (k + 1 < words ? line[k + 1] << 63 : 0));
     };
 
-    const auto count = task.of_logits ? count_in_cells<T, true> : count_in_cells<T, false>;
     int64_t area = 0;
     look_at(0);
     for (int32_t i = 0; i < rows; ++i) {
@@ -112,8 +111,9 @@ Own count_own(const OwnTask& task) {
             });
             each_run(~(full | empty) & valid, [&](int32_t begin, int32_t end) {
                 for (; begin < end; begin += kLanes - 1) {
-                    const int32_t stop = min_i32(begin + kLanes - 1, end);
-                    area += count(task, i, 64 * k + begin, 64 * k + stop);
+                    const int32_t a = 64 * k + begin, b = 64 * k + min_i32(begin + kLanes - 1, end);
+                    area += task.of_logits ? count_in_cells<T, true>(task, i, a, b)
+                                           : count_in_cells<T, false>(task, i, a, b);
                 }
             });
         }

@@ -121,6 +121,10 @@ FAI_HD void semantic_argmax(const SemanticTask& task, const int32_t* contestants
     }
 }
 
+struct Bounds {
+    F32 least, most;
+};
+
 // Bilinear values lie between their cell's smallest and largest corner, so a query can win in a cell only
 // where its largest corner reaches the largest smallest corner of any, which `guaranteed` holds. Competitors
 // come in order of falling score: once a score itself is below that in every cell of the block, all that
@@ -130,10 +134,11 @@ template <class T, class L, bool of_logits>
 void draw_segments_of(const SemanticTask& task) {
     const T* logits = static_cast<const T*>(task.logits);
     const int32_t competitors = task.competitors;
-    // The interpolation may round past a corner by a unit in the last place.
-    const F32 slack = broadcast(1.000001f);
-    const F32 surely_own = broadcast(task.mask_threshold * 1.000001f);
-    const auto probability_of = [](const F32& node) { return of_logits ? math::sigmoid(node) : node; };
+    // The interpolation may round past a corner by a unit in the last place; of logits, which are larger, by
+    // more.
+    constexpr float kSlack = of_logits ? 1.0001f : 1.000001f;
+    const F32 slack = broadcast(kSlack);
+    const F32 surely_own = broadcast(task.mask_threshold * kSlack);
 
     const int64_t share = static_cast<int64_t>(competitors) * kLanes;
     float* node[2] = {task.scratch, task.scratch + share};  // of even rows, of odd rows
@@ -186,6 +191,19 @@ void draw_segments_of(const SemanticTask& task) {
             store(nodes, v);
             return v;
         };
+        // Probabilities that those of the cells right of the nodes' columns, between two rows, are not below,
+        // and not above, but for `slack`.
+        const auto bounds_of = [&](const F32& a, const F32& b) {
+            const F32 low = minimum(a, b), high = maximum(a, b);
+            F32 least = minimum(low, next_lane(low)), most = maximum(high, next_lane(high));
+            if constexpr (of_logits) {
+                // Steep ones round by a part of what lies between them.
+                const F32 room = (most - least) * broadcast(1e-6f);
+                least = math::sigmoid(least - room);
+                most = math::sigmoid(most + room);
+            }
+            return Bounds{least, most};
+        };
         for (int32_t k = 0; k < 5 * competitors; ++k) task.integers[k] = -1;
         int32_t count = 0;
 
@@ -201,11 +219,9 @@ void draw_segments_of(const SemanticTask& task) {
                 const F32 score = broadcast(task.score[position]);
                 const int low = min_i32(level_of(position, below), level_of(position, i));
                 if (low && all(guaranteed > score * broadcast(kLowProbability[low]))) return;
-                const F32 a = nodes_of(position, i), b = nodes_of(position, below);
-                const F32 least = minimum(a, b), most = maximum(a, b);
-                guaranteed = maximum(probability_of(minimum(least, next_lane(least))) * score, guaranteed);
-                store(upper + static_cast<int64_t>(position) * kLanes,
-                      probability_of(maximum(most, next_lane(most))) * score * slack);
+                const Bounds bounds = bounds_of(nodes_of(position, i), nodes_of(position, below));
+                guaranteed = maximum(bounds.least * score, guaranteed);
+                store(upper + static_cast<int64_t>(position) * kLanes, bounds.most * score * slack);
                 list[survivors++] = position;
             };
             for (int32_t c = 0; c < count; ++c) examine(candidates[c].position);
@@ -221,8 +237,7 @@ void draw_segments_of(const SemanticTask& task) {
             }
 
             count = 0;
-            // Sums of what is interpolated follow from the corners, those of its sigmoids do not.
-            bool whole = !of_logits || !task.want_sum;
+            bool all_own = true;
             for (int32_t k = 0; k < survivors; ++k) {
                 const int32_t position = list[k];
                 const uint32_t can_win =
@@ -236,10 +251,9 @@ void draw_segments_of(const SemanticTask& task) {
                 candidates[at] = candidate;
             }
             if (task.only_own && count == 1) {
-                const F32 least =
-                    minimum(nodes_of(candidates[0].position, i), nodes_of(candidates[0].position, below));
-                const F32 lowest = probability_of(minimum(least, next_lane(least)));
-                whole = (bits(lowest >= surely_own) & valid) == valid;
+                const int32_t position = candidates[0].position;
+                const Bounds bounds = bounds_of(nodes_of(position, i), nodes_of(position, below));
+                all_own = (bits(bounds.least >= surely_own) & valid) == valid;
             }
             if (count == 0) {
                 constexpr L kNobody = static_cast<L>(-1);
@@ -247,7 +261,7 @@ void draw_segments_of(const SemanticTask& task) {
                     fill(static_cast<L*>(task.segments) + static_cast<int64_t>(y) * task.x.pixels + x1,
                          kNobody, x2 - x1);
                 }
-            } else if (count == 1 && whole) {
+            } else if (count == 1 && all_own && !(of_logits && task.want_sum)) {
                 Region& region = give<L>(task, candidates[0], x1, y1, x2, y2);
                 if (!task.want_sum) continue;
                 const F32 a = nodes_of(candidates[0].position, i),
@@ -296,11 +310,11 @@ void draw_segments_of(const SemanticTask& task) {
 
 template <class T>
 void draw_segments(const SemanticTask& task) {
-    if (task.of_logits) {
-        task.wide ? draw_segments_of<T, uint16_t, true>(task) : draw_segments_of<T, uint8_t, true>(task);
-    } else {
-        task.wide ? draw_segments_of<T, uint16_t, false>(task) : draw_segments_of<T, uint8_t, false>(task);
-    }
+    const auto draw =
+        task.of_logits
+            ? (task.wide ? draw_segments_of<T, uint16_t, true> : draw_segments_of<T, uint8_t, true>)
+            : (task.wide ? draw_segments_of<T, uint16_t, false> : draw_segments_of<T, uint8_t, false>);
+    draw(task);
 }
 
 }  // namespace

@@ -14,6 +14,8 @@ namespace {
 // Frame rows of a task that gives labels to others.
 constexpr int64_t kRowsPerTask = 64;
 constexpr int32_t kNobody = -1;
+// Between logits that are far apart, rounding moves one by more than the sigmoid's own error.
+constexpr double kLogitSlack = 1e-4;
 
 // The logit of a probability; infinite where there is none.
 float logit_of(double probability) {
@@ -27,14 +29,14 @@ struct Surely {
     float inside, outside;
 };
 
-Surely surely_own(float mask_threshold, float weight) {
+Surely surely_own(float mask_threshold, float weight, double slack) {
     constexpr float kInfinity = std::numeric_limits<float>::infinity();
     if (mask_threshold <= 0.0f) return {-kInfinity, -kInfinity};
     if (weight == 0.0f) return {std::numeric_limits<float>::quiet_NaN(), kInfinity};
     const double wanted = static_cast<double>(mask_threshold) / static_cast<double>(weight);
-    const double enough = wanted + kSigmoidSlack;
+    const double enough = wanted + slack;
     return {enough < 1.0 ? logit_of(enough) : std::numeric_limits<float>::quiet_NaN(),
-            logit_of(wanted - kSigmoidSlack)};
+            logit_of(wanted - slack)};
 }
 
 // Counts the pixels that are each query's own, and drops the queries with NaN in their masks.
@@ -43,18 +45,20 @@ std::vector<int64_t> count_own(const PostprocessArguments& arguments, const Mask
                                std::vector<ScoredQuery>& queries) {
     std::vector<cpu::Own> found(queries.size());
     const auto mask_threshold = static_cast<float>(arguments.mask_threshold);
+    const bool of_logits = arguments.rules.of_logits;
+    const double slack = of_logits ? kLogitSlack : kSigmoidSlack;
     parallel_for(static_cast<int64_t>(queries.size()), threads, [&](int64_t i) {
         const float weight = arguments.rules.weighted ? static_cast<float>(queries[i].score) : 1.0f;
-        const Surely surely = surely_own(mask_threshold, weight);
+        const Surely surely = surely_own(mask_threshold, weight, slack);
         found[i] = kernels.count_own[logits.dtype_index](
             {.logits = logits.plane(queries[i].index),
              .x = axes.x,
              .y = axes.y,
              .weight = weight,
+             .of_logits = of_logits,
              .mask_threshold = mask_threshold,
              .surely_inside = surely.inside,
              .surely_outside = surely.outside,
-             .of_logits = arguments.rules.of_logits,
              .node_bits = t_worker.words.get(static_cast<size_t>(cpu::own_words(logits.columns)))});
     });
     // By query, as the contest will put them in another order.

@@ -249,6 +249,7 @@ class Comparison:
             predict_all_pixels=config.predict_all_pixels,
             class_activation="sigmoid" if config.cls_sigmoid else "softmax",
             panoptic=self._rules.panoptic,
+            combine=self._rules.combine,
             multi_label=self._rules.multi_label,
             resampling=self._rules.resampling,
             num_threads=self._num_threads,

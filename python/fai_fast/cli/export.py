@@ -72,7 +72,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     import fai_fast
-    from fai_fast.registry import load_spec
 
     output = Path(args.output)
     kind = args.format or next((name for name, end in SUFFIXES.items() if output.suffix == end), "onnx")
@@ -90,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--pictures: with --precision int8, and only there")
     with usage():
         report = fai_fast.export(
-            load_spec(args.model) if args.spec is None else args.model,
+            args.model,
             output,
             im_size=args.im_size,
             frame=args.frame,

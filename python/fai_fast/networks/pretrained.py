@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 import os
 import re
 import sys
@@ -15,6 +16,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from fai_fast._extras import install
 from fai_fast._foreign import explained
@@ -26,10 +29,11 @@ from fai_fast.registry import ModelSpec, models
 
 __all__ = ["Pretrained", "find", "is_folder", "is_pretrained"]
 
-VERSION = 1
+VERSION = 2
 """Counts changes of what is made of these networks: a graph of another version is made again."""
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _LARGEST_CONFIG = 1 << 24
+_CLOSED = -1e9
 
 
 @dataclass(frozen=True)
@@ -165,7 +169,11 @@ def _network(module: Any, spec: ModelSpec, tokens: Any, shown: str) -> Network:
             with evaluated(module):
                 files[size, batch] = exported(module, logits, size, batch, shown)
         return foreign.graph_of(
-            onnx.ModelProto.FromString(files[size, batch]), foreign.with_our_names(spec), size, batch, shown
+            _with_finite_masks(onnx.ModelProto.FromString(files[size, batch])),
+            foreign.with_our_names(spec),
+            size,
+            batch,
+            shown,
         )
 
     def run(images: Any) -> tuple[Any, Any]:
@@ -185,6 +193,26 @@ def _network(module: Any, spec: ModelSpec, tokens: Any, shown: str) -> Network:
         ),
         fixed_size=(fixed[0], fixed[1]),
     )
+
+
+def _with_finite_masks(model: Any) -> Any:
+    """The graph with a large number in place of the infinity that closes a place to attention.
+
+    A softmax gives 0 for both; but what flows through the network stays finite, from which int8's ranges are taken.
+    """
+    from onnx import numpy_helper
+
+    tensors = [*model.graph.initializer]
+    tensors += [
+        attribute.t for node in model.graph.node for attribute in node.attribute if attribute.HasField("t")
+    ]
+    for tensor in tensors:
+        if math.prod(tensor.dims) != 1:
+            continue
+        value = numpy_helper.to_array(tensor)
+        if value.dtype == np.float32 and np.isneginf(value).all():
+            tensor.CopyFrom(numpy_helper.from_array(np.full_like(value, _CLOSED), tensor.name))
+    return model
 
 
 def _in_float32(module: Any) -> Any:
