@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <type_traits>
 
 #include "csrc/math/masks.h"
 #include "csrc/math/sampling.h"
@@ -42,6 +41,12 @@ __device__ __forceinline__ float node_of(const T* mask, int32_t rows, int32_t co
     const int32_t x = min_i32(column + node % kTileNodes, columns - 1);
     return node_value(to_float(mask[static_cast<int64_t>(y) * columns + x]), of_logits);
 }
+
+// A bool that the compiler knows.
+template <bool value>
+struct Known {
+    __host__ __device__ constexpr operator bool() const { return value; }
+};
 
 // What a contestant has won of a tile, and what it would have if that were its own.
 struct Tally {
@@ -296,7 +301,7 @@ __device__ __attribute__((noinline)) void go_down_slowly(const ImageParams& imag
 }
 
 // Decides a tile's pixels, and adds what was won to the queries. Where of_logits, it is logits that are
-// interpolated between nodes; a Flag is a bool, or std::false_type where it is known.
+// interpolated between nodes; a Flag is a bool, or a Known.
 template <bool only_own, class T, class L, class Flag>
 __device__ __forceinline__ void decide(const ImageParams& image, const T* masks, int32_t queries,
                                        int32_t rows, int32_t columns, Flag of_logits) {

@@ -49,11 +49,11 @@ void launch_semantic(cudaStream_t stream, const PostprocessLaunch& l) {
                static_cast<const T*>(l.mask_logits), spec.queries, spec.rows, spec.columns);
     };
     if (spec.rules.of_logits) {
-        start(narrow(spec) ? semantic_argmax<T, uint8_t, std::true_type>
-                           : semantic_argmax<T, uint16_t, std::true_type>);
+        start(narrow(spec) ? semantic_argmax<T, uint8_t, Known<true>>
+                           : semantic_argmax<T, uint16_t, Known<true>>);
     } else {
-        start(narrow(spec) ? semantic_argmax<T, uint8_t, std::false_type>
-                           : semantic_argmax<T, uint16_t, std::false_type>);
+        start(narrow(spec) ? semantic_argmax<T, uint8_t, Known<false>>
+                           : semantic_argmax<T, uint16_t, Known<false>>);
     }
 }
 
