@@ -28,14 +28,25 @@ __device__ __forceinline__ float about_sigmoid(float x) {
     return __fdividef(1.0f, 1.0f + __expf(-clamped));
 }
 
+// What is interpolated between the nodes of a mask: probabilities, or logits.
+__device__ __forceinline__ float node_value(float logit, bool of_logits) {
+    return of_logits ? math::bounded(logit) : math::sigmoid(logit);
+}
+
 // A tile's nodes of one query, clamped at the edge.
 template <class T>
 __device__ __forceinline__ float node_of(const T* mask, int32_t rows, int32_t columns, int32_t row,
-                                         int32_t column, int32_t node) {
+                                         int32_t column, int32_t node, bool of_logits = false) {
     const int32_t y = min_i32(row + node / kTileNodes, rows - 1);
     const int32_t x = min_i32(column + node % kTileNodes, columns - 1);
-    return math::sigmoid(to_float(mask[static_cast<int64_t>(y) * columns + x]));
+    return node_value(to_float(mask[static_cast<int64_t>(y) * columns + x]), of_logits);
 }
+
+// A bool that the compiler knows.
+template <bool value>
+struct Known {
+    __host__ __device__ constexpr operator bool() const { return value; }
+};
 
 // What a contestant has won of a tile, and what it would have if that were its own.
 struct Tally {
@@ -160,10 +171,11 @@ __device__ __forceinline__ void add(To& to, Area area, int32_t x1, int32_t x2, i
 
 // Decides a tile's pixels between its contestants: writes labels, and adds up what was won. Where only_own, a
 // pixel whose winner's probability is below mask_threshold is nobody's.
-template <bool at_hand, bool only_own, class T, class L>
+template <bool at_hand, bool only_own, class T, class L, class Flag>
 __device__ __forceinline__ void go_down(const ImageParams& image, const T* masks, int32_t rows,
                                         int32_t columns, const Tile& tile, int32_t count, const int32_t* list,
-                                        const float* scores, const float (*nodes)[kNodesOfTile], Tally* won) {
+                                        const float* scores, const float (*nodes)[kNodesOfTile], Tally* won,
+                                        Flag of_logits) {
     const int lane = threadIdx.x & 31;
     const bool want_sum = image.use_mask_score;
     const auto flush = [&](int32_t winner, uint32_t area, int32_t x1, int32_t x2, int32_t y1, int32_t y2,
@@ -218,8 +230,9 @@ __device__ __forceinline__ void go_down(const ImageParams& image, const T* masks
                 } else {
                     const auto node = [&](int32_t down, int32_t right) {
                         const T* const mask = masks + list[c] * (static_cast<int64_t>(rows) * columns);
-                        return math::sigmoid(to_float(
-                            mask[min_i32(i + down, rows - 1) * columns + min_i32(j + right, columns - 1)]));
+                        const int32_t at =
+                            min_i32(i + down, rows - 1) * columns + min_i32(j + right, columns - 1);
+                        return node_value(to_float(mask[at]), of_logits);
                     };
                     above_left = node(0, 0);
                     above_right = node(0, 1);
@@ -229,7 +242,8 @@ __device__ __forceinline__ void go_down(const ImageParams& image, const T* masks
                 }
                 const float left = math::lerp(above_left, below_left, down);
                 const float right = math::lerp(above_right, below_right, down);
-                const float m = math::lerp(left, right, right_share);
+                float m = math::lerp(left, right, right_share);
+                if (of_logits) m = math::sigmoid(m);
                 const float worth = m * score;
                 if (math::wins(worth, best)) {
                     best = worth;
@@ -277,18 +291,20 @@ __device__ __forceinline__ void go_down(const ImageParams& image, const T* masks
 
 // Where contestants are too many to have their nodes at hand. A function of its own, so that the registers
 // that it needs are not held by those tiles that do not.
-template <bool only_own, class T, class L>
+template <bool only_own, class T, class L, class Flag>
 __device__ __attribute__((noinline)) void go_down_slowly(const ImageParams& image, const T* masks,
                                                          int32_t rows, int32_t columns, int32_t count,
-                                                         const int32_t* list) {
+                                                         const int32_t* list, Flag of_logits) {
     const Tile tile = tile_of(image, rows, columns, static_cast<int32_t>(blockIdx.x));
-    go_down<false, only_own, T, L>(image, masks, rows, columns, tile, count, list, nullptr, nullptr, nullptr);
+    go_down<false, only_own, T, L>(image, masks, rows, columns, tile, count, list, nullptr, nullptr, nullptr,
+                                   of_logits);
 }
 
-// Decides a tile's pixels, and adds what was won to the queries.
-template <bool only_own, class T, class L>
+// Decides a tile's pixels, and adds what was won to the queries. Where of_logits, it is logits that are
+// interpolated between nodes; a Flag is a bool, or a Known.
+template <bool only_own, class T, class L, class Flag>
 __device__ __forceinline__ void decide(const ImageParams& image, const T* masks, int32_t queries,
-                                       int32_t rows, int32_t columns) {
+                                       int32_t rows, int32_t columns, Flag of_logits) {
     __shared__ float top[kMaxSemanticQueries];  // then the contestants' scores
     __shared__ int32_t list[kMaxSemanticQueries];
     __shared__ float nodes[kAtHand][kNodesOfTile];
@@ -306,14 +322,15 @@ __device__ __forceinline__ void decide(const ImageParams& image, const T* masks,
         }
         for (int32_t n = threadIdx.x; n < count * kNodesOfTile; n += kThreads) {
             const int32_t c = n / kNodesOfTile;
-            nodes[c][n % kNodesOfTile] =
-                node_of(masks + list[c] * plane, rows, columns, tile.row, tile.column, n % kNodesOfTile);
+            nodes[c][n % kNodesOfTile] = node_of(masks + list[c] * plane, rows, columns, tile.row,
+                                                 tile.column, n % kNodesOfTile, of_logits);
         }
     }
     __syncthreads();
 
     if (at_hand) {
-        go_down<true, only_own, T, L>(image, masks, rows, columns, tile, count, list, top, nodes, won);
+        go_down<true, only_own, T, L>(image, masks, rows, columns, tile, count, list, top, nodes, won,
+                                      of_logits);
         __syncthreads();
         for (int32_t c = threadIdx.x; c < count; c += kThreads) {
             if constexpr (only_own) {
@@ -326,7 +343,7 @@ __device__ __forceinline__ void decide(const ImageParams& image, const T* masks,
                 won[c].y1, won[c].y2, won[c].sum, want_sum);
         }
     } else {
-        go_down_slowly<only_own, T, L>(image, masks, rows, columns, count, list);
+        go_down_slowly<only_own, T, L>(image, masks, rows, columns, count, list, of_logits);
     }
 }
 

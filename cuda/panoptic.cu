@@ -36,10 +36,10 @@ __device__ __forceinline__ Corners logits_of(const T* mask, int32_t rows, int32_
 
 // How many of a cell's pixels are the query's own, this lane's share of them. By a whole warp.
 __device__ __forceinline__ int32_t count_cell(const ImageParams& image, const Corners& logits, int32_t i,
-                                              int32_t j, float weight) {
+                                              int32_t j, float weight, bool of_logits) {
     const int lane = threadIdx.x & 31;
-    const Corners m = {math::sigmoid(logits.above_left), math::sigmoid(logits.above_right),
-                       math::sigmoid(logits.below_left), math::sigmoid(logits.below_right)};
+    const Corners at = {node_value(logits.above_left, of_logits), node_value(logits.above_right, of_logits),
+                        node_value(logits.below_left, of_logits), node_value(logits.below_right, of_logits)};
     const int32_t x1 = image.x.first[j], y1 = image.y.first[i];
     const auto width = static_cast<uint32_t>(image.x.first[j + 1] - x1);
     const auto height = static_cast<uint32_t>(image.y.first[i + 1] - y1);
@@ -48,10 +48,11 @@ __device__ __forceinline__ int32_t count_cell(const ImageParams& image, const Co
         const uint32_t line = p / width;
         const int32_t y = y1 + static_cast<int32_t>(line), x = x1 + static_cast<int32_t>(p - line * width);
         const float down = image.y.fraction[y];
-        const float left = math::lerp(m.above_left, m.below_left, down);
-        const float right = math::lerp(m.above_right, m.below_right, down);
-        const float value = math::lerp(left, right, image.x.fraction[x]);
-        count += math::inside(math::own_worth(value, weight), image.mask_threshold);
+        const float left = math::lerp(at.above_left, at.below_left, down);
+        const float right = math::lerp(at.above_right, at.below_right, down);
+        float m = math::lerp(left, right, image.x.fraction[x]);
+        if (of_logits) m = math::sigmoid(m);
+        count += math::inside(math::own_worth(m, weight), image.mask_threshold);
     }
     return count;
 }
@@ -61,7 +62,7 @@ __device__ __forceinline__ int32_t count_cell(const ImageParams& image, const Co
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     count_own(const ImageParams* __restrict__ params, const T* __restrict__ mask_logits, int32_t queries,
-              int32_t rows, int32_t columns, bool weighted) {
+              int32_t rows, int32_t columns, bool weighted, bool of_logits) {
     const ImageParams& image = params[blockIdx.y];
     if (!image.active) return;
     const int lane = threadIdx.x & 31;
@@ -99,7 +100,7 @@ __global__ void __launch_bounds__(kThreads)
             for (unsigned open = __ballot_sync(kAllLanes, mixed); open; open &= open - 1) {
                 const int source = __ffs(static_cast<int>(open)) - 1;
                 const int32_t y = __shfl_sync(kAllLanes, i, source), x = __shfl_sync(kAllLanes, j, source);
-                own += count_cell(image, logits_of(mask, rows, columns, y, x), y, x, weight);
+                own += count_cell(image, logits_of(mask, rows, columns, y, x), y, x, weight, of_logits);
             }
         }
         own = warp_reduce_sum(own);
@@ -147,11 +148,11 @@ template <class T, class L, bool only_own>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 4 : 3)
     panoptic_argmax(const ImageParams* __restrict__ params, const T* __restrict__ mask_logits,
                     int32_t queries, int32_t rows, int32_t columns, const uint8_t* __restrict__ stuff,
-                    double overlap_threshold) {
+                    double overlap_threshold, bool of_logits) {
     const ImageParams& image = params[blockIdx.y];
     if (!image.active) return;
     decide<only_own, T, L>(image, mask_logits + static_cast<int64_t>(blockIdx.y) * queries * rows * columns,
-                           queries, rows, columns);
+                           queries, rows, columns, of_logits);
     if (!last_to_arrive(image.counters + kDone, static_cast<int32_t>(gridDim.x))) return;
     settle(image, queries, stuff, overlap_threshold);
     finish(image, queries, true, 1);
@@ -207,7 +208,7 @@ void launch_contest(cudaStream_t stream, const PostprocessLaunch& l) {
     auto* const kernel = spec.rules.weighted ? panoptic_argmax<T, L, false> : panoptic_argmax<T, L, true>;
     launch(stream, dim3(tiles, spec.batch), dim3(kThreads), kernel, l.params,
            static_cast<const T*>(l.mask_logits), spec.queries, spec.rows, spec.columns, l.stuff,
-           spec.rules.overlap_threshold);
+           spec.rules.overlap_threshold, spec.rules.of_logits);
     launch(stream, dim3(2 * l.multiprocessors, spec.batch), dim3(kThreads), send_segments<L>, l.params,
            spec.queries);
 }
@@ -219,7 +220,7 @@ void launch_panoptic(cudaStream_t stream, const PostprocessLaunch& l) {
     const GraphSpec& spec = *l.spec;
     launch(stream, dim3(resident_blocks(count_own<T>, l.multiprocessors), spec.batch), dim3(kThreads),
            count_own<T>, l.params, static_cast<const T*>(l.mask_logits), spec.queries, spec.rows,
-           spec.columns, spec.rules.weighted);
+           spec.columns, spec.rules.weighted, spec.rules.of_logits);
     if (narrow(spec)) {
         launch_contest<T, uint8_t>(stream, l);
     } else {

@@ -19,14 +19,14 @@ namespace {
 // A block per tile; four of them on a multiprocessor leave 64 registers to a thread, which float32 does not
 // do with. The last block of a row of tiles sends its labels to the host while other rows are being decided;
 // the last of all knows which queries are kept.
-template <class T, class L>
+template <class T, class L, class Flag>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 4 : 3)
     semantic_argmax(const ImageParams* __restrict__ params, const T* __restrict__ mask_logits,
                     int32_t queries, int32_t rows, int32_t columns) {
     const ImageParams& image = params[blockIdx.y];
     if (!image.active) return;
     decide<false, T, L>(image, mask_logits + static_cast<int64_t>(blockIdx.y) * queries * rows * columns,
-                        queries, rows, columns);
+                        queries, rows, columns, Flag{});
     const int32_t tiles_across = (columns + kTileCells - 1) / kTileCells;
     const int32_t tiles_down = (rows + kTileCells - 1) / kTileCells;
     const int32_t tile_row = static_cast<int32_t>(blockIdx.x) / tiles_across;
@@ -42,16 +42,18 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 4 : 3)
 template <class T>
 void launch_semantic(cudaStream_t stream, const PostprocessLaunch& l) {
     const GraphSpec& spec = *l.spec;
-    const T* const masks = static_cast<const T*>(l.mask_logits);
     const int tiles =
         ((spec.rows + kTileCells - 1) / kTileCells) * ((spec.columns + kTileCells - 1) / kTileCells);
-    const dim3 grid(tiles, spec.batch);
-    if (narrow(spec)) {
-        launch(stream, grid, dim3(kThreads), semantic_argmax<T, uint8_t>, l.params, masks, spec.queries,
-               spec.rows, spec.columns);
+    const auto start = [&](auto* kernel) {
+        launch(stream, dim3(tiles, spec.batch), dim3(kThreads), kernel, l.params,
+               static_cast<const T*>(l.mask_logits), spec.queries, spec.rows, spec.columns);
+    };
+    if (spec.rules.of_logits) {
+        start(narrow(spec) ? semantic_argmax<T, uint8_t, Known<true>>
+                           : semantic_argmax<T, uint16_t, Known<true>>);
     } else {
-        launch(stream, grid, dim3(kThreads), semantic_argmax<T, uint16_t>, l.params, masks, spec.queries,
-               spec.rows, spec.columns);
+        start(narrow(spec) ? semantic_argmax<T, uint8_t, Known<false>>
+                           : semantic_argmax<T, uint16_t, Known<false>>);
     }
 }
 

@@ -50,11 +50,13 @@ def panoptic(
     weighted=True,
     class_activation="softmax",
     letterbox=None,
+    **resampling,
 ):
-    """Every query's truth. `letterbox` = (input, content, offset), each (vertical, horizontal)."""
+    """Every query's truth. `letterbox` = (input, content, offset), each (vertical, horizontal); `resampling` as
+    reference.postprocess has it."""
     class_logits = np.asarray(class_logits, np.float64).reshape(np.shape(class_logits)[-2:])
     every = reference.postprocess(
-        mask_logits, class_logits, size, class_activation=class_activation, letterbox=letterbox
+        mask_logits, class_logits, size, class_activation=class_activation, letterbox=letterbox, **resampling
     )
     score = np.where(every.dropped, 0.0, every.class_score)
     classes = class_logits[:, :-1] if class_activation == "softmax" else class_logits

@@ -6,6 +6,7 @@ import fai_fast
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+import reference_panoptic
 from fai_fast import Panoptic, _core
 from fai_fast._rules import Rules
 from helpers import gpu, scenes
@@ -128,6 +129,35 @@ def test_more_contestants_than_are_kept_at_hand(weighted, queries):
     fused = compare(masks, classes, (50, 43), stuff=[0], **options)
     assert len(fused) == 1
     assert fused.area[0] == found.area.sum()
+
+
+@WEIGHTED
+@pytest.mark.parametrize("logits_size", [None, (23, 31)])
+def test_logits_are_what_is_interpolated(weighted, logits_size):
+    """As EoMT's segments are; on the CPU it is what the reference says."""
+    for seed in range(4):
+        mask_logits, class_logits = scenes.blobs(seed, queries=14, grid=(16, 18), objects=8, classes=4)
+        rules = Panoptic(stuff=(0, 2), overlap_threshold=0.2, weighted=weighted)
+        resampling = fai_fast.Resampling(logits_size, of="logits")
+        common = {"threshold": 0.3, "panoptic": rules, "resampling": resampling}
+        cpu = fai_fast.postprocess(mask_logits, class_logits, (60, 71), **common)
+        truth = reference_panoptic.panoptic(
+            mask_logits,
+            class_logits,
+            (60, 71),
+            threshold=0.3,
+            stuff=rules.stuff,
+            overlap_threshold=0.2,
+            weighted=weighted,
+            logits_size=logits_size,
+            of_logits=True,
+        )
+        assert not truth.unclear
+        reference_panoptic.assert_matches(truth, cpu)
+        plain = Rules(panoptic=rules, resampling=resampling).plain()
+        graph = gpu.with_logits(mask_logits, class_logits, semantic=True, rules=plain)
+        ours = gpu.detect(graph, np.zeros((60, 71, 3), np.uint8), threshold=0.3)
+        gpu.same(ours, gpu.Expected(cpu, None if gpu.EMULATOR else truth))
 
 
 def test_nobody():

@@ -40,12 +40,6 @@ void check_spec(const cuda::GraphSpec& spec) {
     }
     check_count("mask_logits' values", int64_t{spec.queries} * spec.rows * spec.columns, kMaxValues);
     check_logits_size(spec.rules, spec.queries);
-    if (spec.rules.of_logits && spec.predict_all_pixels) {
-        throw ValueError(
-            "resampling.of: got 'logits' for a semantic or panoptic result on a GPU, expected "
-            "'probabilities', or "
-            "device='cpu'");
-    }
     check_count("class_logits' values", int64_t{spec.queries} * spec.class_columns, kMaxValues);
 }
 
