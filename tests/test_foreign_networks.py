@@ -459,6 +459,29 @@ def test_float16_for_gpus(tmp_path):
         assert len(ready.infer(picture(), threshold=0.3))
 
 
+def test_a_value_that_two_nodes_take_in_float32(tmp_path):
+    """As the features of a ViT, which one normalization takes for the masks and one for the classes."""
+    pytest.importorskip("onnxruntime")
+    model = others.graph()
+    node, constant = onnx.helper.make_node, onnx.numpy_helper.from_array
+    model.graph.initializer.append(constant(np.ones(16, np.float32), "ones"))
+    masks = model.graph.output[0].name
+    place = next(i for i, item in enumerate(model.graph.node) if masks in item.output)
+    model.graph.node[place].output[0] = "raw"
+    model.graph.node.extend(
+        [
+            node("LayerNormalization", ["raw", "ones"], ["one"]),
+            node("LayerNormalization", ["raw", "ones"], ["other"]),
+            node("Add", ["one", "other"], [masks]),
+        ]
+    )
+    report, ours = deployed(tmp_path, model, "fp16")
+    assert report.verified
+    assert [item.op_type for item in ours.graph.node].count("LayerNormalization") == 2
+    names = [name for item in ours.graph.node for name in item.output]
+    assert len(names) == len(set(names))
+
+
 def test_a_network_beyond_float16_is_refused(tmp_path):
     pytest.importorskip("onnxruntime")
     model = others.graph()

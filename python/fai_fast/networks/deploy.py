@@ -112,6 +112,7 @@ def in_float16(model: Any, shown: str) -> Any:
             warnings.simplefilter("ignore")
             blocked = [*float16.DEFAULT_OP_BLOCK_LIST, *_IN_FLOAT32]
             converted = float16.convert_float_to_float16(model, op_block_list=blocked)
+        _drop_doubles(converted.graph)
         result = _in_order(converted)
         del result.graph.value_info[:]
         onnx.checker.check_model(result)
@@ -241,6 +242,18 @@ def _name_nodes(graph: Any) -> None:
             node.ClearField("doc_string")
             node.ClearField("metadata_props")
             node.domain = ""
+
+
+def _drop_doubles(graph: Any) -> None:
+    """Takes out all but the first of equal casts: the converter makes one of a value for each node that takes it in
+    float32, all with one name."""
+    made: dict[str, bytes] = {}
+    for node in list(graph.node):
+        if node.op_type != "Cast" or not node.name.endswith("_cast_to_fp32_node"):
+            continue
+        said = node.SerializeToString(deterministic=True)
+        if made.setdefault(node.output[0], said) is not said and made[node.output[0]] == said:
+            graph.node.remove(node)
 
 
 def _in_order(model: Any) -> Any:
