@@ -71,6 +71,7 @@ def test_a_configuration_alone_is_a_record(kind, size, stride):
         ({"do_normalize": False}, (0, 0, 0), (255, 255, 255)),
         ({"rescale_factor": 0.5, "image_mean": 0.25, "image_std": [0.5] * 3}, (0.5,) * 3, (1, 1, 1)),
         ({"do_rescale": False, "do_normalize": False}, (0, 0, 0), (1, 1, 1)),
+        ({"image_mean": 0.0, "image_std": 1.0}, (0, 0, 0), (255, 255, 255)),
     ],
 )
 def test_pixels_are_normalized_as_by_the_processor(processor, mean, std):
@@ -92,6 +93,8 @@ def test_pixels_are_normalized_as_by_the_processor(processor, mean, std):
         ({"height": 400, "width": 630}, (416, 640)),
         ({"shortest_edge": 512, "longest_edge": 2048}, (512, 512)),
         (480, (480, 480)),
+        ([384, 640], (384, 640)),
+        (None, (640, 640)),
     ],
 )
 def test_the_size_is_that_of_the_processor(size, expected, caplog):
@@ -146,6 +149,29 @@ def test_class_names_are_made_unique():
 def test_what_is_missing_is_named(kind, changes, task, error, message):
     with pytest.raises(error, match=message):
         spec_of(kind, task, **changes)
+
+
+def test_a_field_that_is_null_says_nothing():
+    names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "size", "metadata")
+    assert spec_of("mask2former", processor=dict.fromkeys(names)) == spec_of("mask2former")
+
+
+@pytest.mark.parametrize(
+    ("processor", "error", "message"),
+    [
+        ({"image_mean": "abc"}, TypeError, "processor.image_mean: got 'abc'"),
+        ({"image_std": [1, "x", 1]}, TypeError, "processor.image_std: got 'x'"),
+        ({"rescale_factor": "x"}, TypeError, "processor.rescale_factor: got 'x'"),
+        ({"rescale_factor": 0}, ValueError, "processor.rescale_factor: got 0"),
+        ({"size": "640"}, TypeError, "processor.size: got '640'"),
+        ({"size": [1, 2, 3]}, TypeError, r"processor.size: got \[1, 2, 3\]"),
+        ({"size": {"height": -5, "width": 3}}, ValueError, "processor.size.height: got -5"),
+        ({"metadata": {"thing_ids": ["a"]}}, TypeError, "processor.metadata.thing_ids: got 'a'"),
+    ],
+)
+def test_a_wrong_field_of_a_processor_is_named(processor, error, message):
+    with pytest.raises(error, match=message):
+        spec_of("mask2former", "panoptic", processor)
 
 
 def test_a_wrong_processor_is_refused():

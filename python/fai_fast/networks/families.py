@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fai_fast._arguments import check_choice
+from fai_fast._arguments import check_choice, check_int, check_items, check_number
 from fai_fast._coco import CATEGORIES, STUFF
 from fai_fast._rules import Panoptic, Resampling
 from fai_fast._sizes import LARGEST_SIDE, STRIDE, square_or_sides
@@ -111,18 +111,20 @@ def describe(config: Any, processor: Any, name: str, task: str | None) -> ModelS
 
 
 def processor_fields(processor: Any) -> dict[str, Any]:
-    """What an image processor does, as the JSON file of it has it; {} for None."""
+    """What an image processor does, as the JSON file of it has it; {} for None.
+
+    A field that is null there says nothing, as in its library.
+    """
     if processor is None:
         return {}
     inner = getattr(processor, "image_processor", processor)
     if isinstance(inner, Mapping):
-        return dict(inner)
+        return {key: value for key, value in inner.items() if value is not None}
     if not callable(getattr(inner, "to_dict", None)):
         raise TypeError(
             f"processor: got {type(processor).__name__}, expected an image processor of transformers"
         )
-    fields = inner.to_dict()
-    return dict(fields)
+    return {key: value for key, value in inner.to_dict().items() if value is not None}
 
 
 def _rules(family: str, task: str, size: tuple[int, int], fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -220,7 +222,8 @@ def _stuff(processor: Any, fields: Mapping[str, Any], classes: Sequence[str], na
     if metadata is None:
         metadata = getattr(getattr(processor, "image_processor", processor), "metadata", None)
     if isinstance(metadata, Mapping) and metadata.get("thing_ids"):
-        countable = {int(index) for index in metadata["thing_ids"]}
+        said = check_items("processor.metadata.thing_ids", metadata["thing_ids"], "ids of classes")
+        countable = {check_int("processor.metadata.thing_ids", index) for index in said}
         return tuple(index for index in range(len(classes)) if index not in countable)
     for things, stuff in (
         (tuple(CATEGORIES), tuple(STUFF)),
@@ -243,16 +246,21 @@ def _normalization(
     fields: Mapping[str, Any],
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     """Mean and standard deviation on 0..255, of pixels that the processor may have scaled first."""
-    scale = float(fields.get("rescale_factor") or 1 / 255) if fields.get("do_rescale", True) else 1.0
-    mean, std = fields.get("image_mean") or _MEAN, fields.get("image_std") or _STD
+    scale = 1.0
+    if fields.get("do_rescale", True):
+        scale = check_number("processor.rescale_factor", fields.get("rescale_factor", 1 / 255))
+    if scale <= 0:
+        raise ValueError(f"processor.rescale_factor: got {scale}, expected a positive number")
+    mean, std = fields.get("image_mean", _MEAN), fields.get("image_std", _STD)
     if not fields.get("do_normalize", True):
         mean, std = 0.0, 1.0
     channels = []
-    for value in (mean, std):
-        items = [value] * 3 if isinstance(value, (int, float)) else list(value)
+    for field, value in (("image_mean", mean), ("image_std", std)):
+        name = f"processor.{field}"
+        items = [value] * 3 if isinstance(value, (int, float)) else check_items(name, value, "(R, G, B)")
         # By the inverse, so that 1/255 gives what is written as 123.675.
         factor = 1 / scale
-        channels.append(tuple(round(float(item) * factor, 6) for item in items))
+        channels.append(tuple(round(check_number(name, item) * factor, 6) for item in items))
     return channels[0], channels[1]  # type: ignore[return-value]  # three each, or NetworkConfig refuses them
 
 
@@ -265,12 +273,11 @@ def _size(family: Family, config: Any, fields: Mapping[str, Any], name: str) -> 
     stride = STRIDE
     if config.model_type == "rf_detr":
         stride = max(_pair(backbone.patch_size)) * max(1, int(getattr(backbone, "num_windows", 1)))
-    size = fields.get("size")
-    size = {"height": size, "width": size} if isinstance(size, int) else dict(size or {})
-    if size.get("height") and size.get("width"):
-        asked = (int(size["height"]), int(size["width"]))
-    elif size.get("shortest_edge"):
-        side = int(size["shortest_edge"])
+    size = _sides_in(fields.get("size", {}))
+    if "height" in size and "width" in size:
+        asked = (size["height"], size["width"])
+    elif "shortest_edge" in size:
+        side = size["shortest_edge"]
         asked = (side, side)
         if size.get("longest_edge") != side:
             _log.info(
@@ -285,6 +292,25 @@ def _size(family: Family, config: Any, fields: Mapping[str, Any], name: str) -> 
         asked = _pair(backbone.image_size)
     rounded = tuple(min(LARGEST_SIDE // stride, max(1, -(-side // stride))) * stride for side in asked)
     return (rounded[0], rounded[1]), stride
+
+
+def _sides_in(size: Any) -> dict[str, int]:
+    """A processor's size by names: a number is both sides, and two are height and width."""
+    if isinstance(size, int):
+        size = {"height": size, "width": size}
+    elif isinstance(size, (list, tuple)) and len(size) == 2:
+        size = {"height": size[0], "width": size[1]}
+    try:
+        named = dict(size)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"processor.size: got {size!r:.80}, expected a number, a pair, or sides by name"
+        ) from None
+    sides = {key: check_int(f"processor.size.{key}", side) for key, side in named.items() if side is not None}
+    for key, side in sides.items():
+        if side < 1:
+            raise ValueError(f"processor.size.{key}: got {side}, expected a positive number of pixels")
+    return sides
 
 
 def _pair(value: Any) -> tuple[int, int]:
