@@ -17,8 +17,11 @@ namespace {
 
 constexpr int32_t kNodeRows = 8;
 
+// Kernels are `plain` where no rule asks for resized logits, for logits at the nodes or for the nearest node:
+// what those need would cost every other network registers.
+
 // Probabilities of the candidates' nodes, and the rectangle of those inside.
-template <class T>
+template <class T, bool plain>
 __global__ void __launch_bounds__(kThreads)
     find_nodes(const ImageParams* __restrict__ params, const T* __restrict__ mask_logits, int32_t queries,
                int32_t rows, int32_t columns) {
@@ -27,7 +30,8 @@ __global__ void __launch_bounds__(kThreads)
     const int32_t chunks = (rows + kNodeRows - 1) / kNodeRows;
     const int64_t items = static_cast<int64_t>(image.counters[kCandidates]) * chunks;
     const int64_t plane = static_cast<int64_t>(rows) * columns;
-    const bool of_logits = image.of_logits, sum_nodes = image.nearest && image.use_mask_score;
+    const bool of_logits = !plain && image.of_logits;
+    const bool sum_nodes = !plain && image.nearest && image.use_mask_score;
     const float threshold = of_logits ? image.mask_logit : image.mask_threshold;
     for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
         const auto slot = static_cast<int32_t>(item / chunks);
@@ -37,7 +41,7 @@ __global__ void __launch_bounds__(kThreads)
         const int64_t start = static_cast<int64_t>(begin) * columns;
         float* const out = image.probabilities + slot * plane + start;
         const T* const in =
-            mask_logits
+            plain || mask_logits
                 ? mask_logits +
                       (static_cast<int64_t>(blockIdx.y) * queries + image.candidates[slot]) * plane + start
                 : reinterpret_cast<const T*>(out);
@@ -50,8 +54,7 @@ __global__ void __launch_bounds__(kThreads)
             nan |= is_nan(logit);
             const float m = of_logits ? math::bounded(logit) : math::sigmoid(logit);
             out[i] = m;
-            const int32_t y = begin + i / columns, x = i % columns;
-            if (sum_nodes && y < image.nodes.height && x < image.nodes.width) {
+            if (sum_nodes && begin + i / columns < image.nodes.height && i % columns < image.nodes.width) {
                 const float probability = math::sigmoid(logit);
                 if (math::inside(probability, image.mask_threshold)) {
                     part += probability;
@@ -59,6 +62,7 @@ __global__ void __launch_bounds__(kThreads)
                 }
             }
             if (math::inside(m, threshold)) {
+                const int32_t y = begin + i / columns, x = i % columns;
                 x1 = min_i32(x1, x);
                 x2 = max_i32(x2, x + 1);
                 y1 = min_i32(y1, y);
@@ -148,11 +152,13 @@ __device__ __forceinline__ Reach reach_of(const ImageParams& image, const QueryS
 
 // Draws kDrawnRows lines of a candidate into its canvas, and gathers area, box and sum. One warp: of most
 // masks there are too few words in a line to occupy more.
+template <bool plain>
 __device__ __forceinline__ void draw(const ImageParams& image, int32_t slot, int32_t top, int32_t rows,
                                      int32_t columns) {
     const int lane = threadIdx.x & 31;
     const int64_t stride = canvas_words(image.size);
-    const bool of_logits = image.of_logits, want_sum = image.use_mask_score && !image.nearest;
+    const bool of_logits = !plain && image.of_logits;
+    const bool want_sum = image.use_mask_score && (plain || !image.nearest);
     const float threshold = of_logits ? image.mask_logit : image.mask_threshold;
     QueryState& query = image.queries[image.candidates[slot]];
     const Reach reach = reach_of(image, query);
@@ -201,6 +207,7 @@ __device__ __forceinline__ void draw(const ImageParams& image, int32_t slot, int
 }
 
 // Draws the candidates; the last block then knows which of them are kept.
+template <bool plain>
 __global__ void __launch_bounds__(kThreads, 3)
     draw_instances(const ImageParams* __restrict__ params, int32_t queries, int32_t rows, int32_t columns) {
     const ImageParams& image = params[blockIdx.y];
@@ -209,8 +216,8 @@ __global__ void __launch_bounds__(kThreads, 3)
     const uint32_t items = static_cast<uint32_t>(image.counters[kCandidates]) * tiles;
     for (uint32_t item = blockIdx.x * kWarps + threadIdx.x / 32; item < items; item += gridDim.x * kWarps) {
         const uint32_t slot = item / tiles;
-        draw(image, static_cast<int32_t>(slot), static_cast<int32_t>(item - slot * tiles) * kDrawnRows, rows,
-             columns);
+        draw<plain>(image, static_cast<int32_t>(slot), static_cast<int32_t>(item - slot * tiles) * kDrawnRows,
+                    rows, columns);
     }
     if (last_to_arrive(image.counters + kDone, static_cast<int32_t>(gridDim.x))) {
         finish(image, queries, false);
@@ -223,11 +230,14 @@ template <class T>
 void launch_instances(cudaStream_t stream, const PostprocessLaunch& l) {
     const GraphSpec& spec = *l.spec;
     const T* const masks = static_cast<const T*>(l.mask_logits);
+    const bool plain = masks && !spec.rules.of_logits && !spec.rules.nearest;
+    auto* const finds = plain ? find_nodes<T, true> : find_nodes<T, false>;
     // As many blocks as the device holds at once: how much there is to do is known on the device alone.
-    launch(stream, dim3(resident_blocks(find_nodes<T>, l.multiprocessors), spec.batch), dim3(kThreads),
-           find_nodes<T>, l.params, masks, spec.queries, spec.rows, spec.columns);
-    launch(stream, dim3(resident_blocks(draw_instances, l.multiprocessors), spec.batch), dim3(kThreads),
-           draw_instances, l.params, spec.queries, spec.rows, spec.columns);
+    launch(stream, dim3(resident_blocks(finds, l.multiprocessors), spec.batch), dim3(kThreads), finds,
+           l.params, masks, spec.queries, spec.rows, spec.columns);
+    auto* const draws = plain ? draw_instances<true> : draw_instances<false>;
+    launch(stream, dim3(resident_blocks(draws, l.multiprocessors), spec.batch), dim3(kThreads), draws,
+           l.params, spec.queries, spec.rows, spec.columns);
 }
 
 template void launch_instances<float>(cudaStream_t, const PostprocessLaunch&);

@@ -94,12 +94,12 @@ __device__ __forceinline__ bool scan_for_nan(const T* mask, int64_t plane) {
     return nan;
 }
 
-// A block per query.
-template <class T, class C>
+// A block per query. What is a candidate differs with `panoptic`, which takes no registers from the others.
+template <class T, class C, bool panoptic>
 __global__ void __launch_bounds__(kThreads)
     score_queries(const ImageParams* __restrict__ params, const T* __restrict__ mask_logits,
                   const C* __restrict__ class_logits, int32_t queries, int64_t plane, int32_t class_columns,
-                  bool softmax, bool semantic, bool scan, bool panoptic) {
+                  bool softmax, bool semantic, bool scan) {
     const ImageParams& image = params[blockIdx.y];
     if (!image.active) return;
     const int32_t q = blockIdx.x;
@@ -112,11 +112,13 @@ __global__ void __launch_bounds__(kThreads)
     score(class_logits + index * class_columns, class_columns, softmax, query);
     if (threadIdx.x != 0) return;
     if (nan) query.rejected = 1;
-    bool candidate =
-        !semantic && image.mask_threshold_reachable && math::perhaps_above(query.score, image.threshold);
-    if (panoptic) {
+    bool candidate;
+    if constexpr (panoptic) {
         candidate = math::competes(query.best >= query.largest, query.score, image.threshold);
         if (!candidate) query.rejected = 1;
+    } else {
+        candidate =
+            !semantic && image.mask_threshold_reachable && math::perhaps_above(query.score, image.threshold);
     }
     if (candidate && !query.rejected) {
         image.candidates[atomicAdd(image.counters + kCandidates, 1)] = q;
@@ -126,11 +128,11 @@ __global__ void __launch_bounds__(kThreads)
 template <class T, class C>
 void launch_scores(cudaStream_t stream, const PostprocessLaunch& l) {
     const GraphSpec& spec = *l.network;
-    launch(stream, dim3(spec.queries, spec.batch), dim3(kThreads), score_queries<T, C>, l.params,
+    auto* const kernel = spec.rules.panoptic ? score_queries<T, C, true> : score_queries<T, C, false>;
+    launch(stream, dim3(spec.queries, spec.batch), dim3(kThreads), kernel, l.params,
            static_cast<const T*>(l.network_logits), static_cast<const C*>(l.class_logits), spec.queries,
            static_cast<int64_t>(spec.rows) * spec.columns, spec.class_columns, spec.softmax,
-           spec.predict_all_pixels, spec.predict_all_pixels || spec.rules.resizes_logits(),
-           spec.rules.panoptic);
+           spec.predict_all_pixels, spec.predict_all_pixels || spec.rules.resizes_logits());
 }
 
 template <class T>

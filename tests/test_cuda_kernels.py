@@ -33,10 +33,13 @@ def report(source: Path, tmp_path: Path) -> list[re.Match[str]]:
 
 KERNELS = {
     "instances": {"find_nodes", "draw_instances"},
+    "panoptic": {"count_own", "panoptic_argmax", "send_segments"},
     "postprocess": {"score_queries"},
     "preprocess": {"preprocess"},
+    "resample": {"resample"},
     "rows": {"pack", "expand"},
     "semantic": {"semantic_argmax"},
+    "semantic_sum": {"class_probabilities", "sum_argmax"},
 }
 
 
