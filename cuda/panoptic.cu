@@ -35,8 +35,9 @@ __device__ __forceinline__ Corners logits_of(const T* mask, int32_t rows, int32_
 }
 
 // How many of a cell's pixels are the query's own, this lane's share of them. By a whole warp.
+template <bool of_logits>
 __device__ __forceinline__ int32_t count_cell(const ImageParams& image, const Corners& logits, int32_t i,
-                                              int32_t j, float weight, bool of_logits) {
+                                              int32_t j, float weight) {
     const int lane = threadIdx.x & 31;
     const Corners at = {node_value(logits.above_left, of_logits), node_value(logits.above_right, of_logits),
                         node_value(logits.below_left, of_logits), node_value(logits.below_right, of_logits)};
@@ -59,18 +60,18 @@ __device__ __forceinline__ int32_t count_cell(const ImageParams& image, const Co
 
 // The pixels that are each candidate's own. A cell counts whole, or not at all, where bounds of its corners
 // say so; the pixels of the others are looked at by a warp.
-template <class T>
+template <class T, bool of_logits>
 __global__ void __launch_bounds__(kThreads)
     count_own(const ImageParams* __restrict__ params, const T* __restrict__ mask_logits, int32_t queries,
-              int32_t rows, int32_t columns, bool weighted, bool of_logits) {
+              int32_t rows, int32_t columns, bool weighted) {
     const ImageParams& image = params[blockIdx.y];
     if (!image.active) return;
     const int lane = threadIdx.x & 31;
-    const int32_t chunks = (rows + kCellRows - 1) / kCellRows;
-    const int64_t items = static_cast<int64_t>(image.counters[kCandidates]) * chunks;
+    const auto chunks = static_cast<uint32_t>((rows + kCellRows - 1) / kCellRows);
+    const uint32_t items = static_cast<uint32_t>(image.counters[kCandidates]) * chunks;
     const int64_t plane = static_cast<int64_t>(rows) * columns;
     const float threshold = image.mask_threshold;
-    for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
+    for (uint32_t item = blockIdx.x; item < items; item += gridDim.x) {
         const int32_t q = image.candidates[item / chunks];
         const int32_t begin = static_cast<int32_t>(item % chunks) * kCellRows;
         const int32_t cells = min_i32(rows - begin, kCellRows) * columns;
@@ -100,7 +101,7 @@ __global__ void __launch_bounds__(kThreads)
             for (unsigned open = __ballot_sync(kAllLanes, mixed); open; open &= open - 1) {
                 const int source = __ffs(static_cast<int>(open)) - 1;
                 const int32_t y = __shfl_sync(kAllLanes, i, source), x = __shfl_sync(kAllLanes, j, source);
-                own += count_cell(image, logits_of(mask, rows, columns, y, x), y, x, weight, of_logits);
+                own += count_cell<of_logits>(image, logits_of(mask, rows, columns, y, x), y, x, weight);
             }
         }
         own = warp_reduce_sum(own);
@@ -218,9 +219,10 @@ void launch_contest(cudaStream_t stream, const PostprocessLaunch& l) {
 template <class T>
 void launch_panoptic(cudaStream_t stream, const PostprocessLaunch& l) {
     const GraphSpec& spec = *l.spec;
-    launch(stream, dim3(resident_blocks(count_own<T>, l.multiprocessors), spec.batch), dim3(kThreads),
-           count_own<T>, l.params, static_cast<const T*>(l.mask_logits), spec.queries, spec.rows,
-           spec.columns, spec.rules.weighted, spec.rules.of_logits);
+    auto* const counts = spec.rules.of_logits ? count_own<T, true> : count_own<T, false>;
+    launch(stream, dim3(resident_blocks(counts, l.multiprocessors), spec.batch), dim3(kThreads), counts,
+           l.params, static_cast<const T*>(l.mask_logits), spec.queries, spec.rows, spec.columns,
+           spec.rules.weighted);
     if (narrow(spec)) {
         launch_contest<T, uint8_t>(stream, l);
     } else {
