@@ -130,7 +130,7 @@ def models(monkeypatch, folder):
         return made[-1]
 
     monkeypatch.setattr(fai_fast, "load", load)
-    monkeypatch.setattr("fai_fast.cli.evaluate.spec_of", lambda name, given: evaluated.spec_of())
+    monkeypatch.setattr("fai_fast.cli.evaluate.spec_of", lambda *_: evaluated.spec_of())
     return made
 
 
@@ -205,7 +205,7 @@ def test_wrong_usage(capsys, models, argv, message):
 
 
 def test_a_model_of_another_task_is_told_before_it_is_loaded(capsys, models, monkeypatch):
-    monkeypatch.setattr("fai_fast.cli.evaluate.spec_of", lambda name, given: fai_fast.spec("fai-mf-n-shapes"))
+    monkeypatch.setattr("fai_fast.cli.evaluate.spec_of", lambda *_: fai_fast.spec("fai-mf-n-shapes"))
     code, _, err = run(capsys, *TRUTH)
     assert code == 2
     assert "expected a panoptic one; measure it with coco()" in err

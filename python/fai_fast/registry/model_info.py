@@ -18,7 +18,7 @@ from fai_fast._arguments import check_choice
 from fai_fast._sizes import STRIDE, size_text, square_or_sides
 from fai_fast.registry.focoos_config import read_config
 from fai_fast.registry.focoos_weights import WEIGHTS_SUFFIXES, find_weights, is_url
-from fai_fast.registry.spec import FAMILIES, TASKS, ModelSpec, PublishedLatency
+from fai_fast.registry.spec import OWN_FAMILIES, OWN_TASKS, ModelSpec, PublishedLatency
 
 __all__ = ["FILE_NAME", "read", "read_record"]
 
@@ -121,7 +121,7 @@ def _from_model_info(record: Mapping[str, Any], source: str) -> ModelSpec:
             f"task: got {record['task']!r}, expected instseg or semseg: other tasks are not supported"
         )
     of_config = check_choice(
-        "config.postprocessing_type", config.setdefault("postprocessing_type", task), TASKS
+        "config.postprocessing_type", config.setdefault("postprocessing_type", task), OWN_TASKS
     )
     if of_config != task:
         _log.warning(
@@ -138,7 +138,7 @@ def _from_model_info(record: Mapping[str, Any], source: str) -> ModelSpec:
     uri = record.get("weights_uri")
     classes = _names(record["classes"])
     metrics, per_class = _metrics(record.get("val_metrics"), classes)
-    check_choice("model_family", record["model_family"], FAMILIES)
+    check_choice("model_family", record["model_family"], OWN_FAMILIES)
     for name in ("val_dataset", "description"):
         if record.get(name) and not isinstance(record[name], str):
             raise TypeError(f"{name}: got {type(record[name]).__name__}, expected a str or null")
