@@ -263,7 +263,7 @@ def test_with_labels_accuracy_has_the_word(graph, tmp_path, monkeypatch, fall, h
         return "segm/AP", 40.0 if precision == "fp32" else 40.0 - fall
 
     monkeypatch.setattr(quantization, "_accuracy", lambda *_: accuracy)
-    monkeypatch.setattr(quantization, "_labels", lambda *_: Labels())
+    monkeypatch.setattr(quantization, "_labels", lambda *_, **__: Labels())
     options = {"coco": "labels/val.json", "progress": False}
     if holds:
         report = fai_fast.quantize(graph, PICTURES, tmp_path / "a.openvino", **options)
