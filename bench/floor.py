@@ -92,7 +92,21 @@ def operations(onnx_path: Path) -> int:
             found += 2 * math.prod(shapes[node.output[0]]) * math.prod(shapes[node.input[1]][1:])
         elif node.op_type == "MatMul":
             found += 2 * math.prod(shapes[node.output[0]]) * shapes[node.input[0]][-1]
-        elif node.op_type in ("Gemm", "ConvTranspose", "Einsum"):
+        elif node.op_type == "Gemm":
+            [transposed] = [a.i for a in node.attribute if a.name == "transA"] or [0]
+            found += 2 * math.prod(shapes[node.output[0]]) * shapes[node.input[0]][0 if transposed else -1]
+        elif node.op_type == "Einsum" and len(node.input) == 2:
+            [equation] = [a.s.decode() for a in node.attribute if a.name == "equation"]
+            letters = equation.replace(" ", "").split("->")[0].split(",")
+            sides = {
+                letter: side
+                for name, operand in zip(node.input, letters, strict=True)
+                for letter, side in zip(operand, shapes[name], strict=True)
+            }
+            found += 2 * math.prod(sides.values())
+        elif node.op_type == "ConvTranspose":
+            found += 2 * math.prod(shapes[node.input[0]]) * math.prod(shapes[node.input[1]][1:])
+        elif node.op_type == "Einsum":
             raise NotImplementedError(f"operations of {node.op_type} {node.name}")
     return found
 

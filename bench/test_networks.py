@@ -32,7 +32,9 @@ KEPT = 20
 PICTURES = 8
 full = pytest.mark.full
 CASES = [
-    pytest.param("mask2former-swin-t", (640, 640), 2, id="mask2former-swin-t"),
+    # Of no use but to see that all of it runs.
+    pytest.param("eomt-tiny", (640, 640), 2, id="eomt-tiny"),
+    pytest.param("mask2former-swin-t", (640, 640), 2, id="mask2former-swin-t", marks=full),
     pytest.param("mask2former-swin-t", (1080, 1920), 2, id="mask2former-swin-t-1080p", marks=full),
     pytest.param("eomt-s", (640, 640), 2, id="eomt-s", marks=full),
     pytest.param("eomt-s", (1080, 1920), 2, id="eomt-s-1080p", marks=full),
@@ -49,9 +51,11 @@ def network(name: str) -> tuple[Any, Any]:
     labels = dict(enumerate(fai_fast.spec("fai-mf-m-coco-ins").classes))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        if name == "eomt-s":
+        if name.startswith("eomt"):
+            shape = (384, 12, 6, 200) if name == "eomt-s" else (48, 2, 2, 20)
+            names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_queries")
             config = transformers.EomtConfig(
-                hidden_size=384, num_hidden_layers=12, num_attention_heads=6, num_blocks=3, id2label=labels
+                **dict(zip(names, shape, strict=True)), num_blocks=min(3, shape[1] - 1), id2label=labels
             )
             model = transformers.EomtForUniversalSegmentation(config)
             model.attn_mask_probs.zero_()
