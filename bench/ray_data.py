@@ -138,7 +138,7 @@ def measure(count: int, rounds: int) -> dict[str, Any]:
             ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
             context = ray.data.DataContext.get_current()
             context.enable_progress_bars = False
-            context.wait_for_min_actors_s = 60
+            context.wait_for_min_actors_s = 300
             plain = fai_fast.load(options["model"], precision="fp32", engine="openvino", num_threads=2)
             single = Detector(**options, num_threads=1)
             single._decoders, single._in_flight = None, 0  # as in a worker of one core

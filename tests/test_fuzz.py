@@ -513,7 +513,7 @@ PANOPTICS = [
     fai_fast.Panoptic(stuff=(0, 2), overlap_threshold=0.0),
     fai_fast.Panoptic(stuff=(1,), weighted=False),
     fai_fast.Panoptic(stuff=(3,)),
-    fai_fast.Panoptic(stuff=(2**62,)),
+    fai_fast.Panoptic(stuff=(2**31 - 1,)),
     fai_fast.Panoptic,
     {"stuff": [1]},
     [fai_fast.Panoptic()] * 2,

@@ -52,7 +52,7 @@ def cluster(caches):
             context = importlib.import_module("ray.data").DataContext.get_current()
             context.enable_progress_bars = False
             # All workers of a test take part in it, however long one of them takes to start.
-            context.wait_for_min_actors_s = 60
+            context.wait_for_min_actors_s = 300
             yield made
         finally:
             ray.shutdown()
