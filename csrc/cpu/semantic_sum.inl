@@ -231,7 +231,7 @@ struct SumTile {
                 int32_t row = fresh;
                 for (; row < end; row += 2, from += 2 * task.row_stride) {
                     const F32 a = load(from), b = load(from + task.row_stride);
-                    nan |= any(is_nan(a)) | any(is_nan(b));
+                    nan |= any(is_nan(a)) || any(is_nan(b));
                     const F32 m = math::sigmoid(a), n = math::sigmoid(b);
                     store(to(row), m);
                     store(to(row + 1), n);
