@@ -92,7 +92,7 @@ Size size_of(Input& input) {
 void preprocess(Input& input, Output& output) {
     ops::PreprocessArguments arguments;
     arguments.color = static_cast<ops::Color>(input.integer());
-    arguments.letterbox = input.integer();
+    arguments.resize = input.integer() ? ops::Resize::letterbox : ops::Resize::stretch;
     const DType dtype = input.integer() ? DType::f16 : DType::f32;
     arguments.size = size_of(input);
     const auto mean = input.values<float>(3), stddev = input.values<float>(3);
