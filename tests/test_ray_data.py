@@ -16,8 +16,11 @@ import fai_fast
 import numpy as np
 import pytest
 from fai_fast import Detections, cli
+from fai_fast._options import InferOptions
 from fai_fast._scenes import draw
+from fai_fast.cli.messages import UsageError
 from fai_fast.ray import Detector, VideoDetector, ship_cache
+from fai_fast.ray.detector import divided
 from fai_fast.ray.resources import Given
 from helpers.clusters import add_node, cluster, without_ray
 from PIL import Image
@@ -552,6 +555,32 @@ def test_predict_refuses_what_it_does_not_do(folder, tmp_path, monkeypatch, caps
     assert predict(folder, tmp_path / "found", *more) == 2
     assert problem in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_predict_hands_on_what_is_said_of_a_network(folder, tmp_path, monkeypatch):
+    """What --spec and --task say goes to the workers too, and tells one run from another."""
+    from fai_fast.cli import predict_ray
+
+    asked = []
+
+    def known(*given):
+        asked.append(given)
+        return fai_fast.spec(MODEL)
+
+    def planned(folder, spec, wanted, *, overwrite):
+        asked.append(wanted)
+        raise UsageError("enough")
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "spec.json").write_text("{}")
+    monkeypatch.setattr(predict_ray, "spec_of", known)
+    monkeypatch.setattr(predict_ray, "Parts", planned)
+    assert predict(folder, "found", "--spec", "spec.json", "--task", "instance") == 2
+    [given, wanted] = asked
+    assert given == (MODEL, "spec.json", "instance")
+    assert (wanted["spec"], wanted["task"]) == (str(tmp_path / "spec.json"), "instance")
+    options, _ = divided({"spec": wanted["spec"], "task": wanted["task"]}, InferOptions)
+    assert options == {"spec": wanted["spec"], "task": "instance"}
 
 
 def test_predict_of_no_pictures_and_of_videos(tmp_path, capsys, monkeypatch):

@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     if not pictures:
         return 1
     with usage():
-        spec = spec_of(args.model)
+        spec = spec_of(args.model, args.spec, args.task)
     wanted = _wanted(args, spec, pictures)
     parts = Parts(folder, spec, wanted, overwrite=args.overwrite)
     todo = [path for path in map(os.path.abspath, pictures) if path not in parts.done]
@@ -127,6 +127,8 @@ def _wanted(args: argparse.Namespace, spec: ModelSpec, pictures: Sequence[Path])
     options = result_options(args, cast(Any, SimpleNamespace(spec=spec)))
     wanted = {
         "model": _absolute(args.model),
+        "spec": _absolute(args.spec),
+        "task": args.task,
         "weights": _absolute(args.weights),
         "engine": args.engine,
         "precision": args.precision,
