@@ -6,20 +6,15 @@ import dataclasses
 import logging
 from typing import Any
 
-import numpy as np
-
-from fai_fast import _gate, _scenes
+from fai_fast import _gate
 from fai_fast.errors import ExportError
 from fai_fast.exporter.verify import (
-    FRAMES,
-    FRAMES_LOW,
     TOLERANCE,
     Float32,
     Verification,
+    batches,
     compared,
-    normalized,
     outputs_of,
-    picture,
 )
 from fai_fast.networks import Network, Reference
 from fai_fast.networks.deploy import in_float16
@@ -60,14 +55,8 @@ def _verified(
     """What both say of the same pictures: equal in fp32; in fp16 the same is found."""
     reference = network.reference(size, batch)
     low = precision != "fp32"
-    count = -(-max(batch, FRAMES_LOW) // batch) * batch if low else FRAMES * batch
-    pictures = [
-        _scenes.draw(seed, size).transpose(2, 0, 1) if low else picture(seed, size) for seed in range(count)
-    ]
-    images = [
-        normalized(np.stack(pictures[start : start + batch]), network.spec)
-        for start in range(0, count, batch)
-    ]
+    images = batches(network.spec, size, batch, low=low)
+    count = batch * len(images)
     engine, runs = outputs_of(model, images)
     expected = [reference.run(image) for image in images]
     _check_shapes(runs, expected, network, reference)

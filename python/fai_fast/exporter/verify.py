@@ -99,6 +99,15 @@ class Verification:
         return {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
 
 
+def batches(spec: ModelSpec, size: tuple[int, int], batch: int, *, low: bool) -> list[Float32]:
+    """The images that a graph is verified on, whole batches (B, 3, h, w): drawn scenes for a low precision."""
+    count = -(-max(batch, FRAMES_LOW) // batch) * batch if low else FRAMES * batch
+    pictures = [
+        _scenes.draw(seed, size).transpose(2, 0, 1) if low else picture(seed, size) for seed in range(count)
+    ]
+    return [normalized(np.stack(pictures[start : start + batch]), spec) for start in range(0, count, batch)]
+
+
 def verify(
     model: Any, weights: Weights, size: tuple[int, int], batch: int, precision: str
 ) -> Verification | None:
@@ -115,15 +124,8 @@ def verify(
     except ImportError:
         return _verify_stored(model, weights, size, batch, precision)
     low = precision != "fp32"
-    # Enough for one batch, and of it whole ones.
-    count = -(-max(batch, FRAMES_LOW) // batch) * batch if low else FRAMES * batch
-    pictures = [
-        _scenes.draw(seed, size).transpose(2, 0, 1) if low else picture(seed, size) for seed in range(count)
-    ]
-    images = [
-        normalized(np.stack(pictures[start : start + batch]), weights.spec)
-        for start in range(0, count, batch)
-    ]
+    images = batches(weights.spec, size, batch, low=low)
+    count = batch * len(images)
     engine, runs = outputs_of(model, images)
     reference = _Reference(weights)
     expected = [reference(image) for image in images]
