@@ -174,10 +174,10 @@ def _recorded(logits: Callable[[Any], tuple[Any, Any]], images: Any, shown: str)
             raise
         if not isinstance(error, Untraceable) and not explained(error, "torch"):
             raise
-        _log.debug("%s is exported as it is: %s: %s", shown, type(error).__name__, _line(error))
+        _log.warning("%s is exported as it is: %s: %s", shown, type(error).__name__, _line(error))
         return None
     if not same:
-        _log.debug("%s is exported as it is: what it computes depends on values in the image", shown)
+        _log.warning("%s is exported as it is: what it computes depends on values in the image", shown)
     return recorded if same else None
 
 
