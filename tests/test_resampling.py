@@ -106,6 +106,53 @@ def test_realistic_instances(resampling, size, use_mask_score):
     assert len(result) >= 6
 
 
+def noise(spread, queries=12, grid=(24, 30)):
+    """Masks full of boundaries, as of random weights, and sure classes."""
+    rng = np.random.default_rng(int(10 * spread))
+    class_logits = (3 * rng.standard_normal((queries, 5))).astype(np.float32)
+    return (spread * rng.standard_normal((queries, *grid))).astype(np.float32), class_logits
+
+
+@pytest.mark.parametrize("use_mask_score", [False, True])
+@pytest.mark.parametrize("resampling", RESAMPLINGS, ids=IDS)
+@pytest.mark.parametrize("size", [(40, 40), (61, 443)])
+def test_noise(resampling, size, use_mask_score):
+    options = {"use_mask_score": use_mask_score, "threshold": 0.2, "resampling": resampling}
+    assert len(check(*noise(2.0), size, **options)) >= 6
+
+
+def test_pixels_at_an_edge_are_all_on_its_node():
+    """As many pixels as nodes, none of them between two, but not one on each."""
+    mask_logits = np.array([[[1.0, -1.0], [1.0, -1.0]], [[-1.0, 1.0], [1.0, -1.0]]], np.float32)
+    class_logits = np.array([[4.0, 0.0, 0.0], [0.0, 4.0, 0.0]], np.float32)
+    found = check(
+        mask_logits,
+        class_logits,
+        (2, 2),
+        letterbox=fai_fast.Letterbox((2, 2), (8, 8), (2, 2), (0, 0)),
+        use_mask_score=True,
+        resampling=Resampling(of="logits"),
+    )
+    assert found.query.tolist() == [0]
+    assert found.area.tolist() == [4]
+
+
+@pytest.mark.parametrize("mask_threshold", [0.5, 0.8, 0.2])
+@pytest.mark.parametrize("spread", [0.3, 1.5, 20.0])
+@pytest.mark.parametrize("resampling", RESAMPLINGS, ids=IDS)
+def test_a_threshold_leaves_out_rows_and_changes_none(resampling, spread, mask_threshold):
+    """Masks whose mean probability surely does not suffice are not drawn: as if they had been."""
+    network, size = noise(spread), (40, 90)
+    options = {"use_mask_score": True, "mask_threshold": mask_threshold, "resampling": resampling}
+    rows = fai_fast.postprocess(*network, size, threshold=0.0, **options)
+    if mask_threshold == 0.5:
+        assert len(rows) == len(network[0])
+    between = (rows.confidence[1:].astype(np.float64) + rows.confidence[:-1]) / 2
+    for threshold in [*rows.confidence.tolist(), *between.tolist()]:
+        found = fai_fast.postprocess(*network, size, threshold=threshold, **options)
+        assert found == rows[rows.confidence > np.float32(threshold)]
+
+
 @settings(max_examples=60)
 @given(
     network=networks(side=st.integers(1, 24)),

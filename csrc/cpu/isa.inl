@@ -1,5 +1,6 @@
 // One instruction set's table of kernels.
 #include "csrc/cpu/drawing.inl"
+#include "csrc/cpu/instances.inl"
 #include "csrc/cpu/isa.h"
 #include "csrc/cpu/panoptic.inl"
 #include "csrc/cpu/postprocess.inl"
@@ -17,6 +18,7 @@ const Kernels& table() {
         {class_scores<float>, class_scores<uint16_t>},
         {find_extent<float>, find_extent<uint16_t>},
         {sum_nodes<float>, sum_nodes<uint16_t>},
+        {mean_can_reach<float>, mean_can_reach<uint16_t>},
         {resample<float>, resample<uint16_t>},
         {draw_instance<float>, draw_instance<uint16_t>},
         {draw_segments<float>, draw_segments<uint16_t>},

@@ -56,23 +56,52 @@ struct Region {
     }
 };
 
-struct InstanceTask {
+// A mask's nodes: its logits, or those resampled to another grid, row by row where they are needed.
+struct NodeGrid {
     Plane logits;
+    int32_t rows, columns;
+    const Tap* row = nullptr;         // (rows) where they lie among the logits; null where they are these
+    const int32_t* cell = nullptr;    // (columns + padding) likewise
+    const float* fraction = nullptr;  // (columns + padding)
+
+    bool resampled() const { return row != nullptr; }
+};
+
+// Floats for what lies between two rows of that many logits.
+inline int64_t resample_scratch(int32_t columns) { return static_cast<int64_t>(columns) + 2 * kPadding; }
+
+// All nodes of a resampled grid.
+struct ResampleTask {
+    NodeGrid grid;
+    float* out;      // (rows, columns)
+    float* scratch;  // resample_scratch(logits.columns) floats
+};
+
+// Logits from which on a node's probability is surely inside, and below which it surely is not; between them
+// the sigmoid decides.
+struct Surely {
+    float inside, outside;
+};
+
+struct InstanceTask {
+    NodeGrid grid;
     Extent extent;
     PixelAxis x, y;
     float mask_threshold;  // of_logits: a logit
     bool of_logits;        // logits are interpolated, not probabilities
-    bool want_sum;
-    uint64_t* words;      // (rows of the extent's pixels, word_stride), written whole
-    int64_t word_stride;  // words per row
-    int32_t word_begin;   // frame column of the first bit, divided by 64
-    int32_t row_begin;    // frame row of the first row
-    float* scratch;       // instance_scratch(columns) floats
-    uint64_t* node_bits;  // columns / 64 + 2
+    bool nearest;          // a pixel is what a node is: fractions are 0
+    Surely surely;         // nearest, not of_logits
+    bool want_sum;         // not where nearest
+    uint64_t* words;       // (rows of the extent's pixels, word_stride), written whole
+    int64_t word_stride;   // words per row
+    int32_t word_begin;    // frame column of the first bit, divided by 64
+    int32_t row_begin;     // frame row of the first row
+    float* scratch;        // instance_scratch(grid) floats
+    uint64_t* node_bits;   // columns / 64 + 2
 };
 
-inline int64_t instance_scratch(int32_t columns) {
-    return 3 * (static_cast<int64_t>(columns) + 2 * kPadding);
+inline int64_t instance_scratch(const NodeGrid& grid) {
+    return 3 * (static_cast<int64_t>(grid.columns) + 2 * kPadding) + resample_scratch(grid.logits.columns);
 }
 
 // The nodes inside, and the sum of their probabilities.
@@ -80,19 +109,26 @@ struct NodeSum {
     int64_t nodes;
     double sum;
 };
-
-// A plane's logits at other nodes: (rows, columns), of which `row` and `cell` are where they lie.
-struct ResampleTask {
-    Plane logits;
-    int32_t rows, columns;
-    const Tap* row;         // (rows)
-    const int32_t* cell;    // (columns + padding)
-    const float* fraction;  // (columns + padding)
-    float* out;             // (rows, columns)
-    float* scratch;         // resample_scratch(logits.columns) floats
+struct NodeSumTask {
+    NodeGrid grid;
+    Extent extent;
+    float mask_threshold;
+    Surely surely;
+    float* scratch;  // instance_scratch(grid) floats
 };
 
-inline int64_t resample_scratch(int32_t columns) { return static_cast<int64_t>(columns) + 2 * kPadding; }
+// Whether a mask's mean probability can reach some value. Its threshold is at least kLeastBoundLogit, and
+// logits are what is interpolated.
+struct MeanTask {
+    NodeGrid grid;
+    Extent extent;
+    bool of_nodes;   // the mean is of nodes; of pixels else
+    PixelAxis x, y;  // of pixels
+    Surely surely;   // where logits are what is interpolated: the threshold, twice
+    double mean;
+    float* scratch;  // instance_scratch(grid) floats
+};
+inline constexpr float kLeastBoundLogit = -0.01f;
 
 // A query that can win pixels in some cells of a block.
 struct Candidate {
@@ -246,7 +282,9 @@ struct Kernels {
     int32_t (*class_scores[2])(const void* logits, int32_t count, bool softmax, double threshold,
                                ClassScore* out);
     Extent (*find_extent[2])(const Plane& logits, float level);
-    NodeSum (*sum_nodes[2])(const Plane& logits, const Extent& extent, float mask_threshold);
+    NodeSum (*sum_nodes[2])(const NodeSumTask& task);
+    // False only where the mean is surely below.
+    bool (*mean_can_reach[2])(const MeanTask& task);
     void (*resample[2])(const ResampleTask& task);
     Region (*draw_instance[2])(const InstanceTask& task);
     void (*draw_segments[2])(const SemanticTask& task);

@@ -194,6 +194,7 @@ FAI_HD Mask equal(const I32& a, const I32& b) {
     return {_mm512_cmpeq_epi32_mask((__m512i)a.r[0], (__m512i)b.r[0])};
 }
 FAI_HD Mask operator&(Mask a, Mask b) { return {static_cast<__mmask16>(a.bits & b.bits)}; }
+FAI_HD Mask operator|(Mask a, Mask b) { return {static_cast<__mmask16>(a.bits | b.bits)}; }
 FAI_HD uint32_t bits(Mask m) { return m.bits; }
 FAI_HD Mask mask_of(uint32_t wanted) { return {static_cast<__mmask16>(wanted)}; }
 FAI_HD F32 select(Mask m, const F32& yes, const F32& no) {
@@ -227,6 +228,11 @@ FAI_HD Mask equal(const I32& a, const I32& b) {
 FAI_HD Mask operator&(const Mask& a, const Mask& b) {
     Mask m;
     FAI_FOR_REGISTERS m.r[k] = a.r[k] & b.r[k];
+    return m;
+}
+FAI_HD Mask operator|(const Mask& a, const Mask& b) {
+    Mask m;
+    FAI_FOR_REGISTERS m.r[k] = a.r[k] | b.r[k];
     return m;
 }
 FAI_HD uint32_t bits(const Mask& m) {

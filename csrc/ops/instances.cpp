@@ -58,39 +58,80 @@ void draw_instances(const PostprocessArguments& arguments, const MaskLogits& log
         result.offsets.assign(queries.size(), 0);
         return;
     }
-    const bool of_logits = arguments.rules.of_logits;
+    const Rules& rules = arguments.rules;
+    const bool of_logits = rules.of_logits;
     const float level = logit_of(of_logits ? wanted : wanted - kSigmoidSlack);
+    const cpu::Surely surely{logit_of(wanted + kSigmoidSlack), logit_of(wanted - kSigmoidSlack)};
 
     // Classes of one query are next to each other, and share its mask.
     std::vector<size_t> mask_of(queries.size());
-    std::vector<cpu::Plane> planes;
+    std::vector<cpu::NodeGrid> grids;
+    std::vector<double> best_score;  // of the mask's classes
+    const cpu::NodeGrid grid = grid_of(arguments, logits);
     for (size_t i = 0; i < queries.size(); ++i) {
-        if (i == 0 || queries[i].index != queries[i - 1].index)
-            planes.push_back(logits.plane(queries[i].index));
-        mask_of[i] = planes.size() - 1;
+        if (i == 0 || queries[i].index != queries[i - 1].index) {
+            grids.push_back(grid);
+            grids.back().logits = logits.plane(queries[i].index);
+            best_score.push_back(queries[i].score);
+        }
+        best_score.back() = std::max(best_score.back(), queries[i].score);
+        mask_of[i] = grids.size() - 1;
     }
-    int dtype_index = logits.dtype_index;
-    if (arguments.rules.resizes_logits()) {
-        const std::span<const cpu::Plane> resized = resample(arguments, planes, logits.dtype_index, threads);
-        planes.assign(resized.begin(), resized.end());
-        dtype_index = 0;
-    }
-    const int32_t columns = planes[0].columns;
+    const int dtype_index = logits.dtype_index;
+    const Axes axes = build_axes(arguments, grid.rows, grid.columns);
+    const auto scratch = [&] {
+        return t_worker.floats.get(static_cast<size_t>(cpu::instance_scratch(grids[0])));
+    };
 
-    const auto count = static_cast<int64_t>(planes.size());
-    std::vector<cpu::Extent> extents(planes.size());
-    parallel_for(count, threads,
-                 [&](int64_t i) { extents[i] = kernels.find_extent[dtype_index](planes[i], level); });
+    // Whether a mask's mean probability may suffice, and of nodes what it is.
+    const bool bounds = arguments.use_mask_score && (of_logits || rules.nearest) &&
+                        arguments.threshold > 0.0 && std::min(level, surely.outside) >= cpu::kLeastBoundLogit;
+    // Where each pixel is a node, pixels are as nodes are.
+    const auto at_nodes = [](const cpu::PixelAxis& axis) {
+        return axis.nodes == axis.pixels && axis.prefix[axis.pixels] == 0.0 &&
+               axis.cell[axis.pixels - 1] == axis.nodes - 1;
+    };
+    const bool of_nodes = rules.nearest || (at_nodes(axes.x) && at_nodes(axes.y));
+    std::vector<cpu::NodeSum> node_sums(grids.size());
+    const auto may_be_kept = [&](size_t i, const cpu::Extent& extent) {
+        if (bounds && !kernels.mean_can_reach[dtype_index](
+                          {.grid = grids[i],
+                           .extent = extent,
+                           .of_nodes = of_nodes,
+                           .x = axes.x,
+                           .y = axes.y,
+                           .surely = rules.nearest ? surely : cpu::Surely{level, level},
+                           .mean = arguments.threshold / best_score[i],
+                           .scratch = scratch()})) {
+            return false;
+        }
+        if (!rules.nearest || !arguments.use_mask_score) return true;
+        node_sums[i] = kernels.sum_nodes[dtype_index]({.grid = grids[i],
+                                                       .extent = extent,
+                                                       .mask_threshold = static_cast<float>(wanted),
+                                                       .surely = surely,
+                                                       .scratch = scratch()});
+        return math::above(math::fused_score(best_score[i], node_sums[i].sum, node_sums[i].nodes,
+                                             rules.mask_score_epsilon()),
+                           arguments.threshold);
+    };
 
-    const Axes axes = build_axes(arguments, planes[0].rows, columns);
-    std::vector<Region> regions(planes.size(), Region::empty());
-    std::vector<cpu::NodeSum> node_sums(planes.size());
-    std::vector<Canvas> canvases(planes.size());
+    const auto count = static_cast<int64_t>(grids.size());
+    std::vector<cpu::Extent> extents(grids.size());
+    parallel_for(count, threads, [&](int64_t i) {
+        cpu::Extent extent = kernels.find_extent[dtype_index](grids[i].logits, level);
+        if (extent.has_nan || extent.row_begin == extent.row_end) return;
+        if (grids[i].resampled()) extent = extent_among(extent, grids[i]);
+        if (extent.row_begin >= extent.row_end || extent.column_begin >= extent.column_end) return;
+        if (may_be_kept(static_cast<size_t>(i), extent)) extents[i] = extent;
+    });
+
+    std::vector<Region> regions(grids.size(), Region::empty());
+    std::vector<Canvas> canvases(grids.size());
     int64_t words = 0;
-    for (size_t i = 0; i < planes.size(); ++i) {
-        const cpu::Extent& extent = extents[i];
-        if (extent.has_nan || extent.row_begin == extent.row_end) continue;
-        canvases[i] = canvas_of(extent, axes);
+    for (size_t i = 0; i < grids.size(); ++i) {
+        if (extents[i].row_begin == extents[i].row_end) continue;
+        canvases[i] = canvas_of(extents[i], axes);
         canvases[i].begin = words;
         words += canvases[i].stride * canvases[i].rows;
     }
@@ -98,23 +139,22 @@ void draw_instances(const PostprocessArguments& arguments, const MaskLogits& log
     parallel_for(count, threads, [&](int64_t i) {
         const Canvas& canvas = canvases[i];
         if (canvas.rows == 0 || canvas.stride == 0) return;
-        if (arguments.rules.nearest && arguments.use_mask_score) {
-            node_sums[i] = kernels.sum_nodes[dtype_index](planes[i], extents[i], static_cast<float>(wanted));
-        }
         regions[i] = kernels.draw_instance[dtype_index](
-            {.logits = planes[i],
+            {.grid = grids[i],
              .extent = extents[i],
              .x = axes.x,
              .y = axes.y,
              .mask_threshold = of_logits ? level : static_cast<float>(wanted),
              .of_logits = of_logits,
-             .want_sum = arguments.use_mask_score && !arguments.rules.nearest,
+             .nearest = rules.nearest,
+             .surely = surely,
+             .want_sum = arguments.use_mask_score && !rules.nearest,
              .words = drawn + canvas.begin,
              .word_stride = canvas.stride,
              .word_begin = canvas.word_begin,
              .row_begin = canvas.row_begin,
-             .scratch = t_worker.floats.get(static_cast<size_t>(cpu::instance_scratch(columns))),
-             .node_bits = t_worker.words.get(static_cast<size_t>(columns) / 64 + 2)});
+             .scratch = scratch(),
+             .node_bits = t_worker.words.get(static_cast<size_t>(grid.columns) / 64 + 2)});
     });
 
     std::vector<ScoredQuery> rows;
@@ -130,7 +170,7 @@ void draw_instances(const PostprocessArguments& arguments, const MaskLogits& log
     sort_by_score(rows);
 
     result.words = 0;
-    std::vector<int64_t> offset(planes.size(), -1);
+    std::vector<int64_t> offset(grids.size(), -1);
     for (const ScoredQuery& row : rows) {
         int64_t& begin = offset[mask_of_query[row.index]];
         const bool first = begin < 0;

@@ -45,11 +45,11 @@ Axes build_axes(const PostprocessArguments& arguments, int32_t rows, int32_t col
             t_caller.y.build(axes.y, arguments.size.height, nearest)};
 }
 
-std::span<const cpu::Plane> resample(const PostprocessArguments& arguments,
-                                     std::span<const cpu::Plane> planes, int dtype_index, int threads) {
+cpu::NodeGrid grid_of(const PostprocessArguments& arguments, const MaskLogits& logits) {
+    if (!arguments.rules.resizes_logits()) return {{}, logits.rows, logits.columns};
     const Nodes nodes =
         nodes_of(arguments.rules.logits_size, arguments.letterboxed, arguments.tensor, arguments.placement);
-    return t_caller.resampled.make(planes, dtype_index, nodes, threads);
+    return t_caller.resampled.grid(nodes, {logits.rows, logits.columns});
 }
 
 MaskLogits resample(const PostprocessArguments& arguments, const MaskLogits& logits, int threads,

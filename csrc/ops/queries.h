@@ -69,10 +69,11 @@ struct Axes {
 // Of masks of rows x columns nodes; those of `logits_size` are the frame's alone.
 Axes build_axes(const PostprocessArguments& arguments, int32_t rows, int32_t columns);
 
-// Masks at the nodes of `logits_size`, in float32. Valid until the next call. Of planes, or of all queries,
-// which lie where they are meant to; where `queries` are given, theirs alone are written.
-std::span<const cpu::Plane> resample(const PostprocessArguments& arguments,
-                                     std::span<const cpu::Plane> planes, int dtype_index, int threads);
+// The nodes of a plane of these logits: itself, or those of `logits_size`. Valid until the next call.
+cpu::NodeGrid grid_of(const PostprocessArguments& arguments, const MaskLogits& logits);
+
+// Masks at the nodes of `logits_size`, in float32. Valid until the next call. Of all queries, which lie where
+// they are meant to; where `queries` are given, theirs alone are written.
 MaskLogits resample(const PostprocessArguments& arguments, const MaskLogits& logits, int threads,
                     const std::vector<ScoredQuery>* queries = nullptr);
 

@@ -62,13 +62,31 @@ float logit_of(double mask_threshold) {
     return static_cast<float>(std::log(mask_threshold / (1.0 - mask_threshold)));
 }
 
-std::span<const cpu::Plane> Resampled::make(std::span<const cpu::Plane> planes, int dtype_index,
-                                            const Nodes& nodes, int threads,
-                                            std::span<const uint8_t> wanted) {
-    planes_.clear();
-    if (planes.empty()) return planes_;
-    const cpu::Kernels& kernels = cpu::kernels();
-    const Size masks{planes[0].rows, planes[0].columns};
+cpu::Extent extent_among(const cpu::Extent& logits, const cpu::NodeGrid& grid) {
+    // Node i of the grid lies between logits at(i) and at(i) + 1. Fractions are whole parts of twice the
+    // grid's side, so none is so near to 1 that rounding could take a node past both.
+    const auto first = [](int32_t count, int32_t least, const auto& at) {
+        int32_t begin = 0;
+        while (begin < count) {
+            const int32_t middle = begin + (count - begin) / 2;
+            if (at(middle) < least) {
+                begin = middle + 1;
+            } else {
+                count = middle;
+            }
+        }
+        return begin;
+    };
+    const auto row = [&](int32_t i) { return grid.row[i].index; };
+    const auto column = [&](int32_t i) { return grid.cell[i]; };
+    return {.row_begin = first(grid.rows, logits.row_begin - 1, row),
+            .row_end = first(grid.rows, logits.row_end, row),
+            .column_begin = first(grid.columns, logits.column_begin - 1, column),
+            .column_end = first(grid.columns, logits.column_end, column),
+            .has_nan = logits.has_nan};
+}
+
+cpu::NodeGrid Resampled::grid(const Nodes& nodes, Size masks) {
     const auto columns = static_cast<size_t>(nodes.size.width);
     rows_ = row_taps(nodes, masks);
     const std::vector<Tap> across = column_taps(nodes, masks);
@@ -79,10 +97,25 @@ std::span<const cpu::Plane> Resampled::make(std::span<const cpu::Plane> planes, 
         cell[i] = tap.index;
         fraction[i] = tap.fraction;
     }
-    const size_t plane = columns * static_cast<size_t>(nodes.size.height);
+    return {.logits = {},
+            .rows = nodes.size.height,
+            .columns = nodes.size.width,
+            .row = rows_.data(),
+            .cell = cell,
+            .fraction = fraction};
+}
+
+std::span<const cpu::Plane> Resampled::make(std::span<const cpu::Plane> planes, int dtype_index,
+                                            const Nodes& nodes, int threads,
+                                            std::span<const uint8_t> wanted) {
+    planes_.clear();
+    if (planes.empty()) return planes_;
+    const cpu::Kernels& kernels = cpu::kernels();
+    const cpu::NodeGrid grid = this->grid(nodes, {planes[0].rows, planes[0].columns});
+    const size_t plane = static_cast<size_t>(grid.rows) * static_cast<size_t>(grid.columns);
     float* const values = values_.get(plane * planes.size());
     for (size_t i = 0; i < planes.size(); ++i) {
-        planes_.push_back({values + i * plane, nodes.size.height, nodes.size.width, nodes.size.width});
+        planes_.push_back({values + i * plane, grid.rows, grid.columns, grid.columns});
     }
     parallel_for(static_cast<int64_t>(planes.size()), threads, [&](int64_t i) {
         if (!wanted.empty() && !wanted[i]) return;
@@ -93,15 +126,12 @@ std::span<const cpu::Plane> Resampled::make(std::span<const cpu::Plane> planes, 
             std::fill_n(out, plane, std::numeric_limits<float>::quiet_NaN());
             return;
         }
+        cpu::NodeGrid mine = grid;
+        mine.logits = planes[i];
         kernels.resample[dtype_index](
-            {.logits = planes[i],
-             .rows = nodes.size.height,
-             .columns = nodes.size.width,
-             .row = rows_.data(),
-             .cell = cell,
-             .fraction = fraction,
+            {.grid = mine,
              .out = out,
-             .scratch = t_line.get(static_cast<size_t>(cpu::resample_scratch(masks.width)))});
+             .scratch = t_line.get(static_cast<size_t>(cpu::resample_scratch(planes[i].columns)))});
     });
     return planes_;
 }

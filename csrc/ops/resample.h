@@ -36,6 +36,10 @@ std::vector<Tap> column_taps(const Nodes& nodes, Size masks);
 // infinity where nothing is.
 float logit_of(double mask_threshold);
 
+// The nodes of `extent` and those around them, in a grid that is made of these logits: what lies between
+// nodes is never above the largest of them.
+cpu::Extent extent_among(const cpu::Extent& logits, const cpu::NodeGrid& grid);
+
 // Planes resampled one after the other. Keeps its memory for the next call.
 class Resampled {
   public:
@@ -44,6 +48,9 @@ class Resampled {
     // `wanted`: not 0 for those that matter, the others are left as they are; empty for all.
     std::span<const cpu::Plane> make(std::span<const cpu::Plane> planes, int dtype_index, const Nodes& nodes,
                                      int threads, std::span<const uint8_t> wanted = {});
+
+    // Where the nodes lie in masks of that size, for a plane that is put into it. Valid until the next call.
+    cpu::NodeGrid grid(const Nodes& nodes, Size masks);
 
   private:
     Scratch<float> values_, fractions_;
