@@ -14,7 +14,17 @@ import numpy as np
 
 from fai_fast.networks.ports import inferred
 
-__all__ = ["CONVOLUTION", "LINEAR", "Product", "Weighted", "choices", "in_words", "products_of", "weighted", "with_plain_convolutions"]
+__all__ = [
+    "CONVOLUTION",
+    "LINEAR",
+    "Product",
+    "Weighted",
+    "choices",
+    "in_words",
+    "products_of",
+    "weighted",
+    "with_plain_convolutions",
+]
 
 CONVOLUTION, LINEAR, OTHER = "convolution", "linear layer", "product"
 LEAST_SHARE = 0.001
