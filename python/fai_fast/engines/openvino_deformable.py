@@ -19,8 +19,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["VERSION", "rewrite_deformable_attention"]
+__all__ = ["NAME", "VERSION", "rewrite_deformable_attention"]
 
+NAME = "deformable_attention"
+"""What the names of all new nodes begin with."""
 VERSION = 1
 """Of what :func:`rewrite_deformable_attention` makes: what was compiled with another one is not the same."""
 _INT32 = np.iinfo(np.int32).max
@@ -67,8 +69,8 @@ def rewrite_deformable_attention(model: Any, opset: Any) -> int:
         for node in model.get_ordered_ops()
         if node.get_type_name() == "ReduceSum" and (attention := _attention(node)) is not None
     ]
-    for attention in found:
-        summed = _rows_summed(attention, opset)
+    for index, attention in enumerate(found):
+        summed = _rows_summed(attention, opset, f"{NAME}{index}")
         for user in list(attention.result.get_target_inputs()):
             user.replace_source_output(summed)
     if found:
@@ -239,7 +241,7 @@ def _is(value: Any, ranks: list[int], wanted: list[int]) -> bool:
 # ------------------------------------------------------------------------------------------------ to build
 
 
-def _rows_summed(found: _Attention, op: Any) -> Any:
+def _rows_summed(found: _Attention, op: Any, name: str) -> Any:
     """The same attention as sums of rows: (B, Q, H * C)."""
     batch, positions, heads, channels = found.values.get_shape()
     _, queries, _, levels, points, _ = found.grid.get_shape()
@@ -261,38 +263,62 @@ def _rows_summed(found: _Attention, op: Any) -> Any:
         return op.reshape(value, whole(shape), False)
 
     def across(place: Any, sides: npt.NDArray[Any], step: npt.NDArray[Any]) -> tuple[Any, Any]:
-        """Of the four nodes around points, (B * Q, H, 4, L * P): their place on one axis, and their share.
+        """Of points on one axis, (B * Q, H, 1, L * P): the node before them, and the shares of their four nodes.
 
-        A node outside of its map counts nothing, and is read at the edge.
+        What is outside of the map has no share.
         """
         scaled = op.multiply(op.add(place, number(1)), number(sides / 2))
         exact = op.subtract(scaled, number(0.5))
-        node = op.add(op.floor(exact), number(step))
-        inside = op.minimum(op.maximum(node, number(0)), number(sides - 1))
-        share = op.subtract(number(1), op.abs(op.subtract(exact, node)))
-        return inside, op.select(op.equal(node, inside), share, number(0))
+        before = op.floor(exact)
+        beyond = op.subtract(exact, before)
+        shares = []
+        for share, first, last in (
+            (op.subtract(number(1), beyond), 0, sides - 1),
+            (beyond, -1, sides - 2),
+        ):
+            inside = op.logical_and(
+                op.greater_equal(before, number(first)), op.less_equal(before, number(last))
+            )
+            shares.append(op.select(inside, share, number(0)))
+        # Without a Concat: that one copies such short parts number by number.
+        return before, op.add(op.multiply(shares[0], number(1 - step)), op.multiply(shares[1], number(step)))
 
     flat = shaped(found.grid, batch * queries, heads, 1, every, 2)
     parts = op.split(op.transpose(flat, whole([4, 0, 1, 2, 3])), whole(0), 2)
     x, y = (shaped(parts.output(index), batch * queries, heads, 1, every) for index in range(2))
-    columns, shares_across = across(x, widths, _RIGHT)
-    rows, shares_down = across(y, heights, _BELOW)
+    column, shares_across = across(x, widths, _RIGHT)
+    row, shares_down = across(y, heights, _BELOW)
     weights = op.multiply(
         op.multiply(shares_across, shares_down), shaped(found.weights, batch * queries, heads, 1, every)
     )
     # In whole numbers, as in bfloat16, which the graph may be computed in, no number above 256 is sure.
-    position = op.add(op.multiply(op.convert(rows, "i32"), whole(widths)), op.convert(columns, "i32"))
+    place = op.add(
+        op.multiply(op.convert(row, "i32"), whole(widths * heads)),
+        op.multiply(op.convert(column, "i32"), whole(heads)),
+    )
     image = np.repeat(np.arange(batch), queries).reshape(-1, 1, 1, 1) * positions
     # Without an axis that is the same for all images, nothing has to be repeated.
     image = image if batch > 1 else np.zeros((1, 1, 1, 1), np.int64)
     start = (first + image) * heads + np.arange(heads).reshape(1, heads, 1, 1)
-    row = op.add(op.multiply(position, whole(heads)), whole(start))
-    # Of what is no number there is no place, and nothing is read outside of the values whatever came of it.
-    row = op.minimum(op.maximum(row, whole(0)), whole(batch * positions * heads - 1))
+    beside = (_BELOW.astype(np.int64) * widths + _RIGHT.astype(np.int64)) * heads
+    chosen = op.add(op.add(place, whole(start)), whole(beside))
+    # What has no share is read all the same, and of what is no number there is no place: some row that is there.
+    chosen = op.minimum(op.maximum(chosen, whole(0)), whole(batch * positions * heads - 1))
     bags = batch * queries * heads
     summed = op.embedding_bag_packed_sum(
         shaped(found.values, batch * positions * heads, channels),
-        shaped(row, bags, 4 * every),
+        shaped(chosen, bags, 4 * every),
         shaped(weights, bags, 4 * every),
     )
-    return shaped(summed, batch, queries, heads * channels).output(0)
+    result = shaped(summed, batch, queries, heads * channels)
+    _name(result, {value.get_node() for value in (found.values, found.grid, found.weights)}, name)
+    return result.output(0)
+
+
+def _name(node: Any, given: set[Any], name: str) -> None:
+    """Names the nodes that were built, so that who quantizes the graph can leave them alone."""
+    if node in given or node.get_friendly_name().startswith(name):
+        return
+    node.set_friendly_name(f"{name}/{node.get_friendly_name()}")
+    for index in range(node.get_input_size()):
+        _name(node.input_value(index).get_node(), given, name)
