@@ -48,7 +48,7 @@ from fai_fast._requests import (
     settings_of,
     stream_settings_of,
 )
-from fai_fast._rules import Combine
+from fai_fast._rules import Combine, rules_of
 from fai_fast._sizes import step_of
 from fai_fast.detections import Detections
 from fai_fast.engines.base import Engine
@@ -164,8 +164,13 @@ def load(
     return model
 
 
-def _loaded_again(arguments: dict[str, Any]) -> Model:
-    return load(**arguments)
+def _loaded_again(arguments: dict[str, Any], combine: Combine | None = None) -> Model:
+    """The model of these arguments, or a clone of it, where it combines semantic results otherwise."""
+    model = load(**arguments)
+    if combine is None or model.spec.config.combine == combine:
+        return model
+    with model:
+        return model._combining(combine)
 
 
 class Model:
@@ -455,14 +460,18 @@ class Model:
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.int16]]:
         """What every query says of a picture, before any selection: the raw triple of FocoosAI's model cards.
 
-        Defined in docs/postprocess.md, steps 1 to 3.
+        Defined in docs/postprocess.md, steps 1 to 3. Masks get the frame's size as in :meth:`infer`
+        (``config.resampling``). Where single queries compete for the pixels of a semantic result, the masks are what
+        they have won. Else they are the queries' own, and may overlap: so in instances, in panoptic results, whose
+        segments are made from them, and where ``config.combine`` is "sum", in which no query has pixels of its own.
 
         Args:
             image, color, resize, max_pixels: see :meth:`infer`.
 
         Returns:
             class_ids int64 (Q,), scores float32 (Q,), the class probability, and masks int16 (Q, H, W): the class
-            inside the mask, -1 outside. Q * H * W * 2 bytes: 415 MB for 100 queries at 1080p.
+            inside the mask, -1 outside. Q * H * W * 2 bytes: 415 MB for 100 queries at 1080p. The class is the
+            likeliest one, also of a query that may be a row for each of several (``config.multi_label``).
 
         Raises:
             Exception: what :meth:`infer` raises.
@@ -474,15 +483,16 @@ class Model:
             letterbox = preprocess_into(self.spec, context, 0, frame, {"color": color, "resize": resize})
             context.run()
             mask_logits, class_logits = context.mask_logits[:1].copy(), context.class_logits[:1].copy()
-        config = self.spec.config
+        config, rules = self.spec.config, rules_of(self.spec.config)
         return raw_queries(
             mask_logits[0],
             class_logits[0],
             letterbox.frame,
             letterbox=letterbox if resize != "stretch" else None,
             mask_threshold=config.mask_threshold,
-            predict_all_pixels=config.predict_all_pixels,
+            predict_all_pixels=config.predict_all_pixels and rules.combine == "contest",
             class_activation="sigmoid" if config.cls_sigmoid else "softmax",
+            resampling=rules.resampling,
             num_threads=self._prepared.num_threads,
         )
 
@@ -632,11 +642,8 @@ class Model:
     def _with_size(self, size: tuple[int, int]) -> Model:
         """The model once more, of the same files and options, with an input of (height, width)."""
         assert self._arguments is not None
-        model = load(**{**self._arguments, "im_size": size, "frame": None})
-        if model.spec.config.combine == self.spec.config.combine:
-            return model
-        with model:
-            return model._combining(self.spec.config.combine)
+        arguments = {**self._arguments, "im_size": size, "frame": None}
+        return _loaded_again(arguments, self.spec.config.combine)
 
     def _combining(self, combine: Combine) -> Model:
         """A clone whose semantic results are combined so, as its ``spec`` says.
@@ -648,13 +655,14 @@ class Model:
         spec = dataclasses.replace(self.spec, config=config)
         return self._sharing(dataclasses.replace(self._prepared, spec=spec))
 
-    def __reduce__(self) -> tuple[Callable[[dict[str, Any]], Model], tuple[dict[str, Any]]]:
+    def __reduce__(self) -> tuple[Callable[..., Model], tuple[dict[str, Any], Combine]]:
         """How to load it again. Raises FaiFastError where the model is closed, or was not made by :func:`load`."""
         if self._closed:
             raise FaiFastError("the model is closed; load it again")
         if self._arguments is None:
             raise FaiFastError("only models of fai_fast.load() can be pickled, and this one is not")
-        return _loaded_again, (_again.pickled(self._arguments, self._prepared.graph),)
+        arguments = _again.pickled(self._arguments, self._prepared.graph)
+        return _loaded_again, (arguments, self.spec.config.combine)
 
     def close(self) -> None:
         """Gives engine and buffers back. Blocks until the frames on their way have ended. Idempotent.
