@@ -75,7 +75,8 @@ MAY_IMPORT = {
     "_scenes": set(),
     "_pictures": BASE | {"_scenes", "images"},
     "_gate": BASE | {"_pictures", "detections", "engines", "ops", "registry"},
-    "networks": BASE | {"engines", "registry"},
+    "_places": {"cache"},
+    "networks": BASE | {"_places", "cache", "engines", "registry"},
     "exporter": BASE
     | {
         "_files",
@@ -91,7 +92,8 @@ MAY_IMPORT = {
         "weights",
     },
     "quantizer": BASE | {"_gate", "_pictures", "cache", "engines", "exporter", "ops", "registry"},
-    "_artefacts": BASE | {"_gate", "_pictures", "cache", "engines", "exporter", "registry", "weights"},
+    "_artefacts": BASE
+    | {"_gate", "_places", "_pictures", "cache", "engines", "exporter", "registry", "weights"},
     "_int8": BASE | {"_artefacts", "_pictures", "cache", "engines", "quantizer"},
     "_sources": BASE | {"_artefacts", "cache", "engines", "exporter", "networks", "registry", "weights"},
     "_prepare": BASE
