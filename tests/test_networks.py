@@ -14,7 +14,8 @@ from typing import Any
 import fai_fast
 import numpy as np
 import pytest
-from fai_fast.errors import WeightsError
+from fai_fast import _core
+from fai_fast.errors import CudaError, WeightsError
 from fai_fast.networks import pretrained, remembered
 from fai_fast.networks.families import describe
 
@@ -388,12 +389,20 @@ def test_without_transformers_the_error_says_what_to_install(folder, tmp_path, m
         ({"task": "depth"}, ValueError, "task: got 'depth'"),
         ({"weights": {}}, ValueError, "weights: got some"),
         ({"processor": 3}, TypeError, "processor: got int"),
-        ({"engine": "torch-cuda"}, Exception, "torch-cuda|CUDA"),
     ],
 )
 def test_a_wrong_argument_is_named(options, error, message, cache):
     with pytest.raises(error, match=message):
         load(small("eomt"), cache, **options)
+
+
+def test_an_engine_for_a_gpu_that_is_not_here(cache, monkeypatch):
+    def none():
+        raise CudaError("no GPU, as the test says")
+
+    monkeypatch.setattr(_core, "cuda_devices", none)
+    with pytest.raises(CudaError, match="no GPU, as the test says"):
+        load(small("eomt"), cache, engine="torch-cuda")
 
 
 def test_what_only_transformers_is_told_is_refused_elsewhere(cache):
