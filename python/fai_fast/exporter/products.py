@@ -222,7 +222,7 @@ def choices(model: Any) -> list[set[str]]:
 
 
 def in_words(model: Any) -> str:
-    """What of a graph is int8: "37 of 37 convolutions, 0 of 33 linear layers, 91 % of all multiplications"."""
+    """What of a graph is int8: "37 of 37 convolutions, 0 of 27 linear layers, 91 % of all multiplications"."""
     products = products_of(model)
     said = []
     for kind in (CONVOLUTION, LINEAR):
