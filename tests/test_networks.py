@@ -257,7 +257,6 @@ def test_without_transformers_the_error_says_what_to_install(folder, cache, monk
         ({"task": "depth"}, ValueError, "task: got 'depth'"),
         ({"weights": {}}, ValueError, "weights: got some"),
         ({"processor": 3}, TypeError, "processor: got int"),
-        ({"engine": "torch-cuda"}, Exception, "torch-cuda|CUDA"),
     ],
 )
 def test_a_wrong_argument_is_named(options, error, message, cache):
