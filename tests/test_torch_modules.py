@@ -11,6 +11,8 @@ from typing import Any
 import fai_fast
 import numpy as np
 import pytest
+from fai_fast import _core
+from fai_fast.engines import gpu as gpu_engines
 from fai_fast.engines import select
 from fai_fast.errors import EngineError
 from fai_fast.ops import postprocess, preprocess
@@ -23,7 +25,7 @@ from fai_fast.engines import torch_cuda, torch_module  # noqa: E402
 from fai_fast.networks import foreign, pretrained, tracing  # noqa: E402
 from fai_fast.networks.module import Recorder  # noqa: E402
 from fai_fast.networks.tracing import traced  # noqa: E402
-from helpers import families, others, torch_modules  # noqa: E402
+from helpers import families, gpu, others, torch_modules  # noqa: E402
 from helpers.torch_host import FakeGraph, frame_graph, with_torch, with_two_gpus  # noqa: E402
 from helpers.torch_modules import Small  # noqa: E402
 from torch.fx import GraphModule  # noqa: E402
@@ -468,6 +470,28 @@ def test_it_is_captured_like_our_own(machine):
     assert isinstance(graph.owner[0], FakeGraph)
     assert np.isfinite(graph.memory["mask_logits"]).all()
     assert graph.memory["mask_logits"].any()
+
+
+@gpu.needed
+@gpu.emulated
+def test_loaded_on_the_emulator_it_finds_what_it_finds_on_a_cpu(monkeypatch, tmp_path):
+    """All but CUDA's own PyTorch: what the engine would put on a stream is a host function there."""
+    with_torch(monkeypatch)
+    monkeypatch.setattr(select, "_lacking", lambda *_: "")
+    monkeypatch.setattr(
+        torch_cuda.Context, "_enqueue", lambda self, stream: _core.launch_host_function(stream, self._run)
+    )
+    monkeypatch.setattr(torch_cuda.Context, "_capture", gpu_engines.OpenGpuContext._capture)
+    spec, frames = torch_modules.spec(threshold=0.3), [others.picture(seed) for seed in range(3)]
+    options = {"spec": spec, "im_size": (64, 96), "batch_size": 2, "cache_dir": tmp_path, "precision": "fp32"}
+    with fai_fast.load(Small(), engine="torch-cuda", device="cuda", **options) as model:
+        assert model.info()["engine"]["engine"] == "torch-cuda"
+        assert model.info()["execution"] == "one captured CUDA graph"
+        ours = model.infer_batch(frames)
+    with fai_fast.load(Small(), device="cpu", **options) as model:
+        theirs = model.infer_batch(frames)
+    for found, expected in zip(ours, theirs, strict=True):
+        others.assert_same(found, expected)
 
 
 def test_a_graph_of_others_is_refused(machine, tmp_path):
