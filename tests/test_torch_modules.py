@@ -456,6 +456,24 @@ def test_a_network_of_transformers_up_to_the_engine(machine, tmp_path):
     assert noise < 0.02 * np.sqrt(np.mean(expected**2))
 
 
+def test_a_folder_that_is_remembered_is_read_for_it_again(machine, tmp_path):
+    """What of a network is kept, so that a start from the cache needs no PyTorch, is not enough here."""
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    folder = tmp_path / "eomt-instance"
+    families.small("eomt").save_pretrained(folder)
+    transformers.EomtImageProcessorPil(size={"shortest_edge": 64, "longest_edge": 64}).save_pretrained(folder)
+    found = []
+    for _ in range(2):
+        ready = prepared(folder, tmp_path / "cache", precision="fp32")
+        context = ready.engine.context()
+        context.images[...] = images_of((1, 3, 64, 64)).numpy()
+        context.run()
+        found.append(context.mask_logits.copy())
+        ready.engine.close()
+    assert found[0].any()
+    assert np.array_equal(*found)
+
+
 def test_it_is_captured_like_our_own(machine):
     recorded = small_recorded()
     engine = torch_cuda.load_module(recorded, (64, 64), precision="fp16", shown="it")
