@@ -15,6 +15,7 @@ import fai_fast
 import numpy as np
 import pytest
 from fai_fast import _core
+from fai_fast.engines import openvino
 from fai_fast.errors import CudaError, WeightsError
 from fai_fast.networks import pretrained, remembered
 from fai_fast.networks.families import describe
@@ -93,9 +94,14 @@ def test_a_model_gives_what_its_module_gives(kind, cache):
             multi_label=settings.multi_label,
             resampling=settings.resampling,
         )
+        graph = openvino.read_graph(Path(model.info()["artefacts"]["graph"].partition(" (")[0]))
     assert len(found) == len(expected) > 0
     assert found.confidence == pytest.approx(expected.confidence, abs=1e-4)
     assert not network.training
+    # What transformers' code becomes is what OpenVINO's rewriting knows.
+    operations = [node.get_type_name() for node in graph.get_ordered_ops()]
+    deformable = 1 if kind in ("mask2former", "oneformer", "rf_detr") else 0
+    assert (operations.count("EmbeddingBagPackedSum"), operations.count("GridSample")) == (deformable, 0)
 
 
 @pytest.mark.parametrize("task", ["semantic", "panoptic"])
