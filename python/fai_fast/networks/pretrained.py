@@ -245,6 +245,7 @@ def _network(module: Any, spec: ModelSpec, tokens: Any, shown: str) -> Network:
             size,
             batch,
             shown,
+            exact=False,
         )
 
     def run(images: Any) -> tuple[Any, Any]:
