@@ -325,6 +325,11 @@ def test_a_name_is_found_in_the_cache_of_its_hub(folder, tmp_path, asked, monkey
     again = pretrained.find("theirs/eomt-instance", memory=tmp_path / "cache").network()
     assert asked == ["theirs/eomt-instance"]
     assert (again.spec, again.sha256) == (first.spec, first.sha256)
+    # Without a processor it may only not have come yet, and is looked for again.
+    (hub / "snapshots" / "abc" / "preprocessor_config.json").unlink()
+    for count in (2, 3):
+        pretrained.find("theirs/eomt-instance", memory=tmp_path / "cache").network()
+        assert len(asked) == count
     (hub / "refs" / "main").write_text("def")
     assert remembered.snapshot_of("theirs/eomt-instance") is None
 

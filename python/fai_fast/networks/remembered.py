@@ -86,6 +86,8 @@ class Memory:
         if now is None or self._depends not in (None, now):
             return  # what was read is not what is there
         plain = {key: value for key, value in (processor or {}).items() if key != "tokenizer"}
+        if not plain and not self._local:
+            return  # maybe it could not be fetched just now
         said = {
             "config": _fields_of(config),
             "processor": None if processor is None else plain,
