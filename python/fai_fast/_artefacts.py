@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fai_fast import _gate, _progress, cache, exporter
+from fai_fast import _gate, _places, _progress, cache, exporter
 from fai_fast._gate import Verdict
 from fai_fast._pictures import Pictures
 from fai_fast.engines import select
@@ -68,7 +64,9 @@ class Source:
 
     Attributes:
         graph: the deployed graph in "fp32" or "fp16", exported unless the cache has it. Raises ExportError.
-        weights: None where there is only a graph.
+        weights: None where there is only a graph or a module.
+        module: of somebody else's network in this size and batch, as ``networks.Network.module`` gives it; None where
+            there are weights, or only a graph.
     """
 
     spec: ModelSpec
@@ -80,6 +78,7 @@ class Source:
     weights_sha256: str | None
     resizable: bool = False
     """Whether the same could be made with another size of its input."""
+    module: Callable[[], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -208,12 +207,7 @@ def _provenance(
 
 def model_folder(spec: ModelSpec, cache_dir: Any = None) -> Path:
     """Where what was made of a model is kept."""
-    # A user's model may be called anything; its folder may not leave the cache.
-    return (
-        cache.cache_folder(cache_dir)
-        / "models"
-        / (re.sub(r"[^A-Za-z0-9._-]+", "_", spec.name).strip(".")[:80] or "model")
-    )
+    return _places.folder_of(spec.name, cache_dir)
 
 
 def _kept(
@@ -229,15 +223,8 @@ def _kept(
 
 
 def _place(spec: ModelSpec, cache_dir: Any, name: str, depends: Mapping[str, Any]) -> Path:
-    """Where the cache keeps a file: `name` with a digest of all that it depends on.
-
-    So two files that depend on different things never take each other's place, neither when they are used in turns nor
-    between the check of one and its use.
-    """
-    text = json.dumps(depends, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-    stem, suffix = os.path.splitext(name)
-    return model_folder(spec, cache_dir) / f"{stem}-{digest}{suffix}"
+    """Where the cache keeps a file of a model, see :func:`fai_fast._places.place`."""
+    return _places.place(spec.name, cache_dir, name, depends)
 
 
 def _check_unchanged(graph: Graph) -> None:

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,16 @@ def source_of(
             weights_sha256=None,
         )
     theirs = exporter.network_of(
-        model, weights_of_it, spec, im_size, frame, batch_size, batch_name, processor=processor, task=task
+        model,
+        weights_of_it,
+        spec,
+        im_size,
+        frame,
+        batch_size,
+        batch_name,
+        processor=processor,
+        task=task,
+        memory=cache.cache_folder(cache_dir),
     )
     if theirs is not None:
         network, size, batch_size = theirs
@@ -201,4 +211,6 @@ def _source_of(
         )
 
     resizable = not isinstance(found, Network) or found.fixed_size == (None, None)
-    return Source(spec, size, batch_size, graph, provenance, read, found.sha256, resizable)
+    made = found.module if isinstance(found, Network) else None
+    module = None if made is None else partial(made, size, batch_size)
+    return Source(spec, size, batch_size, graph, provenance, read, found.sha256, resizable, module)
