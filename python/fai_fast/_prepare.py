@@ -355,7 +355,7 @@ def _given_engine(
             "weights": f"in {path}",
             "verification": record.verification,
             "precision": record.precision,
-            "precision_reason": f"that of {path.name}",
+            "precision_reason": f"that of {path.name}" + (f": {record.int8}" if record.int8 else ""),
             "precision_verdicts": {},
             "artefacts": {"engine": str(path)},
             "engine_reasons": dict(choice.reasons),
