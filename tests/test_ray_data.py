@@ -201,6 +201,20 @@ def test_gray_and_transparent_pixels_and_what_is_none(detector, model):
     assert all(row["error"] and row["class_id"] is None for row in rows[4:])
 
 
+def test_what_is_no_picture_is_a_row_and_never_the_batch(detector):
+    column = np.empty(6, object)
+    column[:] = [[[1, 2], [3]], "text", {"a": 1}, np.zeros((0, 5, 3), np.uint8), pd.NA, float("nan")]
+    rows = detector({"image": column}).to_pylist()
+    assert all(row["error"].startswith("image: got ") for row in rows)
+    assert [row["error"] for row in rows[4:]] == ["image: got null, expected pixels"] * 2
+    # Names that no text of Arrow's can hold, and paths that are no str.
+    column[:] = ["a\udcff.png", Path("/gone.png"), b"x", 5, None, "a\0"]
+    rows = detector({"path": column}).to_pylist()
+    assert all(row["error"] for row in rows)
+    assert rows[0]["error"] == "image: no such file: a\\udcff.png"
+    assert "no such file: /gone.png" in rows[1]["error"]
+
+
 def test_a_batch_of_the_engine_and_several_threads_give_the_same(paths, expected, model):
     several = Detector(**LOAD, **ASKED, batch_size=2, num_threads=1)
     assert several.model.batch_size == 2
@@ -258,6 +272,8 @@ def test_batches_that_are_none(detector):
         detector([1])
     with pytest.raises(ValueError, match="a column height already"):
         detector(pa.table({"path": ["a.png"], "height": [3]}))
+    with pytest.raises(ValueError, match="several columns path"):
+        detector(pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], ["path", "path"]))
     assert detector(pa.table({"path": pa.array([], pa.string())})).num_rows == 0
 
 
@@ -444,7 +460,7 @@ def predict(folders, output, *more):
 
 
 def parts(output):
-    return sorted(path.name for path in output.iterdir())
+    return sorted(path.name for path in output.iterdir() if not path.name.startswith("."))
 
 
 def test_predict_ends_at_a_signal_and_goes_on(
@@ -510,34 +526,6 @@ def test_predict_keeps_what_came_before_an_error(two_nodes, folder, tmp_path, mo
     assert pq.read_table(output).num_rows == sum(rows.num_rows for rows in taken) > 0
 
 
-def test_files_are_written_as_rows_come(tmp_path, monkeypatch):
-    from fai_fast.cli import predict_ray
-    from fai_fast.detections import arrow
-
-    monkeypatch.setattr(predict_ray, "ROWS", 3)
-    spec = fai_fast.spec(MODEL)
-    made = predict_ray.Parts(tmp_path / "a" / "out", spec, {"model": MODEL}, overwrite=False)
-    rows = arrow.table([Detections.empty((4, 5)), "damaged"], spec.classes).append_column(
-        "path", pa.array(["/a", "/b"])
-    )
-    made.add(rows)
-    assert not (tmp_path / "a").exists()
-    assert made.written == 0
-    made.add(rows)
-    assert parts(tmp_path / "a" / "out") == ["part-000000.parquet"]
-    made.add(rows)
-    made.flush()
-    made.flush()
-    assert made.written == 6
-    # A file of somebody else's is neither read nor taken away.
-    (tmp_path / "a" / "out" / "other.parquet").write_bytes(b"x")
-    again = predict_ray.Parts(tmp_path / "a" / "out", spec, {"model": MODEL}, overwrite=False)
-    assert again.done == {"/a"}
-    assert pq.read_table(tmp_path / "a" / "out" / "part-000000.parquet")["path"].to_pylist() == ["/a", "/a"]
-    predict_ray.Parts(tmp_path / "a" / "out", spec, {"model": "m"}, overwrite=True)
-    assert parts(tmp_path / "a" / "out") == ["other.parquet"]
-
-
 @pytest.mark.parametrize(
     ("more", "problem"),
     [
@@ -567,14 +555,14 @@ def test_predict_hands_on_what_is_said_of_a_network(folder, tmp_path, monkeypatc
         asked.append(given)
         return fai_fast.spec(MODEL)
 
-    def planned(folder, spec, wanted, *, overwrite):
+    def planned(spec, wanted, **_):
         asked.append(wanted)
         raise UsageError("enough")
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "spec.json").write_text("{}")
     monkeypatch.setattr(predict_ray, "spec_of", known)
-    monkeypatch.setattr(predict_ray, "Parts", planned)
+    monkeypatch.setattr(predict_ray, "Run", planned)
     assert predict(folder, "found", "--spec", "spec.json", "--task", "instance") == 2
     [given, wanted] = asked
     assert given == (MODEL, "spec.json", "instance")

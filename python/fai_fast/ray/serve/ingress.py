@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import time
 from typing import Any
 
@@ -31,6 +32,7 @@ _METHODS = {
 }
 # nginx's word for a client that did not wait.
 _GONE = 499
+_WELL = Reply(200, b'{"status": "ok"}')
 
 _log = logging.getLogger("ray.serve")
 
@@ -45,6 +47,8 @@ class Ingress:
         self._metrics = IngressMetrics()
         self._inside = 0
         self._info: bytes | None = None
+        # When a replica answered last.
+        self._answered = -math.inf
 
     async def __call__(self, request: Any) -> Any:
         """The response to a Starlette request."""
@@ -113,6 +117,8 @@ class Ingress:
         for _ in range(1 + _RETRIES):
             try:
                 reply: Reply = await self._asked(self._replicas.predict.remote(body, query), ends)
+                if reply.status < 500:
+                    self._answered = time.monotonic()
                 return reply
             except (RayActorError, ObjectLostError) as died:
                 _log.warning(
@@ -149,6 +155,9 @@ class Ingress:
         """Whether a replica answers, be it that there are too many requests."""
         from ray.exceptions import RayActorError
 
+        if time.monotonic() - self._answered < _HEALTH_S:
+            # Where there is much to do, this question would wait behind the pictures, and take that for illness.
+            return _WELL
         try:
             await self._asked(self._replicas.ready.remote(), time.monotonic() + _HEALTH_S)
         except RayActorError:
@@ -161,7 +170,7 @@ class Ingress:
                     Retry_After=str(self._settings.retry_after_s),
                 )
             return refusal.reply
-        return Reply(200, b'{"status": "ok"}')
+        return _WELL
 
     async def _tell(self) -> Reply:
         if self._info is None:
