@@ -5,8 +5,10 @@ Needs pyarrow, of the extra `ray`; FAI_FAST_REQUIRE_RAY=1 makes its absence a fa
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+from contextlib import contextmanager, nullcontext
 
 import fai_fast
 import numpy as np
@@ -195,17 +197,7 @@ def test_more_pictures_of_another_shape_keep_the_inputs_size(tmp_path, monkeypat
         self._parts.add(rows(list(todo), time=None))
         self._parts.flush()
 
-    class Cluster:
-        def __init__(self, args):
-            pass
-
-        def __enter__(self):
-            return None
-
-        def __exit__(self, *_):
-            pass
-
-    monkeypatch.setattr(predict_ray, "_cluster", Cluster)
+    monkeypatch.setattr(predict_ray, "_cluster", nullcontext)
     monkeypatch.setattr(predict_ray._Run, "run", work)
     monkeypatch.chdir(tmp_path)
     Image.fromarray(np.zeros((40, 80, 3), np.uint8)).save("a.png")
@@ -253,3 +245,104 @@ def test_what_is_wrong_with_a_worker_is_one_sentence(monkeypatch):
     worker = ray_worker.Worker()
     assert ray_worker.failure_in(worker(batch)) == "out of order"
     assert ray_worker.failure_in(worker(batch.slice(0, 1))) is None
+
+
+class Rays:
+    """Ray with one machine, on which the work has been done already."""
+
+    def __init__(self, tables, cpus=2, gpus=0):
+        self.tables, self.cpus, self.gpus = tables, cpus, gpus
+        self.data, self.given = self, {}
+
+    def cluster_resources(self):
+        return {"CPU": self.cpus, "GPU": self.gpus}
+
+    def nodes(self):
+        return [
+            {"Alive": True, "Resources": self.cluster_resources()},
+            {"Alive": False, "Resources": {"CPU": 99}},
+        ]
+
+    def from_arrow(self, tables):
+        self.tasks = tables
+        return self
+
+    def map_batches(self, _, **given):
+        self.given = given
+        return self
+
+    def ActorPoolStrategy(self, size):
+        return size
+
+    def iter_batches(self, **_):
+        for table in self.tables:
+            if isinstance(table, Exception):
+                raise table
+            yield table
+
+
+@pytest.fixture
+def predict(tmp_path, monkeypatch):
+    """The command, of some pictures, on a Rays."""
+
+    @contextmanager
+    def cluster(args):
+        yield predict.ray
+
+    def predict(ray, *more, names=("a", "b")):
+        predict.ray = ray
+        for name in names:
+            (tmp_path / f"{name}.png").write_bytes(b"x")
+        return cli.main(["predict", MODEL, str(tmp_path), "--im-size", "64", "--ray", "local", *more])
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(predict_ray, "_cluster", cluster)
+    return predict
+
+
+@pytest.mark.parametrize("error", [RuntimeError("enough"), "a worker's"])
+def test_what_came_before_an_error_is_kept(predict, tmp_path, capsys, error):
+    wrong = arrow.table(["enough"]).append_column("path", pa.nulls(1, pa.string()))
+    last = wrong if isinstance(error, str) else error
+    assert predict(Rays([rows(["/a"]), rows(["/b"], failed=["/b"]), last, rows(["/c"])])) == 1
+    assert "enough" in capsys.readouterr().err
+    assert names_in(tmp_path / predict_ray.OUTPUT) == ["/a", "/b"]
+    # Nothing of it is left behind, and what was begun goes on.
+    with opened(tmp_path / "other"):
+        assert predict(Rays([rows(["/c"])])) == 0
+    assert names_in(tmp_path / predict_ray.OUTPUT) == ["/a", "/c"]
+
+
+def test_a_disk_that_is_full_leaves_whole_files(predict, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(ray_parts, "ROWS", 1)
+    written = []
+
+    def full(rows, path, **options):
+        if written:
+            path.write_bytes(b"PAR1 half of it")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(path)
+        write(rows, path, **options)
+
+    write = pq.write_table
+    monkeypatch.setattr(pq, "write_table", full)
+    assert predict(Rays([rows(["/a"]), rows(["/b"]), rows(["/c"])])) == 1
+    assert "No space left" in capsys.readouterr().err
+    output = tmp_path / predict_ray.OUTPUT
+    assert sorted(path.name for path in output.iterdir()) == [".fai_fast.lock", "part-000000.parquet"]
+
+
+def test_what_no_machine_has_is_told_before_the_work(predict, capsys, caplog):
+    for more, problem in (
+        (["--threads", "3"], "--threads: got 3, and no machine has more than 2 cores"),
+        (["--device", "cuda"], "--device: got cuda, and no machine has a GPU"),
+    ):
+        assert predict(Rays([]), *more) == 2
+        assert problem in capsys.readouterr().err
+    ray = Rays([], cpus=5, gpus=1)
+    assert predict(ray, "--threads", "2") == 0
+    assert (ray.given["num_gpus"], ray.given["num_cpus"]) == (1, 2)
+    assert predict(ray, "--threads", "2", "--device", "cpu") == 0
+    assert (ray.given["compute"], ray.given["num_cpus"]) == (2, 2)
+    assert "num_gpus" not in ray.given
+    assert sum(task.num_rows for task in ray.tasks) == 2
