@@ -248,9 +248,9 @@ def test_what_is_wrong_with_a_worker_is_one_sentence(monkeypatch):
 
 
 class Rays:
-    """Ray with one machine, on which the work has been done already."""
+    """Ray with one machine, on which the work has been done already; without tables it is done here."""
 
-    def __init__(self, tables, cpus=2, gpus=0):
+    def __init__(self, tables=None, cpus=2, gpus=0):
         self.tables, self.cpus, self.gpus = tables, cpus, gpus
         self.data, self.given = self, {}
 
@@ -267,8 +267,10 @@ class Rays:
         self.tasks = tables
         return self
 
-    def map_batches(self, _, **given):
+    def map_batches(self, worker, **given):
         self.given = given
+        if self.tables is None:
+            self.tables = map(worker(**given["fn_constructor_kwargs"]), self.tasks)
         return self
 
     def ActorPoolStrategy(self, size):
@@ -346,3 +348,27 @@ def test_what_no_machine_has_is_told_before_the_work(predict, capsys, caplog):
     assert (ray.given["compute"], ray.given["num_cpus"]) == (2, 2)
     assert "num_gpus" not in ray.given
     assert sum(task.num_rows for task in ray.tasks) == 2
+
+
+def test_a_panoptic_model_has_the_same_columns(predict, tmp_path, monkeypatch):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    from test_panoptic_model import BLUE, RED, SPEC, graph
+
+    onnx.save(graph(), tmp_path / "theirs.onnx")
+    (tmp_path / "spec.json").write_text(json.dumps(SPEC.to_dict()))
+    image = np.full((40, 60, 3), BLUE, np.uint8)
+    image[10:30, 20:40] = RED
+    Image.fromarray(image).save(tmp_path / "street.png")
+    options = {"engine": "onnxruntime", "precision": "fp32"}
+    command = ["predict", "theirs.onnx", "street.png", "--spec", "spec.json", "--ray", "local"]
+    monkeypatch.setattr(predict, "ray", Rays(), raising=False)
+    assert cli.main([*command, *(text for name in options for text in (f"--{name}", options[name]))]) == 0
+    with fai_fast.load(tmp_path / "theirs.onnx", spec=SPEC, num_threads=1, **options) as model:
+        expected = model.infer(image)
+    (found,) = Detections.from_parquet(predict_ray.OUTPUT)
+    assert found == expected
+    assert sorted(found.is_thing.tolist()) == [False, True]
+    assert np.array_equal(found.label_map, expected.label_map)
+    (row,) = pq.read_table(predict_ray.OUTPUT).to_pylist()
+    assert row["label_map"] is True
