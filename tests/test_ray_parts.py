@@ -353,7 +353,7 @@ def test_what_no_machine_has_is_told_before_the_work(predict, capsys, caplog):
 def test_a_panoptic_model_has_the_same_columns(predict, tmp_path, monkeypatch):
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
-    from test_panoptic_model import BLUE, RED, SPEC, graph
+    from helpers.colors import BLUE, RED, SPEC, graph
 
     onnx.save(graph(), tmp_path / "theirs.onnx")
     (tmp_path / "spec.json").write_text(json.dumps(SPEC.to_dict()))

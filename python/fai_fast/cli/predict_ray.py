@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     if not pictures:
         return 1
     with usage():
-        spec = spec_of(args.model, args.spec, args.task)
+        spec = spec_of(args.model, args.spec, args.task, args.cache_dir)
     wanted, by_pictures = _wanted(args, spec, list(map(Path, pictures)), folder)
     of_this = Run(spec, wanted, by_pictures=by_pictures, cache_dir=args.cache_dir)
     with Parts(folder, of_this, pictures, overwrite=args.overwrite) as parts:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fai_fast._extras import install
-from fai_fast.engines import openvino
+from fai_fast.engines import openvino, openvino_deformable
 from fai_fast.engines.base import INPUT, import_lock
 from fai_fast.errors import ExportError
 from fai_fast.registry import ModelSpec
@@ -132,7 +132,7 @@ def calibrate(
         if op.get_type_name() in ("MatMul", "Convolution", "GroupConvolution")
     ]
     source = _Inputs(inputs)
-    kept = attempt.kept(products, _of_activations(model))
+    kept = attempt.kept(products, _of_activations(model)) + _of_places(model)
     with _silent():
         try:
             return package.quantize(
@@ -155,6 +155,15 @@ def _of_activations(model: Any) -> set[str]:
         if op.get_type_name() == "MatMul" and not any(_is_weight(op.input_value(side)) for side in (0, 1)):
             found.add(op.get_friendly_name())
     return found
+
+
+def _of_places(model: Any) -> list[str]:
+    """The names of what computes where deformable attention reads: no place is one of 256."""
+    return [
+        op.get_friendly_name()
+        for op in model.get_ordered_ops()
+        if op.get_friendly_name().startswith(openvino_deformable.NAME) and op.get_type_name() != "Constant"
+    ]
 
 
 def _is_weight(value: Any) -> bool:
