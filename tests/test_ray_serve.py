@@ -386,6 +386,8 @@ def answered(calls, body=b"x", after=None, **settings):
     async def receive():
         if body is None:
             await asyncio.sleep(60)
+        if isinstance(body, Exception):
+            raise body
         return {"type": "http.request", "body": body, "more_body": False}
 
     async def run():
@@ -419,8 +421,8 @@ def test_a_picture_goes_on_to_the_next_replica(served):
 def test_what_replicas_cannot_do(served, monkeypatch):
     from fai_fast.ray.serve import ingress
     from fai_fast.ray.serve.http import Reply
-    from ray.exceptions import ActorDiedError
-    from ray.serve.exceptions import BackPressureError, RayServeException
+    from ray.exceptions import ActorDiedError, TaskCancelledError
+    from ray.serve.exceptions import BackPressureError, RayServeException, RequestCancelledError
 
     assert answered(Calls(BackPressureError(64, 64)))[::2] == (503, "1")
     assert answered(Calls(RayServeException("where it is is nobody's affair")))[::2] == (503, "1")
@@ -429,6 +431,9 @@ def test_what_replicas_cannot_do(served, monkeypatch):
     assert "secret" not in text
     assert answered(Calls(None), timeout_s=0.1)[0] == 504
     assert answered(Calls(), body=None, timeout_s=0.1)[0] == 408
+    # Who went away is no failure of the ingress, which metrics would show as one.
+    assert answered(Calls(), body=TaskCancelledError())[0] == 499
+    assert answered(Calls(RequestCancelledError()))[0] == 499
     assert answered(Calls(True), body=b"health")[:2] == (200, '{"status": "ok"}')
     assert answered(Calls(ActorDiedError()), body=b"health")[0] == 503
     # Who has just answered is there, though the question would wait behind pictures.

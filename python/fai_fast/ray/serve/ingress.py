@@ -99,6 +99,9 @@ class Ingress:
             self._metrics.inside(self._inside)
 
     async def _look(self, request: Any) -> Reply:
+        from ray.exceptions import TaskCancelledError
+        from starlette.requests import ClientDisconnect
+
         query = self._defaults.asked(request.query_params.multi_items(), request.headers.get("accept"))
         ends = time.monotonic() + self._settings.timeout_s
         reading = read_picture(request.headers, request.stream(), self._settings.max_body_bytes)
@@ -106,6 +109,9 @@ class Ingress:
             body = await asyncio.wait_for(reading, self._settings.timeout_s)
         except ImportError as missing:
             raise Refusal(501, str(missing)) from None
+        except TaskCancelledError:
+            # Serve's way of saying it where the client went while the proxy was asked for more.
+            raise ClientDisconnect from None
         except asyncio.TimeoutError:
             raise Refusal(408, f"body: it was not here after {self._settings.timeout_s:g} s") from None
         return await self._predicted(body, query, ends)
@@ -130,6 +136,7 @@ class Ingress:
     async def _asked(self, response: Any, ends: float) -> Any:
         """What a call of a handle returns; Refusal where nobody takes it, or it takes too long."""
         from ray.serve import exceptions
+        from starlette.requests import ClientDisconnect
 
         try:
             return await asyncio.wait_for(response, max(0.0, ends - time.monotonic()))
@@ -138,6 +145,8 @@ class Ingress:
         except asyncio.TimeoutError:
             response.cancel()
             raise Refusal(504, f"there was no answer within {self._settings.timeout_s:g} s") from None
+        except exceptions.RequestCancelledError:
+            raise ClientDisconnect from None
         except exceptions.RayServeException as failed:
             # Of a deployment that could not be started, or is being taken away.
             _log.warning("fai_fast: there is no replica: %s", failed)
