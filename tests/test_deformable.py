@@ -45,6 +45,25 @@ class Attention(torch.nn.Module):
         return summed.view(batch, HEADS * CHANNELS, QUERIES).transpose(1, 2).contiguous() * 1.5
 
 
+class Network(torch.nn.Module):
+    """Points as offsets in pixels, which weights make of what is asked for, on places that are always the same."""
+
+    def __init__(self, batch):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.attention, self.batch = Attention(batch), batch
+        self.offsets = torch.nn.Linear(6, HEADS * len(SIZES) * POINTS * 2)
+        for item in self.offsets.parameters():
+            item.data = torch.randn(item.shape, generator=generator)
+        self.register_buffer("places", torch.rand((1, QUERIES, 1, len(SIZES), 1, 2), generator=generator))
+        sides = torch.tensor([[width, height] for height, width in SIZES], dtype=torch.float32)
+        self.register_buffer("sides", sides.reshape(1, 1, 1, len(SIZES), 1, 2))
+
+    def forward(self, values, asked, weights):
+        offsets = self.offsets(asked).reshape(self.batch, QUERIES, HEADS, len(SIZES), POINTS, 2)
+        return self.attention(values, self.places + offsets / self.sides, weights)
+
+
 def inputs(batch: int) -> tuple[np.ndarray, ...]:
     rng = np.random.default_rng(batch)
     positions = sum(height * width for height, width in SIZES)
@@ -99,6 +118,25 @@ def test_sums_of_rows_are_what_pytorch_computes(batch):
     assert kinds(model).count("EmbeddingBagPackedSum") == 1
     expected = Attention(len(given[0]))(*(torch.from_numpy(array) for array in given)).numpy()
     np.testing.assert_allclose(run(model, given), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("batch", [1, 2])
+def test_points_that_weights_make_come_apart_by_their_weights(batch):
+    """Nothing is turned then; what was there keeps its name, and the product too, as quantizing goes by names."""
+    values, _, weights = inputs(batch)
+    asked = np.random.default_rng(5).standard_normal((batch, QUERIES, 6)).astype(np.float32)
+    given = (values, asked, weights)
+    model = graph_of(Network(batch), given)
+    before = {node.get_friendly_name() for node in model.get_ordered_ops()}
+    assert rewritten(model) == 1
+    assert not {"Concat", "Divide", "Gather", "GridSample", "Transpose"} & set(kinds(model))
+    new = {node.get_friendly_name(): node for node in model.get_ordered_ops()}
+    added = {name for name in new.keys() - before if new[name].get_type_name() != "Constant"}
+    assert all(name.startswith(openvino_deformable.NAME) for name in added)
+    assert [name in before for name, node in new.items() if node.get_type_name() == "MatMul"] == [True]
+    expected = Network(batch)(*(torch.from_numpy(array) for array in given)).detach().numpy()
+    np.testing.assert_allclose(run(model, given), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

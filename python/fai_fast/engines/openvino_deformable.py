@@ -25,10 +25,14 @@ NAME = "deformable_attention"
 """What the names of all new nodes begin with."""
 VERSION = 1
 """Of what :func:`rewrite_deformable_attention` makes: what was compiled with another one is not the same."""
+# Of a factor that is one but for rounding.
+_ONE = 1e-6
 _INT32 = np.iinfo(np.int32).max
 # Which of the four nodes around a point: across, then down.
-_RIGHT = np.array([0, 1, 0, 1], np.float32).reshape(1, 1, 4, 1)
-_BELOW = np.array([0, 0, 1, 1], np.float32).reshape(1, 1, 4, 1)
+_RIGHT = np.array([0, 1, 0, 1], np.float64).reshape(1, 1, 4, 1)
+_BELOW = np.array([0, 0, 1, 1], np.float64).reshape(1, 1, 4, 1)
+
+Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -69,8 +73,10 @@ def rewrite_deformable_attention(model: Any, opset: Any) -> int:
         for node in model.get_ordered_ops()
         if node.get_type_name() == "ReduceSum" and (attention := _attention(node)) is not None
     ]
+    there = {node.get_name() for node in model.get_ordered_ops()}
     for index, attention in enumerate(found):
-        summed = _rows_summed(attention, opset, f"{NAME}{index}")
+        summed = _rows_summed(attention, opset)
+        _name(summed.get_node(), there, f"{NAME}{index}")
         for user in list(attention.result.get_target_inputs()):
             user.replace_source_output(summed)
     if found:
@@ -241,7 +247,7 @@ def _is(value: Any, ranks: list[int], wanted: list[int]) -> bool:
 # ------------------------------------------------------------------------------------------------ to build
 
 
-def _rows_summed(found: _Attention, op: Any, name: str) -> Any:
+def _rows_summed(found: _Attention, op: Any) -> Any:
     """The same attention as sums of rows: (B, Q, H * C)."""
     batch, positions, heads, channels = found.values.get_shape()
     _, queries, _, levels, points, _ = found.grid.get_shape()
@@ -262,32 +268,43 @@ def _rows_summed(found: _Attention, op: Any, name: str) -> Any:
     def shaped(value: Any, *shape: int) -> Any:
         return op.reshape(value, whole(shape), False)
 
-    def across(place: Any, sides: npt.NDArray[Any], step: npt.NDArray[Any]) -> tuple[Any, Any]:
+    def across(
+        place: Any, factor: Array, more: Array, sides: npt.NDArray[np.int64], step: Array
+    ) -> tuple[Any, Any]:
         """Of points on one axis, (B * Q, H, 1, L * P): the node before them, and the shares of their four nodes.
 
         What is outside of the map has no share.
         """
-        scaled = op.multiply(op.add(place, number(1)), number(sides / 2))
-        exact = op.subtract(scaled, number(0.5))
+        # From -1..1, edge to edge, to pixels, of which the first one's centre is 0.
+        factor, more = factor * (sides / 2), (more + 1) * (sides / 2) - 0.5
+        exact = place if (np.abs(factor - 1) < _ONE).all() else op.multiply(place, number(factor))
+        exact = op.add(exact, number(more))
         before = op.floor(exact)
         beyond = op.subtract(exact, before)
         shares = []
-        for share, first, last in (
+        for share, start, last in (
             (op.subtract(number(1), beyond), 0, sides - 1),
             (beyond, -1, sides - 2),
         ):
             inside = op.logical_and(
-                op.greater_equal(before, number(first)), op.less_equal(before, number(last))
+                op.greater_equal(before, number(start)), op.less_equal(before, number(last))
             )
             shares.append(op.select(inside, share, number(0)))
         # Without a Concat: that one copies such short parts number by number.
         return before, op.add(op.multiply(shares[0], number(1 - step)), op.multiply(shares[1], number(step)))
 
-    flat = shaped(found.grid, batch * queries, heads, 1, every, 2)
-    parts = op.split(op.transpose(flat, whole([4, 0, 1, 2, 3])), whole(0), 2)
+    inner, factor, more = _affine(found.grid)
+    places = _columns_apart(inner, op)
+    if places is None:
+        flat = shaped(inner, batch * queries, heads, 1, every, 2)
+        parts = op.split(op.transpose(flat, whole([4, 0, 1, 2, 3])), whole(0), 2)
+    else:
+        parts = op.split(shaped(places, batch * queries, 2, heads, 1, every), whole(1), 2)
     x, y = (shaped(parts.output(index), batch * queries, heads, 1, every) for index in range(2))
-    column, shares_across = across(x, widths, _RIGHT)
-    row, shares_down = across(y, heights, _BELOW)
+    shape = (batch, queries, heads, levels, points)
+    (factor_x, factor_y), (more_x, more_y) = (_by_axis(part, shape) for part in (factor, more))
+    column, shares_across = across(x, factor_x, more_x, widths, _RIGHT)
+    row, shares_down = across(y, factor_y, more_y, heights, _BELOW)
     weights = op.multiply(
         op.multiply(shares_across, shares_down), shaped(found.weights, batch * queries, heads, 1, every)
     )
@@ -310,15 +327,99 @@ def _rows_summed(found: _Attention, op: Any, name: str) -> Any:
         shaped(chosen, bags, 4 * every),
         shaped(weights, bags, 4 * every),
     )
-    result = shaped(summed, batch, queries, heads * channels)
-    _name(result, {value.get_node() for value in (found.values, found.grid, found.weights)}, name)
-    return result.output(0)
+    return shaped(summed, batch, queries, heads * channels).output(0)
 
 
-def _name(node: Any, given: set[Any], name: str) -> None:
-    """Names the nodes that were built, so that who quantizes the graph can leave them alone."""
-    if node in given or node.get_friendly_name().startswith(name):
+def _affine(value: Any) -> tuple[Any, Array, Array]:
+    """What a value is computed from, the factor and the summand: value = factor * inner + summand.
+
+    Points are offsets that a network gives, in units of pixels, on places that are the same for all images.
+    """
+    factor, summand = np.ones((1,) * 6), np.zeros((1,) * 6)
+    while True:
+        node = value.get_node()
+        kind = node.get_type_name()
+        if kind not in ("Add", "Divide", "Multiply", "Subtract"):
+            return value, factor, summand
+        sides = [_constant(node.input_value(index)) for index in (0, 1)]
+        known = next((index for index in (0, 1) if sides[index] is not None), None)
+        if known is None or (kind == "Divide" and known == 0):
+            return value, factor, summand
+        inner, constant = node.input_value(1 - known), np.asarray(sides[known], np.float64)
+        if tuple(inner.get_shape()) != tuple(value.get_shape()):
+            return value, factor, summand
+        if kind == "Multiply":
+            factor = factor * constant
+        elif kind == "Divide":
+            factor = factor / constant
+        elif kind == "Add":
+            summand = summand + factor * constant
+        elif known == 1:
+            summand = summand - factor * constant
+        else:
+            factor, summand = -factor, summand + factor * constant
+        value = inner
+
+
+def _by_axis(part: Array, shape: tuple[int, ...]) -> list[Array]:
+    """Of x and of y: what was (B, Q, H, L, P, 2), or 1 in places, as (B * Q, H, 1, L * P), with 1 in places too."""
+    batch, queries, _, levels, points = shape
+    images = (1, 1) if part.shape[:2] == (1, 1) else (batch, queries)
+    heads = part.shape[2]
+    full = np.broadcast_to(part, (*images, heads, levels, points, 2))
+    return [full[..., axis].reshape(-1, heads, 1, levels * points) for axis in (0, 1)]
+
+
+def _columns_apart(value: Any, op: Any) -> Any:
+    """x of all points and then y, (B, Q, 2 * H * L * P), by weights in another order.
+
+    None where points are not what a product by weights gives and nothing else takes.
+    """
+    shaped = value.get_node()
+    if shaped.get_type_name() != "Reshape" or len(value.get_target_inputs()) == 0:
+        return None
+    biased = _alone(shaped, 0, "Add")
+    if biased is None:
+        return None
+    for index in (0, 1):
+        product, bias = _alone(biased, index, "MatMul"), _constant(biased.input_value(1 - index))
+        weights = None if product is None else _constant(product.input_value(1))
+        if product is None or weights is None or bias is None or weights.ndim != 2:
+            continue
+        side = 0 if product.get_attributes()["transpose_b"] else 1
+        count = weights.shape[side]
+        if (
+            bias.size != count
+            or tuple(biased.get_output_shape(0))[-1] != count
+            or weights.dtype != np.float32
+        ):
+            return None
+        order = np.arange(count).reshape(-1, 2).T.reshape(-1)
+        made = op.matmul(
+            product.input_value(0),
+            op.constant(np.ascontiguousarray(weights.take(order, side))),
+            product.get_attributes()["transpose_a"],
+            product.get_attributes()["transpose_b"],
+        )
+        # Quantizing goes by names.
+        made.set_friendly_name(product.get_friendly_name())
+        bias = np.broadcast_to(bias, (*bias.shape[:-1], count)).take(order, -1)
+        return op.add(made, op.constant(np.ascontiguousarray(bias)))
+    return None
+
+
+def _alone(node: Any, index: int, kind: str) -> Any:
+    """The node of this kind that gives an input, and gives it to nobody else."""
+    given = _input(node, kind, index)
+    return given if given is not None and len(given.output(0).get_target_inputs()) == 1 else None
+
+
+def _name(node: Any, there: set[str], name: str) -> None:
+    """Names the nodes that were built, so that who quantizes the graph can leave them alone, all but products."""
+    if node.get_name() in there:
         return
-    node.set_friendly_name(f"{name}/{node.get_friendly_name()}")
+    there.add(node.get_name())
+    if node.get_type_name() != "MatMul":
+        node.set_friendly_name(f"{name}/{node.get_friendly_name()}")
     for index in range(node.get_input_size()):
-        _name(node.input_value(index).get_node(), given, name)
+        _name(node.input_value(index).get_node(), there, name)
