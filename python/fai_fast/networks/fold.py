@@ -12,7 +12,7 @@ from typing import Any
 from fai_fast._foreign import explained
 from fai_fast.networks.ports import inferred
 
-__all__ = ["folded"]
+__all__ = ["folded", "shapes_of"]
 
 LARGEST = 1 << 22
 """Elements of a value that is stored in place of its node: 16 MiB."""
@@ -51,7 +51,7 @@ def _fold_once(model: Any) -> bool:
     from onnx import numpy_helper
 
     graph = model.graph
-    shapes = _shapes(graph)
+    shapes = shapes_of(graph)
     held = {item.name: item for item in graph.initializer}
     values: dict[str, Any] = {}
     outputs = {item.name for item in graph.output}
@@ -141,7 +141,7 @@ def _computed(node: Any, model: Any, inputs: dict[str, Any]) -> list[Any] | None
     return [np.asarray(by_name[name]) if name else None for name in node.output]
 
 
-def _shapes(graph: Any) -> dict[str, tuple[int, ...]]:
+def shapes_of(graph: Any) -> dict[str, tuple[int, ...]]:
     """Of the values all of whose sides are known."""
     found = {item.name: tuple(item.dims) for item in graph.initializer}
     for item in (*graph.input, *graph.value_info, *graph.output):

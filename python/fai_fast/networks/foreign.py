@@ -21,7 +21,8 @@ from fai_fast.engines.base import INPUT, OUTPUTS, PACKAGES, reason
 from fai_fast.errors import EngineError, ExportError
 from fai_fast.networks import Network, Reference
 from fai_fast.networks.deploy import deployed, drop_unused
-from fai_fast.networks.fold import folded
+from fai_fast.networks.fold import folded, shapes_of
+from fai_fast.networks.merge import merged
 from fai_fast.networks.onnx_file import check, read, tensors_of
 from fai_fast.networks.ports import (
     Tensor,
@@ -47,7 +48,7 @@ __all__ = [
     "with_our_names",
 ]
 
-VERSION = 1
+VERSION = 2
 """Counts changes of what is made of a file: a graph of another version is made again."""
 LARGEST_VALUE = 1 << 33
 """Bytes of one value inside a graph: a small file can claim any shape."""
@@ -181,8 +182,9 @@ def graph_of(model: Any, spec: ModelSpec, size: tuple[int, int], batch: int, sho
 
     ready, image, outputs = _found(model, spec, size, batch, shown)
     result = folded(deployed(ready, image, outputs, size))
-    del result.graph.value_info[:]
     drop_unused(result.graph)
+    result = merged(result, shapes_of(result.graph))
+    del result.graph.value_info[:]
     try:
         onnx.checker.check_model(result)
     except Exception as error:
