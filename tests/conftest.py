@@ -23,6 +23,10 @@ hypothesis.settings.load_profile("fai_fast")
 # wait for each other twenty times as long as they work. It reads this when a test first imports it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# A name that could be one of transformers' hub is asked for there, again and again for half a minute where there is no
+# way to it; with one, a test would hang on what it holds today. It is read when that is imported, too.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
 # What users set for themselves changes what is printed, and where addresses of this machine lead.
 _FOREIGN = ("all_proxy", "http_proxy", "https_proxy", "ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY")
 _FOREIGN += ("COLUMNS", "FORCE_COLOR", "LINES", "PYTHON_COLORS", "FAI_FAST_TRACEBACK")

@@ -37,6 +37,7 @@ BASE = {
     "_locks",
     "_redaction",
     "_coco",
+    "_ade20k",
     "_sizes",
     "_rules",
     "_extras",
@@ -46,6 +47,7 @@ MAY_IMPORT = {
     "_forks": {"errors"},
     "_options": set(),
     "_coco": set(),
+    "_ade20k": set(),
     "_extras": set(),
     "_progress": set(),
     "_arguments": {"_foreign"},
@@ -73,7 +75,8 @@ MAY_IMPORT = {
     "_scenes": set(),
     "_pictures": BASE | {"_scenes", "images"},
     "_gate": BASE | {"_pictures", "detections", "engines", "ops", "registry"},
-    "networks": BASE | {"engines", "registry"},
+    "_places": {"cache"},
+    "networks": BASE | {"_places", "cache", "engines", "registry"},
     "exporter": BASE
     | {
         "_files",
@@ -89,7 +92,8 @@ MAY_IMPORT = {
         "weights",
     },
     "quantizer": BASE | {"_gate", "_pictures", "cache", "engines", "exporter", "ops", "registry"},
-    "_artefacts": BASE | {"_gate", "_pictures", "cache", "engines", "exporter", "registry", "weights"},
+    "_artefacts": BASE
+    | {"_gate", "_places", "_pictures", "cache", "engines", "exporter", "registry", "weights"},
     "_int8": BASE | {"_artefacts", "_pictures", "cache", "engines", "quantizer"},
     "_sources": BASE | {"_artefacts", "cache", "engines", "exporter", "networks", "registry", "weights"},
     "_prepare": BASE
@@ -122,18 +126,19 @@ MAY_IMPORT = {
         "registry",
         "weights",
     },
+    "_again": BASE | {"networks", "registry"},
+    "_requests": BASE | {"detections", "images", "registry"},
     "_pipelines": BASE | {"detections", "engines", "letterbox", "ops", "registry"},
     "model": BASE
     | {
         "detections",
         "engines",
-        "images",
-        "letterbox",
-        "networks",
         "ops",
+        "_again",
         "_pictures",
         "_pipelines",
         "_prepare",
+        "_requests",
         "quantizer",
         "registry",
         "stream",

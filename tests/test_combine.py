@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pickle
 
 import fai_fast
 import numpy as np
@@ -75,9 +76,12 @@ def test_a_model_on_the_cpu(model):
     assert found.query.tolist() == found.class_id.tolist()
     assert len(found) > 1
     assert found.class_names == ("a", "b", "c")
-    # Of single queries' masks nothing has changed.
+    # No query has pixels of its own in a sum: these are the masks that it adds up.
     class_ids, scores, masks = model.queries(image)
     assert len(class_ids) == len(scores) == len(masks) == 7
+    assert ((masks >= 0).sum(0) > 1).any()
+    with model._combining("contest") as contest:
+        assert ((contest.queries(image)[2] >= 0).sum(0) <= 1).all()
 
 
 def test_a_clone_combines_otherwise_on_the_same_engine(model):
@@ -88,6 +92,9 @@ def test_a_clone_combines_otherwise_on_the_same_engine(model):
         assert set(rows.query.tolist()) - set(range(3))  # queries, not classes
         with contest._combining("sum") as again:
             assert again.infer(image, threshold=0.0) == model.infer(image, threshold=0.0)
+        with pickle.loads(pickle.dumps(contest)) as loaded:
+            assert loaded.spec == contest.spec
+            assert loaded.infer(image, threshold=0.0) == rows
     with pytest.raises(ValueError, match=r"use_mask_score: got True with combine='sum'"):
         model.infer(image, use_mask_score=True)
 

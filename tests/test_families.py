@@ -92,6 +92,12 @@ def test_pixels_are_normalized_as_by_the_processor(processor, mean, std):
         ({"height": 384, "width": 640}, (384, 640)),
         ({"height": 400, "width": 630}, (416, 640)),
         ({"shortest_edge": 512, "longest_edge": 2048}, (512, 512)),
+        ({"max_height": 500, "max_width": 700}, (512, 704)),
+        ({"shortest_edge": 512, "max_height": 500, "max_width": 700}, (512, 512)),
+        ({"max_height": 500, "max_width": 700, "height": 64, "width": 64}, (512, 704)),
+        ({"shortest_edge": 800, "longest_edge": 512}, (512, 512)),
+        ({"longest_edge": None}, (640, 640)),
+        ({"height": 8192, "width": 8190}, (8192, 8192)),
         (480, (480, 480)),
         ([384, 640], (384, 640)),
         (None, (640, 640)),
@@ -100,7 +106,9 @@ def test_pixels_are_normalized_as_by_the_processor(processor, mean, std):
 def test_the_size_is_that_of_the_processor(size, expected, caplog):
     caplog.set_level(logging.INFO, "fai_fast")
     assert spec_of("maskformer", processor={"size": size}).input_size == expected
-    assert ("makes the shorter side of each picture 512" in caplog.text) == ("shortest_edge" in str(size))
+    kept = "shortest_edge" in str(size)
+    assert (" side of each picture 512, and leaves the other to the picture" in caplog.text) == kept
+    assert ("as large as 500 x 700" in caplog.text) == ("max_height" in str(size) and not kept)
 
 
 @pytest.mark.parametrize(
@@ -128,6 +136,39 @@ def test_stuff_is_known_by_names_or_said_by_the_processor(caplog):
     assert not caplog.text
     unknown = spec_of("mask2former", "panoptic")
     assert unknown.config.panoptic.stuff == ()
+    assert "which of its classes are stuff is not known" in caplog.text
+
+
+def test_the_stuff_of_ade20k_is_known_by_any_of_its_names(caplog):
+    names = fai_fast.spec("fai-mf-l-ade").classes
+    spec = spec_of("mask2former", "panoptic", id2label=dict(enumerate(names)))
+    stuff = spec.config.panoptic.stuff
+    assert (len(names), len(stuff)) == (150, 50)
+    of_stuff = {names[index] for index in stuff}
+    assert of_stuff >= {
+        "wall",
+        "sky",
+        "road, route",
+        "tree",
+        "water",
+        "pool",
+        "escalator, moving staircase, moving stairway",
+    }
+    assert not of_stuff & {"person", "car", "bed", "window", "fence", "flower", "flag", "palm, palm tree"}
+    # As transformers' own lists write them, which number them alike.
+    short = [name.partition(",")[0] for name in names]
+    short[7], short[8], short[89], short[109], short[141] = (
+        "bed ",
+        "windowpane",
+        "television receiver",
+        "swimming pool",
+        "CRT screen",
+    )
+    other = spec_of("maskformer", "panoptic", id2label=dict(enumerate(short)))
+    assert other.config.panoptic.stuff == stuff
+    assert not caplog.text
+    short[0] = "door"
+    assert spec_of("mask2former", "panoptic", id2label=dict(enumerate(short))).config.panoptic.stuff == ()
     assert "which of its classes are stuff is not known" in caplog.text
 
 
@@ -166,6 +207,20 @@ def test_a_field_that_is_null_says_nothing():
         ({"size": "640"}, TypeError, "processor.size: got '640'"),
         ({"size": [1, 2, 3]}, TypeError, r"processor.size: got \[1, 2, 3\]"),
         ({"size": {"height": -5, "width": 3}}, ValueError, "processor.size.height: got -5"),
+        (
+            {"size": {"longest_edge": 800}},
+            ValueError,
+            "processor.size: got {'longest_edge': 800}, expected height",
+        ),
+        (
+            {"size": {"max_height": 800}},
+            ValueError,
+            "processor.size: got {'max_height': 800}, expected height",
+        ),
+        ({"size": {"width": 800}}, ValueError, "processor.size: got {'width': 800}, expected height"),
+        ({"size": {"edge": 800}}, ValueError, "processor.size: got {'edge': 800}, expected height"),
+        ({"size": 8193}, ValueError, "processor.size: got 8193 x 8193 .* at most 8192"),
+        ({"size": {"shortest_edge": 100000}}, ValueError, "processor.size: got 100000 x 100000"),
         ({"metadata": {"thing_ids": ["a"]}}, TypeError, "processor.metadata.thing_ids: got 'a'"),
     ],
 )

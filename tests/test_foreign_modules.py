@@ -130,6 +130,33 @@ def test_it_is_made_once_and_pickled_as_what_was_made(tmp_path):
         assert "built" in model.info()["artefacts"]["graph"]
 
 
+class _WritesIntoItsImage(Theirs):
+    def forward(self, images):
+        return super().forward(images.mul_(1.0))
+
+
+class _ReadsANumber(Theirs):
+    def forward(self, images):
+        masks, logits = super().forward(images)
+        return masks + float(images[0, 0, 0, 0]), logits
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        (_WritesIntoItsImage, "Untraceable: the image is written into"),
+        (_ReadsANumber, "what it computes depends on values in the image"),
+        (Theirs, None),
+    ],
+)
+def test_what_cannot_be_recorded_is_exported_as_it_is_and_said(kind, why, caplog):
+    network = foreign.network_of(kind().eval(), spec(), (64, 64))
+    assert {item.name for item in network.graph((64, 64), 1).graph.output} == {"mask_logits", "class_logits"}
+    said = [text for record in caplog.records if " as it is: " in (text := record.getMessage())]
+    assert [text.partition(" as it is: ")[2] for text in said] == ([] if why is None else [why])
+    assert all(text.startswith(f"the module {kind.__name__} is ") for text in said)
+
+
 def test_a_module_whose_code_differs_is_another(tmp_path):
     """The weights alone do not say what a module computes."""
     given, module = spec(), Theirs()

@@ -317,11 +317,11 @@ def test_a_file_of_export_is_told_nothing(small, tmp_path, caplog):
 
 
 def test_a_size_that_comes_no_nearer_is_not_offered(small, caplog):
-    from fai_fast.model import _AspectNotice
+    from fai_fast._requests import AspectNotice
 
     with caplog.at_level(logging.INFO, "fai_fast"):
         # Of 32 x 32 pixels all that is near 5:4 is the square.
-        notice = _AspectNotice("small", (32, 32))
+        notice = AspectNotice("small", (32, 32))
         notice((100, 125))
         assert notices(caplog) == []
         notice((100, 200))

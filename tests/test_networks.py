@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import pickle
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,10 @@ import fai_fast
 import numpy as np
 import pytest
 from fai_fast import _core
+from fai_fast.engines import openvino
 from fai_fast.errors import CudaError, WeightsError
-from fai_fast.networks import pretrained
+from fai_fast.networks import pretrained, remembered
+from fai_fast.networks.families import describe
 
 from tests.helpers.families import LABELS, SIDE, processor, small
 
@@ -90,9 +94,14 @@ def test_a_model_gives_what_its_module_gives(kind, cache):
             multi_label=settings.multi_label,
             resampling=settings.resampling,
         )
+        graph = openvino.read_graph(Path(model.info()["artefacts"]["graph"].partition(" (")[0]))
     assert len(found) == len(expected) > 0
     assert found.confidence == pytest.approx(expected.confidence, abs=1e-4)
     assert not network.training
+    # What transformers' code becomes is what OpenVINO's rewriting knows.
+    operations = [node.get_type_name() for node in graph.get_ordered_ops()]
+    deformable = 1 if kind in ("mask2former", "oneformer", "rf_detr") else 0
+    assert (operations.count("EmbeddingBagPackedSum"), operations.count("GridSample")) == (deformable, 0)
 
 
 @pytest.mark.parametrize("task", ["semantic", "panoptic"])
@@ -199,9 +208,141 @@ def test_the_command_line_takes_a_folder(folder, cache, tmp_path, monkeypatch):
     assert fai_fast.load(file, engine="openvino", cache_dir=cache).spec.task == "instance"
 
 
+# ------------------------------------------------------------------------------------- the second start
+
+
+_SECOND = """
+import sys
+import fai_fast
+for engine in ("openvino", "onnxruntime"):
+    with fai_fast.load(sys.argv[1], engine=engine, device="cpu", precision="fp32", cache_dir=sys.argv[2]) as model:
+        assert "(from the cache)" in model.info()["artefacts"]["graph"], model.info()
+        assert model.spec.config.resize == "pad"
+heavy = {"torch", "transformers", "huggingface_hub"} & {name.partition(".")[0] for name in sys.modules}
+assert not heavy, heavy
+"""
+
+
+def test_the_second_start_of_a_folder_imports_neither_transformers_nor_torch(folder, cache):
+    load(folder, cache).close()
+    subprocess.run([sys.executable, "-c", _SECOND, str(folder), str(cache)], check=True, timeout=300)
+
+
+@pytest.fixture
+def asked(monkeypatch) -> list[str]:
+    """The places that transformers itself was asked about."""
+    places: list[str] = []
+    transformers_itself = pretrained._transformers
+
+    def watched(shown: str) -> Any:
+        places.append(shown)
+        return transformers_itself(shown)
+
+    monkeypatch.setattr(pretrained, "_transformers", watched)
+    return places
+
+
+def _renamed(place: Path) -> None:
+    said = json.loads((place / "config.json").read_text())
+    said["id2label"]["0"] = "robot"
+    (place / "config.json").write_text(json.dumps(said))
+
+
+def _brighter(place: Path) -> None:
+    said = json.loads((place / "preprocessor_config.json").read_text())
+    (place / "preprocessor_config.json").write_text(json.dumps({**said, "image_mean": [0.25] * 3}))
+
+
+@pytest.mark.parametrize(
+    ("change", "same_spec", "same_weights"),
+    [
+        (lambda place: (place / "README.md").write_text("new"), True, True),
+        (lambda place: small("eomt", seed=1).save_pretrained(place), True, False),
+        (_renamed, False, False),
+        (_brighter, False, True),
+    ],
+    ids=["nothing", "weights", "config", "processor"],
+)
+def test_what_changes_in_a_folder_is_seen(change, same_spec, same_weights, folder, tmp_path, asked):
+    place = tmp_path / folder.name
+    shutil.copytree(folder, place)
+    first = pretrained.find(place, memory=tmp_path / "cache").network()
+    again = pretrained.find(place, memory=tmp_path / "cache").network()
+    assert asked == [str(place)]
+    assert (again.spec, again.sha256, again.source) == (first.spec, first.sha256, first.source)
+    assert again.fixed_size == first.fixed_size == (SIDE, SIDE)
+    change(place)
+    changed = pretrained.find(place, memory=tmp_path / "cache").network()
+    assert (len(asked) == 1) == (same_spec and same_weights)
+    assert (changed.spec == first.spec) == same_spec
+    assert (changed.sha256 == first.sha256) == same_weights
+
+
+def test_another_version_task_or_spec_is_asked_for_again(folder, tmp_path, asked, monkeypatch):
+    def found(**options: Any) -> Any:
+        return pretrained.find(folder, memory=tmp_path, **options).network()
+
+    first = found()
+    assert found(task="panoptic").spec.task == "panoptic"
+    own = dataclasses.replace(first.spec, classes=("a", "b", "c", "d", "e"))
+    assert found(spec=own).spec == own
+    count = len(asked)
+    assert found(task="panoptic").spec.task == "panoptic"
+    assert found(spec=own).spec == own
+    assert len(asked) == count
+    version = remembered.importlib.metadata.version
+    monkeypatch.setattr(
+        remembered.importlib.metadata, "version", lambda name: version(name) + ".1" * (name == "transformers")
+    )
+    found()
+    assert len(asked) == count + 1
+
+
+def test_a_graph_that_is_missing_is_made_of_the_folder(folder, tmp_path, asked):
+    place = tmp_path / folder.name
+    shutil.copytree(folder, place)
+    first = pretrained.find(place, memory=tmp_path / "cache").network().graph((SIDE, SIDE), 1)
+    again = pretrained.find(place, memory=tmp_path / "cache").network()
+    assert len(asked) == 1
+    assert again.graph((SIDE, SIDE), 1) == first
+    assert len(asked) == 2
+    again = pretrained.find(place, memory=tmp_path / "cache").network()
+    small("eomt", seed=1).save_pretrained(place)
+    with pytest.raises(WeightsError, match="was changed while it was in use"):
+        again.graph((SIDE, SIDE), 1)
+
+
+def test_a_name_is_found_in_the_cache_of_its_hub(folder, tmp_path, asked, monkeypatch):
+    from huggingface_hub import constants
+
+    hub = tmp_path / "hub" / "models--theirs--eomt-instance"
+    shutil.copytree(folder, hub / "snapshots" / "abc")
+    (hub / "refs").mkdir()
+    (hub / "refs" / "main").write_text("abc")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    first = pretrained.find("theirs/eomt-instance", memory=tmp_path / "cache").network()
+    again = pretrained.find("theirs/eomt-instance", memory=tmp_path / "cache").network()
+    assert asked == ["theirs/eomt-instance"]
+    assert (again.spec, again.sha256) == (first.spec, first.sha256)
+    # Without a processor it may only not have come yet, and is looked for again.
+    (hub / "snapshots" / "abc" / "preprocessor_config.json").unlink()
+    for count in (2, 3):
+        pretrained.find("theirs/eomt-instance", memory=tmp_path / "cache").network()
+        assert len(asked) == count
+    (hub / "refs" / "main").write_text("def")
+    assert remembered.snapshot_of("theirs/eomt-instance") is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_remembered_of_a_configuration_says_the_same(kind):
+    config, task = small(kind).config, "instance"
+    facts = json.loads(json.dumps(remembered._fields_of(config)))
+    assert describe(remembered._configuration(facts), None, "a", task) == describe(config, None, "a", task)
+
+
 @pytest.mark.parametrize("name", ["facebook/no-such-network", "a/b"])
-def test_an_unknown_name_is_told_with_those_that_there_are(name, cache, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_an_unknown_name_is_told_with_those_that_there_are(name, cache):
     with pytest.raises(ValueError, match="no such file or folder") as caught:
         load(name, cache)
     text = str(caught.value)
@@ -238,12 +379,12 @@ def test_a_folder_without_weights_is_told(folder, tmp_path, cache):
         load(tmp_path, cache)
 
 
-def test_without_transformers_the_error_says_what_to_install(folder, cache, monkeypatch):
+def test_without_transformers_the_error_says_what_to_install(folder, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(
         WeightsError, match=r"transformers is not installed: pip install 'fai-fast\[networks\]'"
     ):
-        load(folder, cache)
+        load(folder, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -295,7 +436,7 @@ def test_own_names_and_folders_are_none_of_transformers(tmp_path):
     assert pretrained.find(tmp_path) is None
 
 
-@pytest.mark.parametrize("kind", ["mask2former", "eomt"])
+@pytest.mark.parametrize("kind", [pytest.param("mask2former", marks=pytest.mark.slow), "eomt"])
 def test_int8_is_made_of_them_as_of_our_own(kind, cache):
     pytest.importorskip("nncf", reason="NNCF is not installed")
     pictures = [frame(seed) for seed in range(4)]

@@ -105,6 +105,17 @@ def model(file, tmp_path_factory):
         yield made
 
 
+def test_queries_have_the_masks_that_segments_are_made_of(model):
+    class_ids, scores, masks = model.queries(street())
+    assert class_ids.tolist()[:4] == [query[0] for query in QUERIES[:4]]
+    np.testing.assert_allclose(scores[:4], [query[1] for query in QUERIES[:4]], atol=1e-6)
+    found = model.infer(street())
+    for query, mask in zip(found.query, found.mask, strict=True):
+        assert (masks[query] >= 0)[mask].mean() > 0.9  # but for what is unsure at its border
+    # The last, which no segment is of, lies over all of them.
+    assert (masks[4] == class_ids[4]).all()
+
+
 def test_a_picture(model):
     d = model.infer(street())
     assert d.class_name.tolist() == ["sky", "car", "car", "road"]

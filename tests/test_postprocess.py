@@ -109,9 +109,10 @@ def test_many_queries(network, size, options):
 
 @MODES
 @pytest.mark.parametrize("use_mask_score", [False, True])
-@pytest.mark.parametrize("size", [(160, 160), (640, 640), (270, 480), (161, 643)])
+@pytest.mark.parametrize("size", [(80, 80), (320, 320), (135, 240), (81, 323)])
 def test_realistic_scene(mode, use_mask_score, size):
-    mask_logits, class_logits = scenes.blobs(3, queries=40, grid=(160, 160), objects=12)
+    """At half of a network's real sides: the reference takes a second for each of those."""
+    mask_logits, class_logits = scenes.blobs(3, queries=40, grid=(80, 80), objects=12)
     result = check(mask_logits, class_logits, size, use_mask_score=use_mask_score, threshold=0.3, **mode)
     assert len(result) >= 8
 

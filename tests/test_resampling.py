@@ -12,6 +12,7 @@ import pytest
 import reference
 import torch
 from fai_fast import Resampling
+from fai_fast.ops import raw_queries
 from helpers import scenes
 from helpers.logits import networks, options_of, sides
 from hypothesis import given, settings
@@ -197,6 +198,21 @@ def test_rows_of_a_query_share_its_mask():
     for query, mask in zip(found.query.tolist(), found.mask, strict=True):
         rows.setdefault(query, mask)
         np.testing.assert_array_equal(mask, rows[query])
+
+
+@pytest.mark.parametrize("resampling", RESAMPLINGS, ids=IDS)
+def test_raw_queries_are_resampled_as_rows_are(resampling):
+    rng = np.random.default_rng(5)
+    logits = rng.normal(-1, 4, (6, 12, 16)).astype(np.float32), rng.normal(0, 1, (6, 4)).astype(np.float32)
+    class_ids, scores, masks = raw_queries(*logits, (37, 90), resampling=resampling)
+    rows = fai_fast.postprocess(*logits, (37, 90), threshold=0.0, resampling=resampling, multi_label=True)
+    assert len(set(rows.query.tolist())) < len(rows) == 6  # several of a query
+    best: dict[int, tuple[float, int]] = {}
+    for query, score, label, mask in zip(rows.query, rows.confidence, rows.class_id, rows.mask, strict=True):
+        assert np.array_equal(masks[query] != -1, mask)
+        best.setdefault(query, (score, label))
+    assert best == {query: (scores[query], class_ids[query]) for query in best}
+    assert not np.array_equal(raw_queries(*logits, (37, 90))[2], masks)
 
 
 def test_equal_pairs_are_those_of_the_first_queries_and_classes():

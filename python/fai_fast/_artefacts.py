@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fai_fast import _gate, _progress, cache, exporter
+from fai_fast import _gate, _places, _progress, cache, exporter
 from fai_fast._gate import Verdict
 from fai_fast._pictures import Pictures
 from fai_fast.engines import select
@@ -208,12 +204,7 @@ def _provenance(
 
 def model_folder(spec: ModelSpec, cache_dir: Any = None) -> Path:
     """Where what was made of a model is kept."""
-    # A user's model may be called anything; its folder may not leave the cache.
-    return (
-        cache.cache_folder(cache_dir)
-        / "models"
-        / (re.sub(r"[^A-Za-z0-9._-]+", "_", spec.name).strip(".")[:80] or "model")
-    )
+    return _places.folder_of(spec.name, cache_dir)
 
 
 def _kept(
@@ -229,15 +220,8 @@ def _kept(
 
 
 def _place(spec: ModelSpec, cache_dir: Any, name: str, depends: Mapping[str, Any]) -> Path:
-    """Where the cache keeps a file: `name` with a digest of all that it depends on.
-
-    So two files that depend on different things never take each other's place, neither when they are used in turns nor
-    between the check of one and its use.
-    """
-    text = json.dumps(depends, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-    stem, suffix = os.path.splitext(name)
-    return model_folder(spec, cache_dir) / f"{stem}-{digest}{suffix}"
+    """Where the cache keeps a file of a model, see :func:`fai_fast._places.place`."""
+    return _places.place(spec.name, cache_dir, name, depends)
 
 
 def _check_unchanged(graph: Graph) -> None:

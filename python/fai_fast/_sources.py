@@ -64,7 +64,16 @@ def source_of(
             weights_sha256=None,
         )
     theirs = exporter.network_of(
-        model, weights_of_it, spec, im_size, frame, batch_size, batch_name, processor=processor, task=task
+        model,
+        weights_of_it,
+        spec,
+        im_size,
+        frame,
+        batch_size,
+        batch_name,
+        processor=processor,
+        task=task,
+        memory=cache.cache_folder(cache_dir),
     )
     if theirs is not None:
         network, size, batch_size = theirs

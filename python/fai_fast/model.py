@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
-import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -13,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from fai_fast._arguments import check_bool, check_choice, check_fraction, check_int
+from fai_fast import _again
+from fai_fast._arguments import check_int
 from fai_fast._forks import ProcessGuard
 from fai_fast._locks import SignalSafeLock
 from fai_fast._options import (
-    RESIZES,
     BatchOptions,
     Color,
     Device,
@@ -41,18 +38,26 @@ from fai_fast._pipelines import (
     preprocess_into,
 )
 from fai_fast._prepare import Prepared, prepare
-from fai_fast._rules import Combine
-from fai_fast._sizes import STRIDE, aspects_differ, fit_size, size_text, step_of
-from fai_fast.detections import Detections, Source
-from fai_fast.detections.selection import Selection, check_count, class_ids_of, threshold_of_classes
+from fai_fast._requests import (
+    OF_STREAM_RESULTS,
+    AspectNotice,
+    decoded,
+    frame_of,
+    layout_of,
+    resize_of,
+    settings_of,
+    stream_settings_of,
+)
+from fai_fast._rules import Combine, rules_of
+from fai_fast._sizes import step_of
+from fai_fast.detections import Detections
 from fai_fast.engines.base import Engine
+from fai_fast.engines.users import Users
 from fai_fast.errors import FaiFastError, WeightsError
-from fai_fast.images import check_max_pixels, is_encoded, read_image
-from fai_fast.networks.foreign import is_module
 from fai_fast.ops import frame_shape, raw_queries
 from fai_fast.quantizer import PRECISION as INT8
 from fai_fast.quantizer import SUBSET
-from fai_fast.registry import ModelSpec, models, stride_of
+from fai_fast.registry import ModelSpec, stride_of
 from fai_fast.weights import Weights
 
 if TYPE_CHECKING:
@@ -63,18 +68,6 @@ if TYPE_CHECKING:
 __all__ = ["Model", "load"]
 
 STAGES = ("decode", "preprocess", "engine", "postprocess", "total")
-# How frames are read unless the options say otherwise.
-_LAYOUT = {"color": "rgb", "resize": None, "yuv_matrix": "bt601", "yuv_range": "limited"}
-# What the model's configuration decides unless the options do, and what it must be.
-_SETTINGS: dict[str, Callable[[str, object], float]] = {
-    "mask_threshold": check_fraction,
-    "use_mask_score": check_bool,
-}
-# Arguments of load() that may be files.
-_FILES = ("name_or_path", "weights", "cache_dir", "spec")
-_OF_STREAM_RESULTS = ("threshold", *_SETTINGS, "classes", "top_k", "masks_device", "resize")
-
-_log = logging.getLogger("fai_fast")
 
 
 def load(
@@ -163,28 +156,21 @@ def load(
     chosen = None if pictures is None else Pictures.given(pictures, most)
     prepared = prepare(**arguments, pictures=chosen)
     model = Model(prepared)
-    model._arguments = {
-        **arguments,
-        **{name: _absolute(arguments[name]) for name in _FILES},
-        "pictures": None if chosen is None else chosen.argument,
-    }
+    model._arguments = _again.kept({**arguments, "pictures": None if chosen is None else chosen.argument})
     # A file of export() has no other size, and whoever asked for one knows it.
     if im_size is None and frame is None and prepared.resizable:
         step = step_of(stride_of(prepared.spec.config))
-        model._look = _AspectNotice(prepared.spec.name, prepared.size, step)
+        model._look = AspectNotice(prepared.spec.name, prepared.size, step)
     return model
 
 
-def _absolute(file: Any) -> Any:
-    """The absolute path of a file that is there: whoever loads it again may be in another folder. Else what came."""
-    if not isinstance(file, (str, os.PathLike)) or (isinstance(file, str) and file in ("random", *models())):
-        return file
-    path = os.fsdecode(file)
-    return os.path.abspath(path) if os.path.exists(path) else file
-
-
-def _loaded_again(arguments: dict[str, Any]) -> Model:
-    return load(**arguments)
+def _loaded_again(arguments: dict[str, Any], combine: Combine | None = None) -> Model:
+    """The model of these arguments, or a clone of it, where it combines semantic results otherwise."""
+    model = load(**arguments)
+    if combine is None or model.spec.config.combine == combine:
+        return model
+    with model:
+        return model._combining(combine)
 
 
 class Model:
@@ -210,17 +196,17 @@ class Model:
     batch_size: int
     _arguments: dict[str, Any] | None = None
     """Of :func:`load`, to load it again."""
-    _look: _AspectNotice | None = None
+    _look: AspectNotice | None = None
     """Looks at frames' sizes, of a model whose own size was kept without a word."""
 
-    def __init__(self, prepared: Prepared, users: _Users | None = None) -> None:
+    def __init__(self, prepared: Prepared, users: Users | None = None) -> None:
         self._prepared = prepared
         self._engine: Engine = prepared.engine
         self._guard = ProcessGuard(self._engine.name)
         self.spec = prepared.spec
         self.size = prepared.size
         self.batch_size = prepared.batch_size
-        self._users = _Users(self._engine) if users is None else users
+        self._users = Users(self._engine) if users is None else users
         self._closed = False
         self._raw: ContextPool | None = None
         self._raw_lock = SignalSafeLock()
@@ -438,7 +424,7 @@ class Model:
             raise ValueError(
                 "track: got one for a semantic model, expected False: its regions are no objects"
             )
-        infer = self._stream_settings({name: given.pop(name) for name in _OF_STREAM_RESULTS if name in given})
+        infer = self._stream_settings({name: given.pop(name) for name in OF_STREAM_RESULTS if name in given})
         return Stream(self, source, infer=infer, **given)
 
     def _serve(self, stream: Stream, **options: Any) -> None:
@@ -446,15 +432,7 @@ class Model:
         stream._serve(self, self._stream_settings(options))
 
     def _stream_settings(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        frozen = {name: _frozen(value) for name, value in options.items() if name != "resize"}
-        # Now, rather than at the first frame.
-        self._settings(frozen)
-        return {**frozen, "resize": self._resize(options.get("resize"))}
-
-    def _resize(self, wanted: object) -> Resize:
-        """How frames become the input: as is wanted, or as the model's configuration says."""
-        own: Resize = getattr(self.spec.config, "resize", "stretch")
-        return own if wanted is None else check_choice("resize", wanted, RESIZES)
+        return stream_settings_of(self.spec, options, on_gpu=self._prepared.gpu is not None)
 
     def infer_batch(self, images: Sequence[Any], **options: Unpack[BatchOptions]) -> list[Detections]:
         """:meth:`infer` for each of several pictures, which may differ in size, ``batch_size`` at a time.
@@ -482,49 +460,48 @@ class Model:
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.int16]]:
         """What every query says of a picture, before any selection: the raw triple of FocoosAI's model cards.
 
-        Defined in docs/postprocess.md, steps 1 to 3.
+        Defined in docs/postprocess.md, steps 1 to 3. Masks get the frame's size as in :meth:`infer`
+        (``config.resampling``). Where single queries compete for the pixels of a semantic result, the masks are what
+        they have won. Else they are the queries' own, and may overlap: so in instances, in panoptic results, whose
+        segments are made from them, and where ``config.combine`` is "sum", in which no query has pixels of its own.
 
         Args:
             image, color, resize, max_pixels: see :meth:`infer`.
 
         Returns:
             class_ids int64 (Q,), scores float32 (Q,), the class probability, and masks int16 (Q, H, W): the class
-            inside the mask, -1 outside. Q * H * W * 2 bytes: 415 MB for 100 queries at 1080p.
+            inside the mask, -1 outside. Q * H * W * 2 bytes: 415 MB for 100 queries at 1080p. The class is the
+            likeliest one, also of a query that may be a row for each of several (``config.multi_label``).
 
         Raises:
             Exception: what :meth:`infer` raises.
         """
         self._check_open()
-        resize = self._resize(resize)
-        frame = _frame(image, max_pixels)
+        resize = resize_of(self.spec, resize)
+        frame = frame_of(image, max_pixels)
         with self._contexts().borrow() as context:
             letterbox = preprocess_into(self.spec, context, 0, frame, {"color": color, "resize": resize})
             context.run()
             mask_logits, class_logits = context.mask_logits[:1].copy(), context.class_logits[:1].copy()
-        config = self.spec.config
+        config, rules = self.spec.config, rules_of(self.spec.config)
         return raw_queries(
             mask_logits[0],
             class_logits[0],
             letterbox.frame,
             letterbox=letterbox if resize != "stretch" else None,
             mask_threshold=config.mask_threshold,
-            predict_all_pixels=config.predict_all_pixels,
+            predict_all_pixels=config.predict_all_pixels and rules.combine == "contest",
             class_activation="sigmoid" if config.cls_sigmoid else "softmax",
+            resampling=rules.resampling,
             num_threads=self._prepared.num_threads,
         )
 
     def _request(self, images: Sequence[Any], options: Mapping[str, Any]) -> Request:
         """The pictures, decoded where they are files, and what is asked of them, checked."""
-        settings = self._settings(options)
-        layout = {name: options.get(name, default) for name, default in _LAYOUT.items()}
-        layout["resize"] = self._resize(layout["resize"])
-        max_pixels = options.get("max_pixels")
+        settings = settings_of(self.spec, options, on_gpu=self._prepared.gpu is not None)
+        layout = layout_of(self.spec, options)
         self._check_open()
-        started = time.perf_counter()
-        frames = [_frame(image, max_pixels) for image in images]
-        in_memory = all(frame is image for frame, image in zip(frames, images, strict=True))
-        decode = 0.0 if in_memory else 1e3 * (time.perf_counter() - started)
-        sources = None if in_memory else [_source_of(image) for image in images]
+        frames, decode, sources = decoded(images, options.get("max_pixels"))
         return Request(frames, layout, decode=decode, sources=sources, look=self._look, **settings)
 
     def _check_open(self) -> None:
@@ -532,54 +509,6 @@ class Model:
         if self._closed:
             raise FaiFastError("the model is closed; load it again")
         self._guard.check()
-
-    def _settings(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """What is asked of the results, checked; the model's own where it is left to the model."""
-        masks_device = check_bool("masks_device", options.get("masks_device", False))
-        if masks_device and self._prepared.gpu is None:
-            raise ValueError("masks_device: got True for a model on the CPU, expected False")
-        settings: dict[str, Any] = {"masks_device": masks_device}
-        for name, check in _SETTINGS.items():
-            value = options.get(name)
-            settings[name] = getattr(self.spec.config, name) if value is None else check(name, value)
-        settings["threshold"], selection = self._selection(
-            options.get("threshold"), options.get("classes"), options.get("top_k")
-        )
-        if masks_device and selection.is_by_class:
-            raise ValueError(
-                "masks_device: got True with classes or a threshold for each, expected False: the masks on the device "
-                "are those of all rows"
-            )
-        return {**settings, "selection": selection}
-
-    def _selection(self, threshold: Any, classes: Any, top_k: Any) -> tuple[float, Selection]:
-        """The threshold of postprocessing, and which of the rows above it are wanted."""
-        config, names = self.spec.config, self.spec.classes
-        # FocoosAI's own trainings do not set predict_all_pixels: then the regions of a semantic result may overlap.
-        areas = config.predict_all_pixels or self.spec.task in ("semantic", "panoptic")
-        wanted = thresholds = None
-        if classes is not None:
-            wanted = np.zeros(len(names), bool)
-            for class_id in class_ids_of("classes", classes, names):
-                if class_id < 0:
-                    raise ValueError(f"classes: got class {class_id}, expected ids of 0 to {len(names) - 1}")
-                wanted[class_id] = True
-        if isinstance(threshold, Mapping):
-            thresholds = threshold_of_classes(threshold, config.threshold, names)
-            of_wanted = thresholds if wanted is None or not wanted.any() else thresholds[wanted]
-            threshold = float(of_wanted.min())
-        else:
-            threshold = config.threshold if threshold is None else check_fraction("threshold", threshold)
-        if top_k is not None:
-            top_k = check_count("top_k", top_k)
-            if areas:
-                raise ValueError(
-                    f"top_k: got {top_k} for a {self.spec.task} model, whose pixels would lose their class, expected "
-                    "None; detections.top_k(n) selects regions"
-                )
-        elif not areas:
-            top_k = config.top_k
-        return threshold, Selection(wanted, thresholds, top_k)
 
     def _contexts(self) -> ContextPool:
         """Contexts of the engine alone, between arrays of the host."""
@@ -713,11 +642,8 @@ class Model:
     def _with_size(self, size: tuple[int, int]) -> Model:
         """The model once more, of the same files and options, with an input of (height, width)."""
         assert self._arguments is not None
-        model = load(**{**self._arguments, "im_size": size, "frame": None})
-        if model.spec.config.combine == self.spec.config.combine:
-            return model
-        with model:
-            return model._combining(self.spec.config.combine)
+        arguments = {**self._arguments, "im_size": size, "frame": None}
+        return _loaded_again(arguments, self.spec.config.combine)
 
     def _combining(self, combine: Combine) -> Model:
         """A clone whose semantic results are combined so, as its ``spec`` says.
@@ -729,29 +655,14 @@ class Model:
         spec = dataclasses.replace(self.spec, config=config)
         return self._sharing(dataclasses.replace(self._prepared, spec=spec))
 
-    def __reduce__(self) -> tuple[Callable[[dict[str, Any]], Model], tuple[dict[str, Any]]]:
+    def __reduce__(self) -> tuple[Callable[..., Model], tuple[dict[str, Any], Combine]]:
         """How to load it again. Raises FaiFastError where the model is closed, or was not made by :func:`load`."""
         if self._closed:
             raise FaiFastError("the model is closed; load it again")
         if self._arguments is None:
             raise FaiFastError("only models of fai_fast.load() can be pickled, and this one is not")
-        arguments = self._arguments
-        if is_module(arguments["name_or_path"]):
-            # A module is code and gigabytes; what was made of it is in the cache, and says what it is.
-            if self._prepared.graph is None:
-                raise FaiFastError(
-                    "a model of a module cannot be pickled; fai_fast.export() the module first"
-                )
-            arguments = {
-                **arguments,
-                "name_or_path": str(self._prepared.graph),
-                "spec": None,
-                "processor": None,
-                "task": None,
-                "im_size": None,
-                "frame": None,
-            }
-        return _loaded_again, (arguments,)
+        arguments = _again.pickled(self._arguments, self._prepared.graph)
+        return _loaded_again, (arguments, self.spec.config.combine)
 
     def close(self) -> None:
         """Gives engine and buffers back. Blocks until the frames on their way have ended. Idempotent.
@@ -777,93 +688,3 @@ class Model:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-class _Users:
-    """Counts the models that share an engine; the last one to leave closes it."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._lock = SignalSafeLock()
-        self._count = 1
-
-    def enter(self) -> None:
-        with self._lock:
-            if self._count == 0:
-                raise FaiFastError("the model is closed; load it again")
-            self._count += 1
-
-    def leave(self) -> None:
-        with self._lock:
-            self._count -= 1
-            if self._count:
-                return
-        self._engine.close()
-
-
-class _AspectNotice:
-    """Tells once that frames have another aspect than the network's input; clones of a model share it."""
-
-    def __init__(self, name: str, size: tuple[int, int], step: int = STRIDE) -> None:
-        self._name = name
-        self._size = size
-        self._step = step
-        # Popped, which of several threads only one can.
-        self._untold = [True]
-        # Frames of a stream are alike, and are looked at once.
-        self._seen = size
-
-    def told(self) -> bool:
-        """Whether it was told before; from here on it was."""
-        try:
-            self._untold.pop()
-        except IndexError:
-            return True
-        return False
-
-    def __call__(self, frame: tuple[int, int]) -> None:
-        """Looks at the size (H, W) of a frame."""
-        if frame == self._seen:
-            return
-        self._seen = frame
-        if not self._untold or not aspects_differ(frame, self._size):
-            return
-        height, width = self._size
-        fitting = fit_size(frame, area=height * width, multiple=self._step)
-        if not aspects_differ(fitting, self._size):  # of a small input no such multiples come nearer
-            return
-        if self.told():
-            return
-        _log.info(
-            "%s: a frame is %s (height x width), the network's input %s: of its aspect would be %s, which "
-            "fai_fast.load(..., frame=(%d, %d)) takes; see docs/frame_shape.md",
-            self._name,
-            size_text(frame),
-            size_text(self._size),
-            size_text(fitting),
-            *frame,
-        )
-
-
-def _frozen(value: Any) -> Any:
-    """A copy of what its owner could change while a stream runs."""
-    if isinstance(value, Mapping):
-        return dict(value)
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _source_of(image: Any) -> Source | None:
-    """Where a picture is that was given by its path."""
-    return Source(os.path.abspath(os.fsdecode(image))) if isinstance(image, (str, os.PathLike)) else None
-
-
-def _frame(image: Any, max_pixels: int | None) -> Any:
-    """A frame in memory: the image itself, or decoded where it is a file. Arguments and errors as of read_image()."""
-    max_pixels = check_max_pixels(max_pixels)
-    if image is None:
-        raise TypeError(
-            "image: got None, expected a picture; cv2.imread returns None for a file that it cannot read"
-        )
-    if isinstance(image, list):
-        raise TypeError("image: got list, expected one picture; Model.infer_batch takes several")
-    return read_image(image, max_pixels=max_pixels) if is_encoded(image) else image

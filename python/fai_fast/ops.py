@@ -352,9 +352,12 @@ def raw_queries(
     mask_threshold: float = 0.5,
     predict_all_pixels: bool = False,
     class_activation: Activation = "softmax",
+    resampling: Resampling | None = None,
     num_threads: int | None = None,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.int16]]:
     """What :meth:`fai_fast.Model.queries` returns, of a frame's logits (Q, h, w) and (Q, K). Arguments as above.
+
+    Other rules take pixels or rows from these, and have no part in them.
 
     A query with NaN in its class logits has class 0 and the score NaN; one with NaN in its mask has no pixels.
     """
@@ -372,6 +375,7 @@ def raw_queries(
         class_activation=class_activation,
         class_names=None,
         num_threads=num_threads,
+        resampling=resampling,
         min_area=0,
     )
     queries = len(class_logits)

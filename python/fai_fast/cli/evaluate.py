@@ -199,7 +199,7 @@ def run(args: argparse.Namespace) -> int:
         data = evaluate.AdeData.read(args.ade, limit=args.limit, skip_missing=args.skip_missing)
 
     with usage():
-        data.check(spec_of(args.model, args.spec, args.task))  # before minutes of export
+        data.check(spec_of(args.model, args.spec, args.task, args.cache_dir))  # before minutes of export
     interrupt: Interrupt = args.interrupt
 
     def measure(model: Model) -> Report:

@@ -331,12 +331,15 @@ def shaped(spec: ModelSpec, frame: tuple[int, int] | None, what: str) -> tuple[i
     return fitting
 
 
-def spec_of(model: str, given: str | None = None, task: str | None = None) -> ModelSpec:
+def spec_of(
+    model: str, given: str | None = None, task: str | None = None, cache_dir: str | None = None
+) -> ModelSpec:
     """What is known of a model before it is loaded: what its file says, or `given`, the file of --spec.
 
-    `task` is that of --task, for networks of transformers. Raises FileNotFoundError, ValueError, WeightsError where
-    there is none such.
+    `task` is that of --task, for networks of transformers, of which the cache may know what they are. Raises
+    FileNotFoundError, ValueError, WeightsError where there is none such.
     """
+    from fai_fast.cache import cache_folder
     from fai_fast.networks.pretrained import find
     from fai_fast.registry import load_spec
 
@@ -356,7 +359,7 @@ def spec_of(model: str, given: str | None = None, task: str | None = None) -> Mo
         from fai_fast.quantizer import read_info
 
         return read_info(model).spec
-    theirs = find(model, task=task)
+    theirs = find(model, task=task, memory=cache_folder(cache_dir))
     return load_spec(model) if theirs is None else theirs.spec
 
 

@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     if not pictures:
         return 1
     with usage():
-        spec = spec_of(args.model, args.spec, args.task)
+        spec = spec_of(args.model, args.spec, args.task, args.cache_dir)
     wanted = _wanted(args, spec, pictures)
     parts = Parts(folder, spec, wanted, overwrite=args.overwrite)
     todo = [path for path in map(os.path.abspath, pictures) if path not in parts.done]

@@ -18,7 +18,7 @@ import numpy as np
 from fai_fast._arguments import check_choice, check_threads
 from fai_fast._foreign import explained
 from fai_fast._forks import keep_for_ever
-from fai_fast.engines import cpu, openvino_file
+from fai_fast.engines import cpu, openvino_deformable, openvino_file
 from fai_fast.engines.base import (
     INPUT,
     OUTPUTS,
@@ -150,6 +150,7 @@ def depends(precision: str = "fp32", num_threads: int | None = None) -> dict[str
     return {
         "engine": NAME,
         "version": version(),
+        "rewriting": openvino_deformable.VERSION,
         "device": core.get_property(_DEVICE, "FULL_DEVICE_NAME"),
         "features": list(cpu.features()),
         "precision": precision,
@@ -373,7 +374,9 @@ def _read_onnx(path: Path) -> Any:
     """By the ONNX front end alone: the others would print that they cannot read it."""
     frontend = package().frontend.FrontEndManager().load_by_framework("onnx")
     try:
-        return frontend.convert(frontend.load(str(path)))
+        model = frontend.convert(frontend.load(str(path)))
+        openvino_deformable.rewrite_deformable_attention(model, importlib.import_module("openvino.opset13"))
+        return model
     except Exception as error:
         if not explained(error, *PACKAGES):
             raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from fai_fast._arguments import check_size
@@ -63,10 +64,12 @@ def network_of(
     *,
     processor: Any = None,
     task: str | None = None,
+    memory: Path | None = None,
 ) -> tuple[Network, tuple[int, int], int] | None:
     """Somebody else's network, and (height, width) and batch of its graph: what is asked for, where it takes that.
 
-    None where the model is none: a network of FocoosAI's. `named` is what the caller calls the batch.
+    None where the model is none: a network of FocoosAI's. `named` is what the caller calls the batch, and `memory` the
+    cache that may remember what transformers said of its own.
 
     Raises:
         TypeError, ValueError: an argument is not as :func:`export` takes it, or the network is fixed to another.
@@ -75,7 +78,7 @@ def network_of(
         WeightsError: transformers cannot read its own network.
     """
     said = None if spec is None else foreign.spec_from(spec)
-    known = pretrained.find(model, processor, task, said)
+    known = pretrained.find(model, processor, task, said, memory=memory)
     if known is None:
         for name, value in (("processor", processor), ("task", task)):
             if value is not None:

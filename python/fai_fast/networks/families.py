@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fai_fast import _ade20k
 from fai_fast._arguments import check_choice, check_int, check_items, check_number
 from fai_fast._coco import CATEGORIES, STUFF
 from fai_fast._rules import Panoptic, Resampling
@@ -231,6 +232,8 @@ def _stuff(processor: Any, fields: Mapping[str, Any], classes: Sequence[str], na
     ):
         if set(classes) >= {*things, *stuff}:
             return tuple(index for index, label in enumerate(classes) if label not in things)
+    if (known := _ade20k.stuff_in(tuple(classes))) is not None:
+        return known
     _log.warning(
         "%s: which of its classes are stuff is not known, so that no segments are fused; say it with spec=: "
         "dataclasses.replace(spec, config=dataclasses.replace(spec.config, panoptic=fai_fast.Panoptic(stuff=...)))",
@@ -273,25 +276,54 @@ def _size(family: Family, config: Any, fields: Mapping[str, Any], name: str) -> 
     stride = STRIDE
     if config.model_type == "rf_detr":
         stride = max(_pair(backbone.patch_size)) * max(1, int(getattr(backbone, "num_windows", 1)))
-    size = _sides_in(fields.get("size", {}))
-    if "height" in size and "width" in size:
-        asked = (size["height"], size["width"])
-    elif "shortest_edge" in size:
-        side = size["shortest_edge"]
-        asked = (side, side)
-        if size.get("longest_edge") != side:
-            _log.info(
-                "%s: its processor makes the shorter side of each picture %d, and leaves the other to the picture; "
-                "here all are resized to one size: pass im_size= or frame= for other pictures than square ones",
-                name,
-                side,
-            )
-    elif family.side is not None:
+    asked, said = _asked_for(_sides_in(fields.get("size", {})), name), "processor.size"
+    if asked is None and family.side is not None:
         asked = (family.side, family.side)
-    else:
-        asked = _pair(backbone.image_size)
+    elif asked is None:
+        asked, said = _pair(backbone.image_size), "model: its config's backbone_config.image_size"
+    if max(asked) > LARGEST_SIDE:
+        raise ValueError(
+            f"{said}: got {asked[0]} x {asked[1]} (height x width), expected sides of at most {LARGEST_SIDE} pixels; "
+            "say another with processor="
+        )
     rounded = tuple(min(LARGEST_SIDE // stride, max(1, -(-side // stride))) * stride for side in asked)
     return (rounded[0], rounded[1]), stride
+
+
+def _asked_for(size: Mapping[str, int], name: str) -> tuple[int, int] | None:
+    """(height, width) of a processor's size, None where it says nothing; its fields in the order of its library.
+
+    Raises ValueError where it says what that library refuses too: a single bound, or one side alone.
+    """
+    if "shortest_edge" in size:
+        shortest, longest = size["shortest_edge"], size.get("longest_edge")
+        side = shortest if longest is None else min(shortest, longest)
+        if longest != shortest:
+            _log.info(
+                "%s: its processor makes the %s side of each picture %d, and leaves the other to the picture; "
+                "here all are resized to one size: pass im_size= or frame= for other pictures than square ones",
+                name,
+                "shorter" if side == shortest else "longer",
+                side,
+            )
+        return side, side
+    if "max_height" in size and "max_width" in size:
+        bounds = (size["max_height"], size["max_width"])
+        _log.info(
+            "%s: its processor makes each picture as large as %d x %d (height x width) has room for, and keeps its "
+            "aspect; here all are resized to that size: pass im_size= or frame= for pictures of another aspect",
+            name,
+            *bounds,
+        )
+        return bounds
+    if "height" in size and "width" in size:
+        return size["height"], size["width"]
+    if size:
+        raise ValueError(
+            f"processor.size: got {dict(size)!r:.80}, expected height and width, shortest_edge, or max_height and "
+            "max_width, as its library does"
+        )
+    return None
 
 
 def _sides_in(size: Any) -> dict[str, int]:

@@ -6,6 +6,7 @@ transformers itself reads folders and looks names up, in its own cache first; no
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import json
 import math
@@ -25,6 +26,7 @@ from fai_fast._redaction import redacted
 from fai_fast.errors import WeightsError
 from fai_fast.networks import Network, Reference, foreign
 from fai_fast.networks.families import FAMILIES, describe
+from fai_fast.networks.remembered import Memory
 from fai_fast.registry import ModelSpec, models
 
 __all__ = ["Pretrained", "find", "is_folder", "is_pretrained"]
@@ -64,7 +66,12 @@ def is_folder(model: object) -> bool:
 
 
 def find(
-    model: Any, processor: Any = None, task: str | None = None, spec: ModelSpec | None = None
+    model: Any,
+    processor: Any = None,
+    task: str | None = None,
+    spec: ModelSpec | None = None,
+    *,
+    memory: Path | None = None,
 ) -> Pretrained | None:
     """The network that `model` is; None where it is none of transformers.
 
@@ -73,6 +80,7 @@ def find(
         processor: its image processor, or a processor with one; None for the one beside it, where there is one.
         task: see :func:`fai_fast.networks.families.describe`.
         spec: in place of what its configuration says.
+        memory: the cache, where what transformers said of a folder or name is kept; None where it is asked each time.
 
     Raises:
         TypeError, ValueError: it is of transformers, and not of a kind that is known here, or `task` is none of its
@@ -84,7 +92,7 @@ def find(
     if isinstance(model, str) and model in models():
         return None
     if is_folder(model):
-        return _of_place(os.fsdecode(model), processor, task, spec, local=True)
+        return _of_place(os.fsdecode(model), processor, task, spec, memory, local=True)
     # A file or folder of that name comes first, as everywhere.
     if (
         isinstance(model, str)
@@ -92,7 +100,7 @@ def find(
         and not _is_file_name(model)
         and not os.path.exists(model)
     ):
-        return _of_place(model, processor, task, spec, local=False)
+        return _of_place(model, processor, task, spec, memory, local=False)
     return None
 
 
@@ -101,25 +109,79 @@ def _is_file_name(name: str) -> bool:
 
 
 def _of_place(
-    place: str, processor: Any, task: str | None, spec: ModelSpec | None, *, local: bool
+    place: str,
+    processor: Any,
+    task: str | None,
+    spec: ModelSpec | None,
+    memory: Path | None,
+    *,
+    local: bool,
 ) -> Pretrained:
+    shown = redacted(place)
     if local:
         # Told apart before transformers is imported, which takes seconds.
-        _check_kind(_kind_in(Path(place)), redacted(place))
-    transformers = _transformers(redacted(place))
+        _check_kind(_kind_in(Path(place)), shown)
+    name = Path(place).resolve().name if local else place.rpartition("/")[2]
+    # A processor that is given is in memory, and transformers with it.
+    if memory is None or processor is not None:
+        return _asked(place, name, processor, task, spec, local=local)
+    # What the network is told of its task is among the weights, so to say.
+    about = {"version": VERSION, "task": task, "own_task": None if spec is None else spec.task}
+    remembered = Memory(memory, place, name, local=local, asked=about)
+    facts = remembered.recall()
+    if facts is None:
+        return _asked(place, name, None, task, spec, remembered, local=local)
+    _check_kind(facts.config.model_type, shown)
+    said = describe(facts.config, facts.processor, name, task) if spec is None else _own(spec, task)
+
+    @functools.cache
+    def whole() -> Network:
+        found = _asked(place, name, None, None, said, local=local).network()
+        if found.sha256 != facts.sha256:
+            raise WeightsError(f"model: {shown} was changed while it was in use; load it again")
+        return found
+
+    def network() -> Network:
+        return Network(
+            spec=said,
+            source=shown,
+            sha256=facts.sha256,
+            graph=lambda size, batch: whole().graph(size, batch),
+            reference=lambda size, batch: whole().reference(size, batch),
+            fixed_size=_fixed_size(facts.config),
+        )
+
+    return Pretrained(said, network)
+
+
+def _asked(
+    place: str,
+    name: str,
+    processor: Any,
+    task: str | None,
+    spec: ModelSpec | None,
+    memory: Memory | None = None,
+    *,
+    local: bool,
+) -> Pretrained:
+    """The network as transformers says it is; its facts go to `memory` when its weights are read."""
+    shown = redacted(place)
+    transformers = _transformers(shown)
     reader = _Reader(transformers, place, local)
     config = reader.read(lambda **options: transformers.AutoConfig.from_pretrained(place, **options))
-    family = _check_kind(config.model_type, redacted(place))
+    family = _check_kind(config.model_type, shown)
     if processor is None:
         processor = reader.processor(config.model_type)
-    name = Path(place).resolve().name if local else place.rpartition("/")[2]
     said = describe(config, processor, name, task) if spec is None else _own(spec, task)
     tokens = _task_tokens(config, processor, said.task) if family.needs_task else None
 
     def network() -> Network:
         kind = getattr(transformers, family.class_name)
         module = reader.read(lambda **options: kind.from_pretrained(place, **options))
-        return _network(module, said, tokens, redacted(place))
+        found = _network(module, said, tokens, shown)
+        if memory is not None:
+            memory.keep(config, processor, found.sha256)
+        return found
 
     return Pretrained(said, network)
 
@@ -183,6 +245,7 @@ def _network(module: Any, spec: ModelSpec, tokens: Any, shown: str) -> Network:
             size,
             batch,
             shown,
+            exact=False,
         )
 
     def run(images: Any) -> tuple[Any, Any]:
@@ -190,8 +253,6 @@ def _network(module: Any, spec: ModelSpec, tokens: Any, shown: str) -> Network:
             outputs = logits(torch.from_numpy(images))
         return outputs[0].numpy(), outputs[1].numpy()
 
-    side = getattr(module.config, "image_size", None) if kind.startswith("eomt") else None
-    fixed = (side, side) if isinstance(side, int) or side is None else tuple(side)
     return Network(
         spec=spec,
         source=shown,
@@ -200,8 +261,15 @@ def _network(module: Any, spec: ModelSpec, tokens: Any, shown: str) -> Network:
         reference=lambda size, batch: Reference(
             f"the module in PyTorch {torch.__version__}", run, exact=False
         ),
-        fixed_size=(fixed[0], fixed[1]),
+        fixed_size=_fixed_size(module.config),
     )
+
+
+def _fixed_size(config: Any) -> tuple[int | None, int | None]:
+    """(height, width) of the only input that a network takes; None for sides that are open."""
+    side = getattr(config, "image_size", None) if str(config.model_type).startswith("eomt") else None
+    fixed = (side, side) if isinstance(side, int) or side is None else tuple(side)
+    return fixed[0], fixed[1]
 
 
 def _with_finite_masks(model: Any) -> Any:

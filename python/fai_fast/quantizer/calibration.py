@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fai_fast._extras import install
-from fai_fast.engines import openvino
+from fai_fast.engines import openvino, openvino_deformable
 from fai_fast.engines.base import INPUT, import_lock
 from fai_fast.errors import ExportError
 from fai_fast.registry import ModelSpec
@@ -158,9 +158,10 @@ def calibrate(
     ]
     source = _Inputs(inputs)
     of_activations = _of_activations(model)
-    kept = attempt.kept(products, of_activations)
+    kept = attempt.kept(products, of_activations) + _of_places(model)
     if attempt.products_alone:
-        kept += _between(model)
+        # A name may be in the list once.
+        kept += [name for name in _between(model) if name not in kept]
     with _silent():
         try:
             made = package.quantize(
@@ -186,6 +187,15 @@ def _of_activations(model: Any) -> set[str]:
         if op.get_type_name() == "MatMul" and not any(_is_weight(op.input_value(side)) for side in (0, 1)):
             found.add(op.get_friendly_name())
     return found
+
+
+def _of_places(model: Any) -> list[str]:
+    """The names of what computes where deformable attention reads: no place is one of 256."""
+    return [
+        op.get_friendly_name()
+        for op in model.get_ordered_ops()
+        if op.get_friendly_name().startswith(openvino_deformable.NAME) and op.get_type_name() != "Constant"
+    ]
 
 
 def _is_weight(value: Any) -> bool:

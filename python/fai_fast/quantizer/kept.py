@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from fai_fast import cache, exporter
 from fai_fast._foreign import explained
+from fai_fast.engines import openvino_deformable
 from fai_fast.engines.openvino_file import SUFFIX
 from fai_fast.errors import EngineError, FaiFastError
 from fai_fast.quantizer import VERSION, QuantizedInfo, Subject, read_info
@@ -56,6 +57,7 @@ def depends_on(subject: Subject, required: bool = True) -> dict[str, Any]:
         "batch": subject.batch,
         "exporter": exporter.VERSION,
         "quantizer": VERSION,
+        "rewriting": openvino_deformable.VERSION,
         "required": required,
     }
 
