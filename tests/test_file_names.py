@@ -15,6 +15,7 @@ from fai_fast.engines import onnxruntime, openvino
 from fai_fast.images import read_image
 from fai_fast.registry import bundled_path, load_spec
 from fai_fast.weights import load_weights
+from helpers import others
 from PIL import Image
 
 # Each is the name of a file, or of one in folders of such names.
@@ -67,9 +68,15 @@ def made(name, suffix):
 
 
 @pytest.fixture(scope="module")
-def graph(tmp_path_factory):
+def theirs(tmp_path_factory):
+    """A network of two convolutions, which is exported, compiled and run in milliseconds."""
+    return others.write(tmp_path_factory.mktemp("theirs") / "a.onnx")
+
+
+@pytest.fixture(scope="module")
+def graph(theirs, tmp_path_factory):
     path = tmp_path_factory.mktemp("graph") / "a.onnx"
-    fai_fast.export("fai-mf-n-shapes", path, im_size=64)
+    fai_fast.export(theirs, path, spec=others.spec())
     return path
 
 
@@ -102,11 +109,11 @@ def test_graphs(name, graph):
         ready.close()
 
 
-def test_exports(name):
+def test_exports(name, theirs):
     path = made(name, ".onnx")
     before = set(Path().rglob("*"))
     for form in forms(path):
-        fai_fast.export("fai-mf-n-shapes", form, im_size=64, verify=False)
+        fai_fast.export(theirs, form, spec=others.spec(), verify=False)
         assert set(Path().rglob("*")) - before == {path}
         path.unlink()
 

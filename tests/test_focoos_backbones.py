@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+from itertools import cycle
 
 import numpy as np
 import pytest
@@ -149,8 +150,10 @@ def test_its_record_survives_json_and_has_a_card(name):
     assert words.get(CASES[name].model_type, "V2") in line
 
 
-@pytest.mark.parametrize("family", ["fai_mf", "bisenetformer"])
-@pytest.mark.parametrize("name", KINDS)
+# The families take turns: what they know of a backbone is its channels alone.
+@pytest.mark.parametrize(
+    ("name", "family"), list(zip(KINDS, cycle(["fai_mf", "bisenetformer"]), strict=False))
+)
 def test_a_whole_network_is_deployed_as_the_reference_has_it(name, family):
     torch = pytest.importorskip("torch")
     from fai_fast import reference
@@ -205,6 +208,6 @@ def test_tensorrt_builds_it(name, tmp_path):
     spec = spec_of(CASES[name])
     state = {key: golden_parameter(key, shape) for key, shape in state_shapes(spec).items()}
     onnx.save(build_graph(spec, state, (64, 96), precision="fp16"), tmp_path / "graph.onnx")
-    for target in ("sm75", ["sm80", "sm120"]):
-        engine = tensorrt.build_engine(tmp_path / "graph.onnx", target)
-        assert len(engine) > 0.8 * sum(value.size for value in state.values()) * 2
+    # With Turing among them, every product is found to be float16 first.
+    engine = tensorrt.build_engine(tmp_path / "graph.onnx", ["sm75", "sm80", "sm120"])
+    assert len(engine) > 0.8 * sum(value.size for value in state.values()) * 2

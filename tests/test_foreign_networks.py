@@ -511,21 +511,6 @@ def test_without_the_converter_it_says_what_to_install(tmp_path, monkeypatch):
         deployed(tmp_path, precision="fp16")
 
 
-def test_int8_for_tensorrt_is_of_our_own_networks(tmp_path):
-    pytest.importorskip("onnxruntime")
-    write(tmp_path / "theirs.onnx")
-    with pytest.raises((ValueError, ExportError, EngineError), match=r"only FocoosAI's|tensorrt"):
-        fai_fast.export(
-            tmp_path / "theirs.onnx",
-            tmp_path / "a.engine",
-            spec=spec(),
-            format="tensorrt",
-            target="sm75",
-            precision="int8",
-            pictures=[picture()],
-        )
-
-
 def made_by(model, reference, exact):
     return Network(
         spec(),

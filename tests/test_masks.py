@@ -11,7 +11,7 @@ import hypothesis.extra.numpy as hnp
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from fai_fast import PackedMasks, _core
+from fai_fast import PackedMasks, _core, build_info
 from helpers.guard import guarded
 from pycocotools import mask as coco
 
@@ -347,7 +347,8 @@ def test_only_one_form_of_a_mask_is_accepted(name, value, text):
         PackedMasks(**{**GOOD, name: value})
 
 
-@hypothesis.settings(max_examples=500)
+# Most of it where the sanitizers see what it does, as .ci/run has it.
+@hypothesis.settings(max_examples=500 if build_info()["sanitizers"] else 150)
 @hypothesis.given(st.data())
 def test_malformed_arrays_never_crash(data):
     def array(dtype, elements, ndim):

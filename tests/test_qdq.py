@@ -336,7 +336,7 @@ def test_the_command_line_exports_and_says_what_was_measured(builder, tmp_path, 
     given += ["--format", "tensorrt"]
     assert main([*given, "--precision", "int8", "--pictures", str(tmp_path / "scenes")]) == 0
     said = capsys.readouterr().out
-    assert "fp16, convolutions in int8" in said
+    assert "37 of 37 convolutions, 0 of 27 linear layers, " in said
     assert "panoptic quality 0.97 (at least 0.9) of 40 detections on 3 pictures" in said
     assert " of reference" in said
     assert main([*given, "--precision", "int8"]) == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -501,8 +502,19 @@ def test_an_account_of_another_size_than_the_graph_is_an_error(made, tmp_path):
 # ------------------------------------------------------------------------------------------------------- the cache
 
 
+@pytest.fixture(scope="module")
+def exported(weights, tmp_path_factory):
+    """A cache with the fp32 graph and its engine, which every load here needs."""
+    folder = tmp_path_factory.mktemp("exported")
+    options = {"weights": weights.state, "im_size": 64, "num_threads": 1, "precision": "fp32"}
+    fai_fast.load(SPEC, cache_dir=folder, **options).close()
+    return folder
+
+
 @pytest.fixture
-def load(weights, tmp_path):
+def load(weights, exported, tmp_path):
+    shutil.copytree(exported, tmp_path, dirs_exist_ok=True)
+
     def run(**options):
         arguments = {"weights": weights.state, "im_size": 64, "cache_dir": tmp_path, "num_threads": 1}
         with fai_fast.load(SPEC, **{**arguments, **options}) as model:
@@ -656,21 +668,35 @@ def test_nncf_is_quiet_and_calls_nobody():
     assert (done.stdout, done.stderr) == ("", "")
 
 
-@pytest.mark.parametrize("isa", ["AVX", "AVX2", "AVX512_CORE"])
-def test_fewer_instructions_give_about_the_same(made, isa, tmp_path):
-    """Without VNNI products of int8 take other instructions, whose sums of two overflow now and then."""
+@pytest.fixture(scope="module")
+def masks_with(made, tmp_path_factory):
+    """A function: the quantized network's masks in a process with those variables."""
+    path = tmp_path_factory.mktemp("out") / "out.npy"
     code = (
         "import sys, numpy as np\n"
         "from fai_fast.engines import openvino\n"
         f"context = openvino.load({str(made)!r}, precision='int8+fp32').context()\n"
         "context.images[...] = np.random.default_rng(0).normal(size=context.images.shape)\n"
         "context.run()\n"
-        f"np.save({str(tmp_path / 'out.npy')!r}, context.mask_logits)\n"
+        f"np.save({str(path)!r}, context.mask_logits)\n"
     )
-    run(code)
-    exact = np.load(tmp_path / "out.npy")
-    run(code, ONEDNN_MAX_CPU_ISA=isa, DNNL_MAX_CPU_ISA=isa)
-    low = np.load(tmp_path / "out.npy")
+
+    def masks(**environment):
+        run(code, **environment)
+        return np.load(path)
+
+    return masks
+
+
+@pytest.fixture(scope="module")
+def masks(masks_with):
+    return masks_with()
+
+
+@pytest.mark.parametrize("isa", ["AVX", "AVX2", "AVX512_CORE"])
+def test_fewer_instructions_give_about_the_same(masks, masks_with, isa):
+    """Without VNNI products of int8 take other instructions, whose sums of two overflow now and then."""
+    exact, low = masks, masks_with(ONEDNN_MAX_CPU_ISA=isa, DNNL_MAX_CPU_ISA=isa)
     assert np.square(low - exact).sum() < 0.03 * np.square(exact).sum()
 
 

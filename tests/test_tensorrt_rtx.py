@@ -54,6 +54,8 @@ CASES = [
     for name in NAMES
     for label, target in (("sm75", "sm75"), ("sm80 and up", MODERN))
 ]
+# Either kind of target has every second model in int8, too; of the demo's model all targets are below.
+INT8 = [CASES[2 * index + index % 2] for index in range(len(NAMES))]
 
 
 @pytest.mark.parametrize(("name", "target"), CASES)
@@ -64,8 +66,8 @@ def test_every_model_builds_for_every_target(name, target, graph_of):
     assert len(engine) > 0.8 * sum(value.size for value in state_of(name).values()) * 2
 
 
-@pytest.mark.parametrize(("name", "target"), CASES)
-def test_every_model_builds_with_int8_convolutions_for_every_target(name, target, graph_of, tmp_path):
+@pytest.mark.parametrize(("name", "target"), INT8)
+def test_every_model_builds_with_int8_convolutions(name, target, graph_of, tmp_path):
     # Which scales they are makes no difference to what is built.
     graph = onnx.load(graph_of(name))
     scales = {node.input[0]: 0.05 for node in graph.graph.node if node.op_type == "Conv"}

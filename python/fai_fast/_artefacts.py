@@ -64,7 +64,9 @@ class Source:
 
     Attributes:
         graph: the deployed graph in "fp32" or "fp16", exported unless the cache has it. Raises ExportError.
-        weights: None where there is only a graph.
+        weights: None where there is only a graph or a module.
+        module: of somebody else's network in this size and batch, as ``networks.Network.module`` gives it; None where
+            there are weights, or only a graph.
     """
 
     spec: ModelSpec
@@ -76,6 +78,7 @@ class Source:
     weights_sha256: str | None
     resizable: bool = False
     """Whether the same could be made with another size of its input."""
+    module: Callable[[], Any] | None = None
 
 
 @dataclass(frozen=True)

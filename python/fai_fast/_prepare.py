@@ -34,7 +34,7 @@ from fai_fast.engines import cpu, openvino_file, select
 from fai_fast.engines import precision as precisions
 from fai_fast.engines.base import Engine
 from fai_fast.engines.gpu import GpuEngine
-from fai_fast.errors import EngineError, ExportError
+from fai_fast.errors import CudaError, EngineError, ExportError
 from fai_fast.quantizer import PRECISION as INT8
 
 __all__ = ["Prepared", "prepare"]
@@ -172,7 +172,13 @@ def _on_gpu(source: Source, choice: select.Choice, precision: str, trial: Trial)
         said: dict[str, str] = {}
         graph: Graph | None = None
         if known is None:
-            ready = _from_weights(source, choice, candidate)
+            try:
+                ready = _in_torch(source, choice, candidate)
+            except EngineError as error:
+                if candidate == tried[-1] or isinstance(error, CudaError):
+                    raise
+                refused.append(f"{candidate}: {error}")
+                continue
         else:
             try:
                 graph = source.graph(known[candidate])
@@ -223,14 +229,23 @@ def _on_gpu(source: Source, choice: select.Choice, precision: str, trial: Trial)
     raise EngineError(f"{choice.name}: no precision can be used: {'; '.join(refused)}")
 
 
-def _from_weights(source: Source, choice: select.Choice, precision: str) -> GpuEngine:
-    if source.weights is None:
+def _in_torch(source: Source, choice: select.Choice, precision: str) -> GpuEngine:
+    """An engine that runs no graph, but the network in PyTorch."""
+    engine = select.module(choice.name)
+    options = {"precision": precision, "device": choice.index}
+    ready: GpuEngine
+    if source.weights is not None:
+        ready = engine.load_weights(source.weights(), source.size, source.batch_size, **options)
+    elif source.module is not None:
+        shown = source.provenance["weights"]
+        ready = engine.load_module(source.module(), source.size, source.batch_size, shown=shown, **options)
+    else:
+        others = (name for name in (*select.GPU_ENGINES, *select.CPU_ENGINES) if name != choice.name)
         raise EngineError(
-            f"{choice.name}: runs from weights, and only a graph was given; load a model by its name"
+            f"{choice.name}: {source.provenance['weights'].removeprefix('in ')} holds a graph, and this engine runs "
+            "PyTorch: expected a model by its name, a network of transformers, or a torch.nn.Module with spec=; what "
+            f"takes a graph is {', '.join(others)}"
         )
-    ready: GpuEngine = select.module(choice.name).load_weights(
-        source.weights(), source.size, source.batch_size, precision=precision, device=choice.index
-    )
     return ready
 
 
@@ -282,7 +297,7 @@ def _gpu_verdict(
 
     def exact() -> Engine:
         if graph is None:
-            return _from_weights(source, choice, "fp32")
+            return _in_torch(source, choice, "fp32")
         # Where a file is all there is, the CPU runs the same graph.
         return _on_cpu(source.graph("fp32"))
 
@@ -340,7 +355,7 @@ def _given_engine(
             "weights": f"in {path}",
             "verification": record.verification,
             "precision": record.precision,
-            "precision_reason": f"that of {path.name}",
+            "precision_reason": f"that of {path.name}" + (f": {record.int8}" if record.int8 else ""),
             "precision_verdicts": {},
             "artefacts": {"engine": str(path)},
             "engine_reasons": dict(choice.reasons),

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -210,4 +211,6 @@ def _source_of(
         )
 
     resizable = not isinstance(found, Network) or found.fixed_size == (None, None)
-    return Source(spec, size, batch_size, graph, provenance, read, found.sha256, resizable)
+    made = found.module if isinstance(found, Network) else None
+    module = None if made is None else partial(made, size, batch_size)
+    return Source(spec, size, batch_size, graph, provenance, read, found.sha256, resizable, module)

@@ -117,7 +117,8 @@ def _lines(report: ExportReport) -> list[str]:
         "model": report.spec.name,
         "weights": report.weights,
         "input": f"images ({report.batch}, 3, {height}, {width}), "
-        + ("fp16, convolutions in int8" if report.precision == "int8" else report.precision),
+        + ("fp16" if report.precision == "int8" else report.precision),
+        **({"int8": report.int8} if report.int8 else {}),
         **({"target": ", ".join(report.targets), "built by": report.version} if report.targets else {}),
         **{
             ("verified " if name == "against" else "  ") + name.replace("_", " "): _shown(name, v)

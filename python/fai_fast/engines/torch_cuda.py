@@ -13,7 +13,7 @@ from fai_fast import _core
 from fai_fast._arguments import check_choice, check_int, check_size
 from fai_fast._extras import requirement
 from fai_fast._foreign import explained
-from fai_fast.engines import gpu
+from fai_fast.engines import gpu, torch_module
 from fai_fast.engines.base import INPUT, OUTPUTS, PACKAGES, TensorSpec, missing, reason
 from fai_fast.engines.gpu import OpenGpuContext, OpenGpuEngine, translated
 from fai_fast.errors import CudaError, EngineError
@@ -28,6 +28,7 @@ __all__ = [
     "NAME",
     "PRECISIONS",
     "depends",
+    "load_module",
     "load_weights",
     "native_precisions",
     "package",
@@ -72,29 +73,84 @@ def load_weights(
         raise ValueError(f"batch: got {batch}, expected at least 1")
     gpu.device(check_int("device", device))
     torch = package()
-    place = torch.device("cuda", device)
+    place = _place(device)
     with _out_of_memory_told(), translated(NAME, f"cuda:{device} cannot be used"):
         network = build(weights, (height, width), precision).to(place)
         _try(network, (batch, 3, height, width), precision, place)
     spec = weights.spec
     queries, columns = spec.config.num_queries, spec.config.class_columns
     assert queries is not None  # of a network that is built here
-    shapes = {
-        INPUT: (batch, 3, height, width),
-        OUTPUTS[0]: (batch, queries, height // network.stride, width // network.stride),
-        OUTPUTS[1]: (batch, queries, columns),
+    masks = (batch, queries, height // network.stride, width // network.stride)
+    ports = _ports(precision, (batch, 3, height, width), masks, (batch, queries, columns))
+    fused = "{} of {} convolutions".format(*network.fused())
+    info = {**_about(torch, precision), "fused": fused, "weights": weights.source}
+    return Engine(network, ports, device, info)
+
+
+def load_module(
+    module: Any,
+    size: tuple[int, int],
+    batch: int = 1,
+    *,
+    precision: str = "fp16",
+    device: int = 0,
+    shown: str = "the module",
+) -> Engine:
+    """A network of somebody else on a GPU, for images of one size.
+
+    Args:
+        module: a ``torch.nn.Module`` on the CPU, from images float32 (B, 3, h, w) of that size and batch to mask logits
+            (B, Q, h', w') and class logits (B, Q, K), both float32. An ``fx.GraphModule`` of PyTorch's operations is
+            computed in the types that are safe for each; any other in "fp16" by autocast. It stays as it is.
+        size: (height, width) of the images.
+        batch: images at once.
+        precision: "fp16", or "fp32" without TensorFloat-32.
+        device: the CUDA device's index.
+        shown: what the module is, for errors and :meth:`Engine.info`.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong type or value.
+        CudaError: there is no such device, or no memory left on it.
+        EngineError: PyTorch is not installed or without CUDA, cannot use this GPU, or cannot run the module there.
+    """
+    check_choice("precision", precision, PRECISIONS)
+    height, width = check_size("size", size)
+    if check_int("batch", batch) < 1:
+        raise ValueError(f"batch: got {batch}, expected at least 1")
+    gpu.device(check_int("device", device))
+    torch = package()
+    images = (batch, 3, height, width)
+    with _out_of_memory_told(), translated(NAME, f"{shown} cannot be used on cuda:{device}"):
+        place = _place(device)
+        masks, classes = torch_module.shapes_of(module, images, shown)
+        network, form = torch_module.made(module, precision, images, place, shown)
+        _try(network, images, precision, place)
+    info = {**_about(torch, precision), "network": form, "weights": shown}
+    return Engine(network, _ports(precision, images, masks, classes), device, info)
+
+
+def _place(device: int) -> torch.device:
+    import torch
+
+    return torch.device("cuda", device)
+
+
+def _ports(precision: str, *shapes: tuple[int, ...]) -> dict[str, TensorSpec]:
+    """Of the images and both logits, by their shapes."""
+    names = (INPUT, *OUTPUTS)
+    return {
+        name: TensorSpec(name, _DTYPES[precision], shape) for name, shape in zip(names, shapes, strict=True)
     }
-    ports = {name: TensorSpec(name, _DTYPES[precision], shape) for name, shape in shapes.items()}
-    info = {
+
+
+def _about(torch: Any, precision: str) -> dict[str, Any]:
+    return {
         "version": version(),
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
         "precision": precision,
-        "fused": "{} of {} convolutions".format(*network.fused()),
         "path": None,
-        "weights": weights.source,
     }
-    return Engine(network, ports, device, info)
 
 
 def build(weights: Weights, size: tuple[int, int], precision: str) -> Any:
@@ -135,6 +191,7 @@ def depends(precision: str, device: int = 0) -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
         "precision": check_choice("precision", precision, PRECISIONS),
+        "modules": torch_module.VERSION,
         **gpu.depends(device),
     }
 

@@ -77,6 +77,7 @@ class ExportReport:
         targets: compute capabilities that an engine was built for, such as "sm86"; none for ONNX.
         version: of what built an engine, such as "tensorrt_rtx 1.7.1"; None for ONNX.
         file_size: bytes.
+        int8: of that precision, what is int8, in words; "" of others.
     """
 
     path: Path
@@ -92,6 +93,7 @@ class ExportReport:
     targets: tuple[str, ...] = ()
     version: str | None = None
     file_size: int = 0
+    int8: str = ""
 
     def __repr__(self) -> str:
         height, width = self.size
@@ -125,6 +127,7 @@ class ExportReport:
             "targets": list(self.targets),
             "version": self.version,
             "file_size": self.file_size,
+            "int8": self.int8,
         }
 
 
@@ -182,8 +185,8 @@ def export(
             chooses a size with about as many pixels as the model's own.
         batch: images at once.
         precision: "fp32", or "fp16" for GPUs: input, outputs, weights and all products are float16. None for "fp32"
-            in ONNX and "fp16" in TensorRT. "int8", for TensorRT: convolutions in int8, with ranges from `pictures`, and
-            all else as in "fp16". That needs ONNX Runtime.
+            in ONNX and "fp16" in TensorRT. "int8", for TensorRT: convolutions in int8, of networks of others linear
+            layers too, with ranges from `pictures`, and all else as in "fp16". That needs ONNX Runtime.
         weights: as for :func:`fai_fast.load`; None where `model` brings its own.
         verify: whether to hold the graph against the reference network, which needs PyTorch; one in int8 against the
             fp32 graph too, by what both find on up to 32 of the pictures (docs/low_precision.md).
@@ -239,11 +242,6 @@ def export(
     theirs = network_of(model, weights, spec, im_size, frame, batch, processor=processor, task=task)
     if theirs is not None:
         found, size, batch = theirs
-        if chosen is not None:
-            raise ValueError(
-                f"precision: got {precision!r} with {found.spec.name}, expected {' or '.join(PRECISIONS)}: in int8 for "
-                "TensorRT only FocoosAI's networks are written"
-            )
     else:
         found = weights_of(model, weights, cache_dir)
         size = input_size(found.spec.input_size, im_size, frame)
@@ -303,6 +301,7 @@ def write(
     import onnx
 
     from fai_fast.exporter.graph import float32_products
+    from fai_fast.exporter.products import in_words
 
     start = time.perf_counter()
     spec = weights.spec
@@ -339,6 +338,7 @@ def write(
         verification,
         seconds,
         file_size=path.stat().st_size,
+        int8=in_words(model) if precision == INT8 else "",
     )
     _log.debug(
         "%s: exported %dx%d %s in %.1f s, %s",
@@ -363,7 +363,7 @@ def _made(
     if isinstance(weights, Network):
         from fai_fast.exporter import others
 
-        return others.made(weights, size, batch, precision, verify)
+        return others.made(weights, size, batch, precision, verify, pictures)
     if pictures is not None:
         from fai_fast.exporter import qdq
 

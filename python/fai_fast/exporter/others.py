@@ -1,4 +1,7 @@
-"""The deployed graph of a network that is not FocoosAI's: made from others' graphs, and held against the original."""
+"""The deployed graph of a network that is not FocoosAI's: made from others' graphs, and held against the original.
+
+In int8 it is held against that graph in fp32, and by what both find.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ import logging
 from typing import Any
 
 from fai_fast import _gate
+from fai_fast._foreign import explained
+from fai_fast._pictures import Pictures
 from fai_fast.errors import ExportError
 from fai_fast.exporter.verify import (
     TOLERANCE,
@@ -19,13 +24,21 @@ from fai_fast.exporter.verify import (
 from fai_fast.networks import Network, Reference
 from fai_fast.networks.deploy import in_float16
 
-__all__ = ["made"]
+__all__ = ["made", "ready_for_int8"]
+
+# What is newer in 19, where scales may be float16, means the same for all that was there in 18.
+_OPSET = 18
 
 _log = logging.getLogger("fai_fast")
 
 
 def made(
-    network: Network, size: tuple[int, int], batch: int, precision: str, verify: bool
+    network: Network,
+    size: tuple[int, int],
+    batch: int,
+    precision: str,
+    verify: bool,
+    pictures: Pictures | None = None,
 ) -> tuple[Any, dict[str, Any] | None]:
     """The graph, an ``onnx.ModelProto``, and what was measured of it, None where nothing was.
 
@@ -33,20 +46,90 @@ def made(
         network: whose.
         size: (height, width) of the images.
         batch: how many.
-        precision: "fp32" or "fp16".
+        precision: "fp32", "fp16" or "int8".
         verify: whether to hold it against the original.
+        pictures: to take ranges from, with "int8".
 
     Raises:
         ValueError: the network's outputs are not what its spec says.
         ExportError: it cannot be made, or does not give what the original gives.
-        EngineError: "fp16", and ONNX Runtime is not installed, or nothing runs the original.
+        EngineError: "fp16" or "int8", and ONNX Runtime is not installed, or nothing runs the original.
+        What reading the pictures raises.
     """
     model = network.graph(size, batch)
+    if pictures is not None:
+        return _in_int8(model, network, size, batch, verify, pictures)
     if precision != "fp32":
         model = in_float16(model, network.source)
     if not verify:
         return model, None
     return model, _verified(model, network, size, batch, precision).to_dict()
+
+
+def _in_int8(
+    exact: Any, network: Network, size: tuple[int, int], batch: int, verify: bool, pictures: Pictures
+) -> tuple[Any, dict[str, Any] | None]:
+    """The fp32 graph with products in int8 and the rest in float16, and what was measured of it."""
+    from fai_fast.exporter import products, qdq
+
+    spec = network.spec
+    equal = _verified(exact, network, size, batch, "fp32") if verify else None
+    ready = ready_for_int8(exact, network.source)
+    choices = products.choices(ready)
+    if not choices:
+        raise ExportError(
+            f"{spec.name}: {network.source} has no convolution and no linear layer to make int8; export it in fp16"
+        )
+    scales = qdq.scales(ready, qdq.batches(spec, size, batch, pictures), choices[0])
+    half = in_float16(ready, network.source)  # where all values keep their names
+    refused = []
+    for names in choices:
+        model = qdq.quantized(half, scales, names)
+        if equal is None:
+            return model, None
+        verdict, said = qdq.agreement(
+            qdq.single(model, batch), qdq.single(exact, batch), pictures, spec, size
+        )
+        if verdict.holds:
+            return model, {**said, "fp32": equal.to_dict()}
+        refused.append(f"with {products.in_words(model)}: {verdict}")
+        _log.info("%s: int8 does not find what fp32 finds %s", spec.name, refused[-1])
+    raise ExportError(
+        f"{spec.name}: the int8 graph does not find what the fp32 graph finds {'; '.join(refused)}. {qdq.HELP}"
+    )
+
+
+def ready_for_int8(model: Any, shown: str) -> Any:
+    """A copy of an fp32 graph that computes the same, with operators as int8 needs them.
+
+    Raises:
+        ExportError: its operators are of an opset that cannot be converted.
+    """
+    from fai_fast.exporter.products import with_plain_convolutions
+
+    ready = _with_newer_operators(model, shown)
+    with_plain_convolutions(ready)
+    return ready
+
+
+def _with_newer_operators(model: Any, shown: str) -> Any:
+    """A copy of the graph in an opset to whose operators scales in float16 can be added."""
+    import onnx
+
+    [imported] = [item for item in model.opset_import if item.domain in ("", "ai.onnx")]
+    if imported.version >= _OPSET:
+        copy = onnx.ModelProto()
+        copy.CopyFrom(model)
+        return copy
+    try:
+        return onnx.version_converter.convert_version(model, _OPSET)
+    except Exception as error:
+        if not explained(error, "onnx"):
+            raise
+        raise ExportError(
+            f"{shown} has opset {imported.version}, and cannot be converted to {_OPSET}, which int8 needs: {error}; "
+            f"export it again with opset {_OPSET}"
+        ) from error
 
 
 def _verified(

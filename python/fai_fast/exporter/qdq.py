@@ -1,13 +1,14 @@
-"""A deployed graph in int8 as TensorRT takes it: explicit, by QuantizeLinear and DequantizeLinear before convolutions.
+"""A deployed graph in int8 as TensorRT takes it: explicit, by QuantizeLinear and DequantizeLinear before products.
 
 All is symmetric, with zero points of 0: weights in 127 steps to each side by output channel, activations by tensor.
-Sums, biases, and everything that is no convolution stay in the graph's own type: among that are attention and the
-products that decide masks and classes, which are a small part of the time and the most sensitive to rounding.
+Of FocoosAI's networks the convolutions are int8; of others' the linear layers too, of which some are made of nothing
+else. Sums, biases, and everything else stay in the graph's own type: among that are attention and the products that
+decide masks and classes, which are a small part of the time and the most sensitive to rounding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -22,21 +23,38 @@ from fai_fast.engines.base import INPUT, OUTPUTS, PACKAGES, reason
 from fai_fast.errors import ExportError
 from fai_fast.exporter.builder import Array
 from fai_fast.exporter.graph import build_graph
+from fai_fast.exporter.products import CONVOLUTION, Weighted, weighted
 from fai_fast.exporter.verify import verify as verify_graph
-from fai_fast.ops import preprocess
+from fai_fast.ops import preprocess_frame
+from fai_fast.registry import ModelSpec
 
 if TYPE_CHECKING:
     from fai_fast.weights import Weights
 
-__all__ = ["OPSET", "SUBSET", "make", "quantized", "runner", "scales"]
+__all__ = [
+    "HELP",
+    "IR_VERSION",
+    "OPSET",
+    "SUBSET",
+    "agreement",
+    "batches",
+    "make",
+    "quantized",
+    "runner",
+    "scales",
+    "single",
+]
 
 OPSET = 19
 """The first in which scales may be float16, so that products are."""
+IR_VERSION = 9
+"""The first that has it."""
 SUBSET = 100
 """Pictures that ranges are taken from, where there are so many. Of the largest network each takes seconds."""
 STEPS = 127
 _BINS = 4096
 _SAMPLES = 1 << 16  # of a tensor, in each picture
+HELP = "More pictures, of what the model is for, may help; or export in fp16"
 
 Run = Callable[[Array], list[Array]]
 
@@ -62,34 +80,41 @@ def make(
         What reading the pictures raises.
     """
     half = build_graph(weights.spec, weights.state, size, batch, "fp16")
-    model = quantized(half, scales(half, _batches(weights, size, batch, pictures)))
+    model = quantized(half, scales(half, batches(weights.spec, size, batch, pictures)))
     if not verify:
         return model, None
     exact = build_graph(weights.spec, weights.state, size, 1, "fp32")
     equal = verify_graph(exact, weights, size, 1, "fp32")
-    some = Pictures.given(pictures.argument, MOST)
-    verdict = _gate.verify(_single(model, batch), _single(exact, 1), some, weights.spec, size=size)
+    verdict, said = agreement(single(model, batch), single(exact, 1), pictures, weights.spec, size)
     if not verdict.holds:
         raise ExportError(
-            f"{weights.spec.name}: the int8 graph does not find what the fp32 graph finds: {verdict}. More pictures, "
-            "of what the model is for, may help; or export in fp16"
+            f"{weights.spec.name}: the int8 graph does not find what the fp32 graph finds: {verdict}. {HELP}"
         )
-    return model, {
+    return model, {**said, "fp32": None if equal is None else equal.to_dict()}
+
+
+def agreement(
+    low: _gate.Run, exact: _gate.Run, pictures: Pictures, spec: ModelSpec, size: tuple[int, int]
+) -> tuple[_gate.Verdict, dict[str, Any]]:
+    """How the int8 graph agrees with the fp32 graph on some of the pictures, and that as the file says it."""
+    some = Pictures.given(pictures.argument, MOST)
+    verdict = _gate.verify(low, exact, some, spec, size=size)
+    return verdict, {
         "against": "fp32",
         "engine": f"onnxruntime {engine.version()}",
         "images": some.count,
         "agreement": verdict.to_dict(),
-        "fp32": None if equal is None else equal.to_dict(),
     }
 
 
-def quantized(model: Any, scale_of: Mapping[str, float]) -> Any:
-    """The graph with int8 convolutions, as another onnx.ModelProto.
+def quantized(model: Any, scale_of: Mapping[str, float], names: Collection[str] | None = None) -> Any:
+    """The graph with int8 products, as another onnx.ModelProto.
 
     Args:
-        model: a graph of :func:`fai_fast.exporter.graph.build_graph`.
-        scale_of: of every tensor that a convolution reads, what a step is worth. Where it is 0, which is that of a
-            tensor with nothing in it, its convolutions stay as they are.
+        model: a deployed graph, whose operators mean what they mean in opset 18 or later.
+        scale_of: of every tensor that such a product reads, what a step is worth. Where it is 0, which is that of a
+            tensor with nothing in it, its products stay as they are.
+        names: of the nodes to make int8, convolutions and linear layers; None for all convolutions.
 
     Raises:
         ExportError: a scale is missing, negative, or not finite in the graph's type.
@@ -102,8 +127,10 @@ def quantized(model: Any, scale_of: Mapping[str, float]) -> Any:
     graph = result.graph
     dtype = helper.tensor_dtype_to_np_dtype(graph.input[0].type.tensor_type.elem_type)
     weights = {item.name: item for item in graph.initializer}
+    wanted = _products(graph, names)
     nodes: list[Any] = []
     done: set[str] = set()
+    made: dict[tuple[str, int], str] = {}
 
     def constant(values: Any, kind: npt.DTypeLike, name: str) -> str:
         graph.initializer.append(numpy_helper.from_array(np.asarray(values, kind), name))
@@ -113,22 +140,29 @@ def quantized(model: Any, scale_of: Mapping[str, float]) -> Any:
         nodes.append(helper.make_node(kind, inputs, [name], name=name, **attributes))
         return name
 
+    def rounded(what: Weighted, name: str) -> str:
+        """The weight as it is computed with, made once for all nodes that share it."""
+        if (what.weight, what.axis) not in made:
+            values, steps = _rounded(numpy_helper.to_array(weights[what.weight]), what.axis, dtype)
+            parts = [
+                constant(values, np.int8, f"{name}.weight.int8"),
+                constant(steps, dtype, f"{name}.weight.int8.scale"),
+                constant(np.zeros(len(steps)), np.int8, f"{name}.weight.int8.zero"),
+            ]
+            made[what.weight, what.axis] = add(
+                "DequantizeLinear", parts, f"{name}.weight.rounded", axis=what.axis
+            )
+        return made[what.weight, what.axis]
+
     for node in graph.node:
-        if node.op_type == "Conv" and (step := _checked(scale_of, node, dtype)):
-            x, weight = node.input[:2]
+        what = wanted.get(node.name)
+        if what is not None and (step := _checked(scale_of, node, dtype)):
+            x = what.x
             if x not in done:
                 done.add(x)
                 by = [constant(step, dtype, f"{x}.int8.scale"), constant(0, np.int8, f"{x}.int8.zero")]
                 add("DequantizeLinear", [add("QuantizeLinear", [x, *by], f"{x}.int8"), *by], f"{x}.rounded")
-            rounded = f"{node.name}.weight.rounded"
-            values, steps = _rounded(numpy_helper.to_array(weights[weight]), dtype)
-            parts = [
-                constant(values, np.int8, f"{node.name}.weight.int8"),
-                constant(steps, dtype, f"{node.name}.weight.int8.scale"),
-                constant(np.zeros(len(steps)), np.int8, f"{node.name}.weight.int8.zero"),
-            ]
-            add("DequantizeLinear", parts, rounded, axis=0)
-            node.input[:2] = [f"{x}.rounded", rounded]
+            node.input[:2] = [f"{x}.rounded", rounded(what, node.name)]
         nodes.append(node)
     del graph.node[:]
     graph.node.extend(nodes)
@@ -136,28 +170,30 @@ def quantized(model: Any, scale_of: Mapping[str, float]) -> Any:
     kept = [item for item in graph.initializer if item.name in used]
     del graph.initializer[:]
     graph.initializer.extend(kept)
-    [imported] = [item for item in result.opset_import if not item.domain]
+    [imported] = [item for item in result.opset_import if item.domain in ("", "ai.onnx")]
     imported.version = max(imported.version, OPSET)
+    result.ir_version = max(result.ir_version, IR_VERSION)
     onnx.checker.check_model(result)
     return result
 
 
-def scales(model: Any, inputs: Iterable[Array]) -> dict[str, float]:
-    """For every tensor that a convolution reads the scale with the least mean squared error.
+def scales(model: Any, inputs: Iterable[Array], names: Collection[str] | None = None) -> dict[str, float]:
+    """For every tensor that such a product reads the scale with the least mean squared error.
 
     Args:
-        model: as for :func:`quantized`.
+        model: a deployed graph.
         inputs: normalized images in the graph's shape; at least one.
+        names: as for :func:`quantized`.
 
     Raises:
         ExportError: a tensor is not finite for one of them, or ONNX Runtime fails.
         EngineError: ONNX Runtime is not installed.
         What `inputs` raises.
     """
-    names = list(dict.fromkeys(node.input[0] for node in model.graph.node if node.op_type == "Conv"))
-    inner = [name for name in names if name != INPUT]
+    read = list(dict.fromkeys(what.x for what in _products(model.graph, names).values()))
+    inner = [name for name in read if name != INPUT]
     run: Run = runner(model, inner) if inner else lambda _: []
-    found = {name: _Histogram(name) for name in names}
+    found = {name: _Histogram(name) for name in read}
     for images in inputs:
         for name, values in zip([INPUT, *inner], [images, *run(images)], strict=True):
             if name in found:
@@ -208,16 +244,34 @@ def runner(model: Any, outputs: Sequence[str] = OUTPUTS) -> Run:
     return run
 
 
-def _batches(weights: Weights, size: tuple[int, int], batch: int, pictures: Pictures) -> Iterator[Array]:
-    """Normalized images in the graph's shape; the last batch is filled from its start."""
-    config = weights.spec.config
+def batches(spec: ModelSpec, size: tuple[int, int], batch: int, pictures: Pictures) -> Iterator[Array]:
+    """Normalized images in a graph's shape; the last batch is filled from its start."""
+    config = spec.config
     frames = pictures.frames()
     while group := list(islice(frames, batch)):
-        images = [preprocess(frame, size, mean=config.pixel_mean, std=config.pixel_std) for frame in group]
+        images = [
+            preprocess_frame(
+                frame,
+                size,
+                mean=config.pixel_mean,
+                std=config.pixel_std,
+                resize=getattr(config, "resize", "stretch"),
+            )[0]
+            for frame in group
+        ]
         yield np.concatenate([images[index % len(images)] for index in range(batch)])
 
 
-def _single(model: Any, batch: int) -> _gate.Run:
+def _products(graph: Any, names: Collection[str] | None) -> dict[str, Weighted]:
+    """What the nodes of these names multiply; of all convolutions for None."""
+    weights = {item.name: item for item in graph.initializer}
+    found = {node.name: what for node in graph.node if (what := weighted(node, weights)) is not None}
+    if names is None:
+        return {name: what for name, what in found.items() if what.kind == CONVOLUTION}
+    return {name: what for name, what in found.items() if name in names}
+
+
+def single(model: Any, batch: int) -> _gate.Run:
     """A graph as a function of one image, which is all images of a batch."""
     run = runner(model)
 
@@ -229,7 +283,7 @@ def _single(model: Any, batch: int) -> _gate.Run:
 
 
 def _checked(scale_of: Mapping[str, float], node: Any, dtype: npt.DTypeLike) -> float:
-    """The scale of what a convolution reads."""
+    """The scale of what a product reads."""
     name = node.input[0]
     if name not in scale_of:
         raise ExportError(f"int8: {node.name} reads {name}, of which there is no scale")
@@ -243,9 +297,13 @@ def _checked(scale_of: Mapping[str, float], node: Any, dtype: npt.DTypeLike) -> 
     return held
 
 
-def _rounded(weight: Array, dtype: npt.DTypeLike) -> tuple[npt.NDArray[np.int8], Array]:
-    """A convolution's weight in int8, and each output channel's scale in `dtype`, with the least squared error."""
-    rows = weight.astype(np.float64).reshape(len(weight), -1)
+def _rounded(weight: Array, axis: int, dtype: npt.DTypeLike) -> tuple[npt.NDArray[np.int8], Array]:
+    """A weight in int8, and each output channel's scale in `dtype`, with the least squared error.
+
+    The channels lie along `axis`.
+    """
+    moved = np.moveaxis(weight, axis, 0)
+    rows = moved.astype(np.float64).reshape(len(moved), -1)
     top = np.abs(rows).max(1)
     best, steps = np.full(len(rows), np.inf), np.ones(len(rows))
     for share in np.linspace(0.5, 1, 51):
@@ -255,8 +313,8 @@ def _rounded(weight: Array, dtype: npt.DTypeLike) -> tuple[npt.NDArray[np.int8],
         error = np.square(_on_grid(rows, tried[:, None]) * tried[:, None] - rows).sum(1)
         better = error < best
         best, steps = np.where(better, error, best), np.where(better, tried, steps)
-    values = _on_grid(rows, steps[:, None]).reshape(weight.shape)
-    return values.astype(np.int8), steps.astype(dtype)
+    values = _on_grid(rows, steps[:, None]).astype(np.int8).reshape(moved.shape)
+    return np.ascontiguousarray(np.moveaxis(values, 0, axis)), steps.astype(dtype)
 
 
 def _on_grid(values: Array, step: Any) -> Array:

@@ -46,7 +46,7 @@ class EngineRecord:
         spec: of the model, its depth as in the weights.
         size: (height, width) of the images.
         batch: how many at once.
-        precision: "fp32", "fp16", or "int8" with all but convolutions in float16.
+        precision: "fp32", "fp16", or "int8" with the rest in float16.
         package: "tensorrt" or "tensorrt_rtx", which built it and runs it.
         version: of that package.
         targets: compute capabilities that it runs on, such as "sm86".
@@ -54,6 +54,7 @@ class EngineRecord:
         weights_sha256: of the weights' file.
         verification: what was measured against the reference network, None if nothing was.
         sha256: of the engine file.
+        int8: of that precision, what is int8, in words; "" of others, and of files of older versions.
     """
 
     spec: ModelSpec
@@ -67,6 +68,7 @@ class EngineRecord:
     weights_sha256: str
     verification: dict[str, Any] | None
     sha256: str
+    int8: str = ""
 
 
 def build_engine(onnx_path: str | os.PathLike[str], target: str | Sequence[str] = CURRENT) -> bytes:
@@ -140,6 +142,7 @@ def write_engine(
         "weights": report.weights,
         "weights_sha256": report.weights_sha256,
         "verification": report.verification,
+        "int8": report.int8,
     }
     # The record takes its place first: what dies between the two leaves an engine that nobody loads.
     with replacing(path) as engine, replacing(record_path(path)) as beside:
@@ -177,6 +180,7 @@ def read_record(path: str | os.PathLike[str]) -> EngineRecord:
             weights_sha256=info["weights_sha256"],
             verification=info["verification"],
             sha256=record.sha256,
+            int8=str(info.get("int8", "")),
         )
     except FileNotFoundError:
         raise EngineError(

@@ -43,6 +43,9 @@ class Network:
         reference: what to hold that graph against. Raises EngineError where there is nothing that runs it.
         fixed_size: (height, width) of the only input that it takes, None for a side that is open.
         fixed_batch: images that it takes at once, None where that is open.
+        module: the same as a ``torch.nn.Module`` on the CPU, of a size and a batch: from images float32 (B, 3, h, w) to
+            mask_logits and class_logits, both float32. It may share its parameters, and is not to be changed. Raises as
+            `graph`. None where there is nothing but a graph.
     """
 
     spec: ModelSpec
@@ -52,3 +55,4 @@ class Network:
     reference: Callable[[tuple[int, int], int], Reference]
     fixed_size: tuple[int | None, int | None] = (None, None)
     fixed_batch: int | None = None
+    module: Callable[[tuple[int, int], int], Any] | None = None

@@ -1,7 +1,8 @@
-"""A PyTorch module of anybody's as a graph: traced on a picture, with the outputs that are mask and class logits."""
+"""A PyTorch module of anybody's, traced on a picture: as a graph, and for engines that run PyTorch itself."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import io
@@ -22,7 +23,7 @@ from fai_fast.networks.ports import Tensor, Wanted, find_outputs
 from fai_fast.networks.tracing import Untraceable, traced
 from fai_fast.registry import ModelSpec
 
-__all__ = ["evaluated", "exported", "network_of_module"]
+__all__ = ["Recorder", "evaluated", "in_float32", "network_of_module"]
 
 OPSET = 18
 """The newest that PyTorch's exporter by tracing writes well, and that all engines read."""
@@ -54,28 +55,25 @@ def network_of_module(module: Any, spec: ModelSpec, size: tuple[int, int], batch
             raise ValueError(
                 f"{shown} has {kind} parameters, expected float32 or float16: give module.float()"
             )
-    graphs: dict[tuple[tuple[int, int], int], bytes] = {}
 
-    def file_of(size: tuple[int, int], batch: int) -> Any:
-        import onnx
+    def logits(module: Any, images: Any) -> tuple[Any, Any]:
+        return _logits(module(images), spec, len(images), shown)
 
-        if (size, batch) not in graphs:
-            graphs[size, batch] = _traced(module, spec, size, batch, shown)
-        return onnx.ModelProto.FromString(graphs[size, batch])
-
+    recorder = Recorder(module, logits, shown)
     ours = with_our_names(spec)
     digest = hashlib.sha256(f"module {VERSION} ".encode())
-    digest.update(file_of(size, batch).SerializeToString(deterministic=True))
+    digest.update(recorder.graph(size, batch).SerializeToString(deterministic=True))
     return Network(
         spec=spec,
         source=shown,
         sha256=digest.hexdigest(),
-        graph=lambda size, batch: graph_of(file_of(size, batch), ours, size, batch, shown, exact=False),
-        reference=lambda size, batch: Reference(
-            f"the module in PyTorch {_torch().__version__}",
-            lambda images: _run(module, spec, images, shown),
-            exact=False,
+        graph=lambda size, batch: graph_of(
+            recorder.graph(size, batch), ours, size, batch, shown, exact=False
         ),
+        reference=lambda size, batch: Reference(
+            f"the module in PyTorch {_torch().__version__}", recorder.run, exact=False
+        ),
+        module=recorder.network,
     )
 
 
@@ -85,80 +83,152 @@ def _torch() -> Any:
     return torch
 
 
-def _traced(module: Any, spec: ModelSpec, size: tuple[int, int], batch: int, shown: str) -> bytes:
-    """The module as an ONNX file: input ``images``, outputs ``mask_logits`` and ``class_logits``."""
-
-    def logits(images: Any) -> tuple[Any, Any]:
-        return _logits(module(images), spec, len(images), shown)
-
-    with evaluated(module) as (device, kind):
-        return exported(module, logits, size, batch, shown, device=device, kind=kind)
-
-
-def exported(
-    module: Any,
-    logits: Callable[[Any], tuple[Any, Any]],
-    size: tuple[int, int],
-    batch: int,
-    shown: str,
-    *,
-    device: Any = "cpu",
-    kind: Any = None,
-) -> bytes:
-    """A function of PyTorch as an ONNX file: input ``images``, outputs ``mask_logits`` and ``class_logits``.
+class Recorder:
+    """What a module computes of images of one size: recorded once, then given as a graph or as a module.
 
     Args:
-        module: whose parameters the function computes with.
-        logits: from images (B, 3, height, width) to mask logits and class logits.
-        size, batch: of the images.
-        shown: what it is, for errors.
-        device, kind: of the images; None for float32.
-
-    Raises:
-        ExportError: PyTorch cannot run or trace it, or the file is too large.
+        module: whose logits they are, in float32 or float16, on any device. It is left as it was.
+        logits: from the module, or a copy of it, and images (B, 3, h, w) to mask logits and class logits, float32.
+            What it takes besides is in `constants`.
+        shown: what the module is, for errors.
+        constants: tensors by the names that `logits` takes them by.
     """
+
+    def __init__(
+        self,
+        module: Any,
+        logits: Callable[..., tuple[Any, Any]],
+        shown: str,
+        constants: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._module, self._logits, self._shown = module, logits, shown
+        self._constants = dict(constants or {})
+        self._whole = _whole(module, logits, self._constants)
+        self._recorded: dict[tuple[tuple[int, int], int], Any] = {}
+        self._files: dict[tuple[tuple[int, int], int], bytes] = {}
+        self._plain: Recorder | None = None
+
+    def run(self, images: Any) -> tuple[Any, Any]:
+        """The module's own logits, float32 arrays, of images float32 (B, 3, h, w)."""
+        torch = _torch()
+        with evaluated(self._module) as (device, kind), torch.no_grad():
+            given = torch.from_numpy(np.ascontiguousarray(images)).to(device, kind)
+            masks, classes = self._whole(given)
+            return masks.float().cpu().numpy(), classes.float().cpu().numpy()
+
+    def graph(self, size: tuple[int, int], batch: int) -> Any:
+        """An ``onnx.ModelProto`` of images of a size (height, width): input ``images``, of the module's type, outputs
+        ``mask_logits`` and ``class_logits``.
+
+        Raises:
+            ValueError: its outputs are not as they must be.
+            ExportError: PyTorch cannot run or trace it, or the file is too large.
+        """
+        import onnx
+
+        if (size, batch) not in self._files:
+            self._files[size, batch] = self._exported(size, batch)
+        return onnx.ModelProto.FromString(self._files[size, batch])
+
+    def network(self, size: tuple[int, int], batch: int) -> Any:
+        """A module on the CPU from images float32 (B, 3, height, width) to mask and class logits, both float32: the
+        operations that were recorded, an ``fx.GraphModule``, else the module as it is. It may share its parameters.
+
+        Raises:
+            ValueError, ExportError: as :meth:`graph`.
+        """
+        if self._plain is None:
+            try:
+                module = in_float32(self._module)
+            except Exception as error:
+                if not explained(error, "torch"):
+                    raise
+                raise ExportError(f"{self._shown} cannot be copied: {_line(error)}") from error
+            own = module is self._module
+            self._plain = self if own else Recorder(module, self._logits, self._shown, self._constants)
+        recorded = self._plain._record(size, batch)
+        return self._plain._whole if recorded is None else recorded
+
+    def _record(self, size: tuple[int, int], batch: int) -> Any:
+        """What :mod:`fai_fast.networks.tracing` makes of it; None where that is not the same on another image."""
+        if (size, batch) not in self._recorded:
+            with evaluated(self._module) as (device, kind), self._told(size, batch):
+                images = _images(size, batch).to(device, kind)
+                self._recorded[size, batch] = _recorded(self._whole, images, self._shown)
+        return self._recorded[size, batch]
+
+    def _exported(self, size: tuple[int, int], batch: int) -> bytes:
+        recorded = self._record(size, batch)
+        place = io.BytesIO()
+        with evaluated(self._module) as (device, kind), self._told(size, batch), _without_listings():
+            _torch().onnx.export(
+                self._whole if recorded is None else recorded,
+                (_images(size, batch)[0].to(device, kind),),
+                place,
+                input_names=["images"],
+                output_names=["mask_logits", "class_logits"],
+                opset_version=OPSET,
+                dynamo=False,
+            )
+        if place.tell() > LARGEST_FILE:
+            raise ExportError(
+                f"{self._shown} has {place.tell()} bytes as a graph, expected at most {LARGEST_FILE} (2 GiB)"
+            )
+        return place.getvalue()
+
+    @contextmanager
+    def _told(self, size: tuple[int, int], batch: int) -> Iterator[None]:
+        """Raises what PyTorch raises as an ExportError, and keeps its warnings back."""
+        with warnings.catch_warnings():
+            # Of every branch that depends on a shape: sizes are fixed here, and the result is held against the module.
+            warnings.simplefilter("ignore")
+            try:
+                yield
+            except Exception as error:
+                if isinstance(error, ValueError) and str(error).startswith(self._shown):
+                    raise
+                if not explained(error, "torch"):
+                    raise
+                raise ExportError(
+                    f"{self._shown} cannot be traced for images {(batch, 3, *size)}: {type(error).__name__}: "
+                    f"{_line(error)}"
+                ) from error
+
+
+def _whole(module: Any, logits: Callable[..., tuple[Any, Any]], constants: Mapping[str, Any]) -> Any:
+    """A module from images to both logits, which may be copied and moved with all that it holds."""
     torch = _torch()
 
-    class Wrapped(torch.nn.Module):  # type: ignore[misc, name-defined]
+    class Whole(torch.nn.Module):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             super().__init__()
             self.module = module
+            for name, value in constants.items():
+                self.register_buffer(name, value)
+            # Not by eval(), which would change the module too.
+            self.training = False
 
-        def forward(self, images: Any) -> Any:
-            return logits(images)
+        def forward(self, images: Any) -> tuple[Any, Any]:
+            return logits(self.module, images, **{name: getattr(self, name) for name in constants})
 
-    # With pictures' values: of constant images some operators are left out.
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn((2, batch, 3, *size), generator=generator).to(device, kind or torch.float32)
-    place = io.BytesIO()
-    with warnings.catch_warnings():
-        # Of every branch that depends on a shape: sizes are fixed here, and the result is held against the module.
-        warnings.simplefilter("ignore")
-        try:
-            recorded = _recorded(logits, images, shown)
-            with _without_listings():
-                torch.onnx.export(
-                    Wrapped().eval() if recorded is None else recorded,
-                    (images[0],),
-                    place,
-                    input_names=["images"],
-                    output_names=["mask_logits", "class_logits"],
-                    opset_version=OPSET,
-                    dynamo=False,
-                )
-        except Exception as error:
-            if isinstance(error, ValueError) and str(error).startswith(shown):
-                raise
-            if not explained(error, "torch"):
-                raise
-            raise ExportError(
-                f"{shown} cannot be traced for images {(batch, 3, *size)}: {type(error).__name__}: {_line(error)}"
-            ) from error
-    if place.tell() > LARGEST_FILE:
-        raise ExportError(
-            f"{shown} has {place.tell()} bytes as a graph, expected at most {LARGEST_FILE} (2 GiB)"
-        )
-    return place.getvalue()
+    return Whole()
+
+
+def in_float32(module: Any) -> Any:
+    """The module, or where it is elsewhere or in half precision a copy that is not."""
+    torch = _torch()
+    half = (torch.float16, torch.bfloat16)
+    if any(
+        item.device.type != "cpu" or item.dtype in half for item in (*module.parameters(), *module.buffers())
+    ):
+        return copy.deepcopy(module).to("cpu").float()
+    return module
+
+
+def _images(size: tuple[int, int], batch: int) -> Any:
+    """Two batches with pictures' values: of constant images some operators are left out."""
+    torch = _torch()
+    return torch.randn((2, batch, 3, *size), generator=torch.Generator().manual_seed(0))
 
 
 def _recorded(logits: Callable[[Any], tuple[Any, Any]], images: Any, shown: str) -> Any:
@@ -174,10 +244,10 @@ def _recorded(logits: Callable[[Any], tuple[Any, Any]], images: Any, shown: str)
             raise
         if not isinstance(error, Untraceable) and not explained(error, "torch"):
             raise
-        _log.warning("%s is exported as it is: %s: %s", shown, type(error).__name__, _line(error))
+        _log.warning("%s is taken as it is: %s: %s", shown, type(error).__name__, _line(error))
         return None
     if not same:
-        _log.warning("%s is exported as it is: what it computes depends on values in the image", shown)
+        _log.warning("%s is taken as it is: what it computes depends on values in the image", shown)
     return recorded if same else None
 
 
@@ -194,14 +264,6 @@ def _without_listings() -> Iterator[None]:
         yield
     finally:
         switch(True)
-
-
-def _run(module: Any, spec: ModelSpec, images: Any, shown: str) -> tuple[Any, Any]:
-    torch = _torch()
-    with evaluated(module) as (device, kind), torch.no_grad():
-        given = torch.from_numpy(np.ascontiguousarray(images)).to(device, kind)
-        masks, classes = _logits(module(given), spec, len(images), shown)
-        return masks.float().cpu().numpy(), classes.float().cpu().numpy()
 
 
 @contextmanager

@@ -5,7 +5,6 @@ transformers itself reads folders and looks names up, in its own cache first; no
 
 from __future__ import annotations
 
-import copy
 import functools
 import hashlib
 import json
@@ -141,6 +140,11 @@ def _of_place(
             raise WeightsError(f"model: {shown} was changed while it was in use; load it again")
         return found
 
+    def module(size: tuple[int, int], batch: int) -> Any:
+        made = whole().module
+        assert made is not None  # of a network that transformers has read
+        return made(size, batch)
+
     def network() -> Network:
         return Network(
             spec=said,
@@ -149,6 +153,7 @@ def _of_place(
             graph=lambda size, batch: whole().graph(size, batch),
             reference=lambda size, batch: whole().reference(size, batch),
             fixed_size=_fixed_size(facts.config),
+            module=module,
         )
 
     return Pretrained(said, network)
@@ -217,41 +222,26 @@ def _own(spec: ModelSpec, task: str | None) -> ModelSpec:
 
 
 def _network(module: Any, spec: ModelSpec, tokens: Any, shown: str) -> Network:
-    import onnx
     import torch
 
-    from fai_fast.networks.module import evaluated, exported
+    from fai_fast.networks.module import Recorder, in_float32
 
-    module = _in_float32(module)
+    module = in_float32(module)
     # A spec of the user's own need not name the family.
     kind = str(module.config.model_type)
     masks, classes = FAMILIES[kind].outputs
-    more = {} if tokens is None else {"task_inputs": tokens}
 
-    def logits(images: Any) -> tuple[Any, Any]:
-        given = {name: value.expand(len(images), -1) for name, value in more.items()}
+    def logits(module: Any, images: Any, **words: Any) -> tuple[Any, Any]:
+        given = {name: value.expand(len(images), -1) for name, value in words.items()}
         outputs = module(pixel_values=images, **given)
         return getattr(outputs, masks), getattr(outputs, classes)
 
-    files: dict[tuple[tuple[int, int], int], bytes] = {}
+    recorder = Recorder(module, logits, shown, {} if tokens is None else {"task_inputs": tokens})
+    ours = foreign.with_our_names(spec)
 
     def graph(size: tuple[int, int], batch: int) -> Any:
-        if (size, batch) not in files:
-            with evaluated(module):
-                files[size, batch] = exported(module, logits, size, batch, shown)
-        return foreign.graph_of(
-            _with_finite_masks(onnx.ModelProto.FromString(files[size, batch])),
-            foreign.with_our_names(spec),
-            size,
-            batch,
-            shown,
-            exact=False,
-        )
-
-    def run(images: Any) -> tuple[Any, Any]:
-        with evaluated(module), torch.no_grad():
-            outputs = logits(torch.from_numpy(images))
-        return outputs[0].numpy(), outputs[1].numpy()
+        theirs = _with_finite_masks(recorder.graph(size, batch))
+        return foreign.graph_of(theirs, ours, size, batch, shown, exact=False)
 
     return Network(
         spec=spec,
@@ -259,9 +249,10 @@ def _network(module: Any, spec: ModelSpec, tokens: Any, shown: str) -> Network:
         sha256=_digest(module, tokens),
         graph=graph,
         reference=lambda size, batch: Reference(
-            f"the module in PyTorch {torch.__version__}", run, exact=False
+            f"the module in PyTorch {torch.__version__}", recorder.run, exact=False
         ),
         fixed_size=_fixed_size(module.config),
+        module=recorder.network,
     )
 
 
@@ -290,18 +281,6 @@ def _with_finite_masks(model: Any) -> Any:
         if value.dtype == np.float32 and np.isneginf(value).all():
             tensor.CopyFrom(numpy_helper.from_array(np.full_like(value, _CLOSED), tensor.name))
     return model
-
-
-def _in_float32(module: Any) -> Any:
-    """The module, or where it is elsewhere or in half precision a copy that is not."""
-    import torch
-
-    half = (torch.float16, torch.bfloat16)
-    if any(
-        item.device.type != "cpu" or item.dtype in half for item in (*module.parameters(), *module.buffers())
-    ):
-        return copy.deepcopy(module).to("cpu").float()
-    return module
 
 
 def _digest(module: Any, tokens: Any) -> str:
