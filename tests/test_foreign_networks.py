@@ -681,6 +681,93 @@ def test_products_of_two_activations_are_found(tmp_path):
     }
 
 
+def test_what_lies_between_products_stays_in_floats(tmp_path):
+    """A convolution with a sum, one layer of attention, and a transposed convolution."""
+    pytest.importorskip("nncf")
+    from fai_fast.engines import openvino
+    from fai_fast.quantizer import calibration
+
+    rng = np.random.default_rng(0)
+    node, info = onnx.helper.make_node, onnx.helper.make_tensor_value_info
+    weights = {
+        "first": (8, 3, 8, 8), "second": (8, 8, 3, 3), "b": (8,), "bias": (8,), "up": (8, 4, 2, 2),
+        "wq": (8, 8), "wk": (8, 8), "wv": (8, 8), "wo": (8, 8),
+    }  # fmt: skip
+    constants = {name: rng.standard_normal(sides).astype(np.float32) / 4 for name, sides in weights.items()}
+    constants |= {"flat": np.array([1, 8, 64]), "back": np.array([1, 8, 8, 8])}
+    nodes = [
+        node("Conv", ["images", "first"], ["c1"], strides=[8, 8]),
+        node("Relu", ["c1"], ["r1"]),
+        node("Conv", ["r1", "second", "b"], ["c2"], pads=[1, 1, 1, 1]),
+        node("Add", ["c2", "r1"], ["shortcut"], name="shortcut"),
+        node("Relu", ["shortcut"], ["r2"]),
+        node("Conv", ["r2", "second", "b"], ["c3"], pads=[1, 1, 1, 1]),
+        node("Reshape", ["c3", "flat"], ["rows"]),
+        node("Transpose", ["rows"], ["tokens"], perm=[0, 2, 1]),
+        node("LayerNormalization", ["tokens", "bias"], ["n"]),
+        node("MatMul", ["n", "wq"], ["q"], name="queries"),
+        node("MatMul", ["n", "wk"], ["k"], name="keys"),
+        node("MatMul", ["n", "wv"], ["v"], name="values"),
+        node("Transpose", ["k"], ["turned"], perm=[0, 2, 1]),
+        node("MatMul", ["q", "turned"], ["scores"], name="scores"),
+        node("Softmax", ["scores"], ["a"], axis=-1),
+        node("MatMul", ["a", "v"], ["taken"], name="taken"),
+        node("MatMul", ["taken", "wo"], ["o"], name="out"),
+        node("Add", ["o", "tokens"], ["sum"], name="past"),
+        node("Transpose", ["sum"], ["columns"], perm=[0, 2, 1]),
+        node("Reshape", ["columns", "back"], ["map"]),
+        node("ConvTranspose", ["map", "up"], ["masks"], strides=[2, 2], name="up"),
+    ]  # fmt: skip
+    graph = onnx.helper.make_graph(
+        nodes,
+        "g",
+        [info("images", 1, (1, 3, 64, 64))],
+        [info("masks", 1, (1, 4, 16, 16))],
+        [onnx.numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    opset = [onnx.helper.make_opsetid("", 18)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), tmp_path / "a.onnx")
+    images = [rng.standard_normal((1, 3, 64, 64)).astype(np.float32) for _ in range(2)]
+    made = calibration.calibrate(
+        tmp_path / "a.onnx", 2, lambda: iter(images), calibration.ATTEMPTS_OF_OTHERS[0]
+    )
+
+    def moved(op):
+        """Where the values of a FakeQuantize go, past what only moves them."""
+        for target in op.output(0).get_target_inputs():
+            taker = target.get_node()
+            if taker.get_type_name() in calibration._AS_IT_IS:
+                yield from moved(taker)
+            else:
+                yield taker, target.get_index()
+
+    seen = set()
+    for op in made.get_ordered_ops():
+        # Of values, not of weights.
+        if op.get_type_name() != "FakeQuantize" or calibration._is_weight(op.input_value(0)):
+            continue
+        low, high = (float(op.input_value(side).get_node().get_data()) for side in (1, 2))
+        for taker, side in moved(op):
+            seen.add((taker.get_type_name(), taker.get_friendly_name() if side == 0 else "right"))
+            assert taker.get_type_name() not in {"MVN", "Multiply", "Softmax"}
+            if taker.get_friendly_name() in {"scores", "taken"} or "Backprop" in taker.get_type_name():
+                whole = taker.get_friendly_name() == "taken" and side == 0
+                assert low == (0 if whole else pytest.approx(-high * 128 / 127, rel=1e-5))
+            elif taker.get_friendly_name() == "queries":
+                assert low != pytest.approx(-high * 128 / 127, rel=1e-5)
+    assert {("MatMul", name) for name in ("queries", "scores", "taken", "out", "right")} <= seen
+    assert ("Add", "past") not in seen
+    assert any(kind == "Add" for kind, _ in seen)  # the sum of a convolution
+    assert any("Backprop" in kind for kind, _ in seen)
+    # It computes about the same.
+    package = openvino.package()
+    exact, low = (
+        package.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(images[0])[0]
+        for model in (openvino.read_graph(tmp_path / "a.onnx"), made)
+    )
+    assert np.linalg.norm(low - exact) < 0.1 * np.linalg.norm(exact)
+
+
 def test_the_command_line(tmp_path, capsys):
     from fai_fast.cli import main
 

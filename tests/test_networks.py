@@ -104,6 +104,19 @@ def test_a_model_gives_what_its_module_gives(kind, cache):
     assert (operations.count("EmbeddingBagPackedSum"), operations.count("GridSample")) == (deformable, 0)
 
 
+def test_factors_are_in_the_weights_and_masks_are_a_product():
+    graph = pretrained.find(small("eomt")).network().graph((SIDE, SIDE), 1).graph
+    shapes = {item.name: tuple(item.dims) for item in graph.initializer}
+    kinds = [item.op_type for item in graph.node]
+    assert "Einsum" not in kinds
+    # What is left is of GELU: half of a product.
+    factors = [name for item in graph.node if item.op_type == "Mul" for name in item.input if name in shapes]
+    assert len(factors) == kinds.count("Erf")
+    makers = {name: item for item in graph.node for name in item.output}
+    masks = makers["mask_logits"]
+    assert (masks.op_type, makers[masks.input[0]].op_type) == ("Reshape", "MatMul")
+
+
 @pytest.mark.parametrize("task", ["semantic", "panoptic"])
 def test_other_tasks_of_the_same_network(task, cache):
     with load(small("eomt"), cache, task=task) as model:

@@ -122,6 +122,53 @@ def test_values_as_numpy_has_them_are_taken():
     assert again.source == Source("a.jpg", 3)
 
 
+def nested(kind, text, listed):
+    """A type with others for its texts and lists."""
+    if pa.types.is_list(kind):
+        return listed(nested(kind.value_type, text, listed))
+    if pa.types.is_struct(kind):
+        return pa.struct([(field.name, nested(field.type, text, listed)) for field in kind])
+    return text if pa.types.is_string(kind) else kind
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_what_others_make_of_a_table_comes_back(name, tmp_path):
+    """pandas has no null for integers, DuckDB and Polars have other lists and texts, and both forget what they know."""
+    found = RESULTS[name]
+    table = arrow.table([found, "damaged"], found.class_names)
+    frame = table.to_pandas()
+    frame.to_parquet(tmp_path / "x.parquet")
+    large = pa.schema(
+        [pa.field(f.name, nested(f.type, pa.large_string(), pa.large_list)) for f in table.schema]
+    )
+    for row in (
+        frame.iloc[0],
+        frame.iloc[0].to_dict(),
+        pa.Table.from_pandas(frame).slice(0, 1),
+        pa.concat_tables([table, table]).slice(2, 1),
+        table.slice(0, 1).cast(large),
+        pq.read_table(tmp_path / "x.parquet").slice(0, 1),
+    ):
+        assert_same(Detections.from_arrow(row, class_names=found.class_names or ["0", "1"]), named(found))
+    (again,) = Detections.from_parquet(tmp_path / "x.parquet", skip_errors=True)
+    assert len(again) == len(found)
+
+
+def named(found):
+    """What comes back where the caller has to say the names."""
+    if found.class_names is not None:
+        return found
+    return Detections.from_arrow(found.to_arrow(), class_names=["0", "1"])
+
+
+def test_texts_of_a_dictionary_are_texts():
+    table = RESULTS["names"].to_arrow()
+    kind = pa.list_(pa.dictionary(pa.int32(), pa.string()))
+    index = table.column_names.index("class_name")
+    coded = table.set_column(index, "class_name", table["class_name"].cast(kind))
+    assert Detections.from_arrow(coded.replace_schema_metadata(None)).class_name.tolist() == ["dog", "cat"]
+
+
 def test_names_of_classes_come_from_the_schema_the_caller_or_the_rows():
     table = RESULTS["names"].to_arrow()
     assert Detections.from_arrow(table).class_names == NAMES
@@ -176,12 +223,29 @@ def test_many_pictures_and_errors_are_rows_of_one_table(tmp_path):
         ({"label_map": True, "query": [3, 3]}, "a query for each"),
         ({"label_map": True, "mask": None}, "expected masks"),
         ({"label_map": True, "query": [3, 70000]}, "70000"),
+        ({"class_id": "ab"}, "got str for class_id, expected a list"),
+        ({"box": 5}, "got int for box, expected a list"),
+        ({"latency_ms": {"decode": 1.0}}, "latency_ms, expected the milliseconds of decode"),
+        ({"latency_ms": 5}, "got 5 for latency_ms"),
+        ({"height": 6.5}, "got 6.5, expected an integer"),
+        ({"path": "a", "frame": "x"}, "got 'x' for frame"),
     ],
 )
-def test_what_is_wrong_in_a_row_is_named(change, problem):
+def test_what_is_wrong_in_a_row_is_named(change, problem, tmp_path):
     row = {**RESULTS["masks"].to_arrow().to_pylist()[0], **change}
-    with pytest.raises(ValueError, match=problem):
+    with pytest.raises((TypeError, ValueError), match=problem):
         Detections.from_arrow(row)
+    # Of many files it is said which.
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match=rf"x\.parquet, row 0: .*{problem}"):
+        list(Detections.from_parquet(tmp_path))
+
+
+@pytest.mark.parametrize("text", [b"no JSON", b"5", b"\xff"])
+def test_names_that_are_none_are_told(text):
+    table = RESULTS["masks"].to_arrow().replace_schema_metadata({arrow.CLASS_NAMES: text})
+    with pytest.raises(ValueError, match=r"fai_fast\.class_names is no list of names"):
+        Detections.from_arrow(table)
 
 
 def test_what_is_no_row_is_refused(tmp_path):
@@ -211,6 +275,23 @@ def test_a_file_that_was_cut_is_damaged(tmp_path):
     (tmp_path / "x.parquet").write_bytes(content)
     with pytest.raises(ValueError, match="damaged"):
         list(Detections.from_parquet(tmp_path / "x.parquet"))
+
+
+def test_bytes_that_were_changed_are_told_as_such(tmp_path):
+    pq.write_table(RESULTS["masks"].to_arrow(), tmp_path / "x.parquet")
+    content = (tmp_path / "x.parquet").read_bytes()
+    changes = np.random.default_rng(0)
+    refused = []
+    for _ in range(100):
+        damaged = np.frombuffer(content, np.uint8).copy()
+        damaged[changes.integers(0, len(damaged), 4)] = changes.integers(0, 256, 4)
+        (tmp_path / "x.parquet").write_bytes(damaged.tobytes())
+        try:
+            list(Detections.from_parquet(tmp_path / "x.parquet"))
+        except ValueError as error:
+            refused.append(str(error))
+    assert len(refused) > 50
+    assert all("x.parquet" in text or "class_names" in text for text in refused)
 
 
 def test_what_a_run_says_of_itself(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import math
 import os
 import signal
 import struct
@@ -372,19 +373,27 @@ class Calls:
         return asyncio.ensure_future(answer() if outcome is not None else asyncio.sleep(60))
 
 
-def answered(calls, body=b"x", **settings):
-    """What an ingress makes of a request when its replicas do that."""
+def answered(calls, body=b"x", after=None, **settings):
+    """What an ingress makes of a request when its replicas do that, and have given an answer before it."""
     from fai_fast.ray.serve.ingress import Ingress
+    from fai_fast.ray.serve.query import Query
     from fai_fast.ray.serve.settings import Settings
     from starlette.requests import Request
+
+    if after is not None:
+        calls.outcomes.insert(0, after)
 
     async def receive():
         if body is None:
             await asyncio.sleep(60)
+        if isinstance(body, Exception):
+            raise body
         return {"type": "http.request", "body": body, "more_body": False}
 
     async def run():
         ingress = Ingress(calls, Settings.read({"model": "fai-mf-n-shapes", **settings}))
+        if after is not None:
+            await ingress._predicted(b"x", Query(), math.inf)
         path = "/" if body != b"health" else "/healthz"
         method = "POST" if path == "/" else "GET"
         scope = {"type": "http", "method": method, "path": path, "query_string": b"", "headers": []}
@@ -409,9 +418,11 @@ def test_a_picture_goes_on_to_the_next_replica(served):
     assert calls.outcomes == [fine]
 
 
-def test_what_replicas_cannot_do(served):
-    from ray.exceptions import ActorDiedError
-    from ray.serve.exceptions import BackPressureError, RayServeException
+def test_what_replicas_cannot_do(served, monkeypatch):
+    from fai_fast.ray.serve import ingress
+    from fai_fast.ray.serve.http import Reply
+    from ray.exceptions import ActorDiedError, TaskCancelledError
+    from ray.serve.exceptions import BackPressureError, RayServeException, RequestCancelledError
 
     assert answered(Calls(BackPressureError(64, 64)))[::2] == (503, "1")
     assert answered(Calls(RayServeException("where it is is nobody's affair")))[::2] == (503, "1")
@@ -420,8 +431,15 @@ def test_what_replicas_cannot_do(served):
     assert "secret" not in text
     assert answered(Calls(None), timeout_s=0.1)[0] == 504
     assert answered(Calls(), body=None, timeout_s=0.1)[0] == 408
+    # Who went away is no failure of the ingress, which metrics would show as one.
+    assert answered(Calls(), body=TaskCancelledError())[0] == 499
+    assert answered(Calls(RequestCancelledError()))[0] == 499
     assert answered(Calls(True), body=b"health")[:2] == (200, '{"status": "ok"}')
     assert answered(Calls(ActorDiedError()), body=b"health")[0] == 503
+    # Who has just answered is there, though the question would wait behind pictures.
+    assert answered(Calls(None), body=b"health", after=Reply(200, b"{}"))[:2] == (200, '{"status": "ok"}')
+    monkeypatch.setattr(ingress, "_HEALTH_S", 0.1)
+    assert answered(Calls(None), body=b"health", after=Reply(500, b"{}"))[0] == 503
     assert answered(Calls(BackPressureError(64, 64)), body=b"health")[0] == 503
 
 

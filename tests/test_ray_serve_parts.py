@@ -44,6 +44,10 @@ def test_texts_of_a_shell_and_values_of_a_file_are_the_same_settings():
     [
         ({}, r"^model: got none"),
         ({"model": ""}, r"^model: got nothing"),
+        (
+            {"model": "no-such-model"},
+            r"^model: got 'no-such-model', expected a path, or one of .*fai-mf-n-shapes",
+        ),
         ({"model": 3}, r"^model: got int, expected a str"),
         ({"treshold": "0.5"}, r"^treshold: .* no such argument, expected some of model, .*threshold"),
         ({"threshold": "high"}, r"^threshold: got 'high', expected a number"),

@@ -65,14 +65,9 @@ def serving(cpus=2):
         patch.delenv("OMP_NUM_THREADS", raising=False)
         patch.delenv("RAY_ADDRESS", raising=False)
         try:
-            ray.init(
-                address="local",
+            _start(
                 num_cpus=cpus,
-                num_gpus=0,
                 object_store_memory=STORE,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level="ERROR",
                 _temp_dir=folder,
                 _metrics_export_port=served.metrics,
                 _system_config={"metrics_report_interval_ms": 1000},
@@ -87,6 +82,28 @@ def serving(cpus=2):
                 serve.shutdown()
             ray.shutdown()
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start(**options):
+    """Ray, which gives its processes half a minute to start: on a machine with much else to do, that is not enough."""
+    import ray
+
+    for attempt in range(4):
+        try:
+            ray.init(
+                address="local",
+                num_gpus=0,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="ERROR",
+                **options,
+            )
+        except Exception as error:
+            ray.shutdown()
+            if attempt == 3 or "timed out during startup" not in str(error):
+                raise
+        else:
+            return
 
 
 class Answer(NamedTuple):

@@ -8,27 +8,24 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import logging
 import os
 import re
 import signal
 import threading
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
-from fai_fast._core import __version__
-from fai_fast._files import replacing
 from fai_fast._redaction import redacted
 from fai_fast.cli.interrupts import Interrupt
 from fai_fast.cli.messages import UsageError, complain, counted
 from fai_fast.cli.options import count, result_options, shaped, spec_of, unsized, usage
 from fai_fast.cli.paths import Moving, find_sources
-from fai_fast.detections import arrow
+from fai_fast.cli.ray_parts import Parts, Run, earlier_size, modified
+from fai_fast.errors import FaiFastError
 
 if TYPE_CHECKING:
     from fai_fast.registry import ModelSpec
@@ -36,9 +33,6 @@ if TYPE_CHECKING:
 __all__ = ["OUTPUT", "add_options", "run"]
 
 OUTPUT = "predictions.parquet"
-_PART = re.compile(r"part-(\d{6,})\.parquet")
-# A file is written when it has so many rows, or is so many seconds old: what a process that is killed loses.
-ROWS, SECONDS = 20_000, 30.0
 # Pictures of a task, which is what Ray does again where a worker dies.
 LARGEST_TASK = 128
 # Errors that are told one by one; all are in the rows.
@@ -76,21 +70,39 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(
             f"SOURCE: got {moving[0]}, expected pictures with --ray; for videos there is fai_fast.ray.VideoDetector"
         )
-    pictures = [source for source in sources if isinstance(source, Path)]
+    pictures, nameless = _absolute_names([source for source in sources if isinstance(source, Path)])
+    for path in nameless:
+        complain(f"{path}: its name is not UTF-8, as texts in Parquet files are; rename it")
+    problems += nameless
     if not pictures:
         return 1
     with usage():
         spec = spec_of(args.model, args.spec, args.task, args.cache_dir)
-    wanted = _wanted(args, spec, pictures)
-    parts = Parts(folder, spec, wanted, overwrite=args.overwrite)
-    todo = [path for path in map(os.path.abspath, pictures) if path not in parts.done]
-    work = _Run(args, parts)
-    if todo:
-        with _cluster(args) as ray:
-            work.run(ray, todo, wanted)
+    wanted, by_pictures = _wanted(args, spec, list(map(Path, pictures)), folder)
+    of_this = Run(spec, wanted, by_pictures=by_pictures, cache_dir=args.cache_dir)
+    with Parts(folder, of_this, pictures, overwrite=args.overwrite) as parts:
+        todo = {path: time for path, time in pictures.items() if path not in parts.done}
+        work = _Run(args, parts)
+        if todo:
+            with _cluster(args) as ray:
+                work.run(ray, todo, wanted)
     work.summarize(len(pictures) - len(todo), len(problems))
     interrupt: Interrupt = args.interrupt
     return interrupt.code if interrupt.came else 1 if work.failed or problems else 0
+
+
+def _absolute_names(pictures: Sequence[Path]) -> tuple[dict[str, int | None], list[str]]:
+    """When each picture was changed last, by its path as all workers may see it; and those that no text can name."""
+    times: dict[str, int | None] = {}
+    nameless = []
+    for path in map(os.path.abspath, pictures):
+        try:
+            path.encode()
+        except UnicodeEncodeError:
+            nameless.append(path.encode("utf-8", "backslashreplace").decode())
+        else:
+            times[path] = modified(path)
+    return times, nameless
 
 
 def _refuse(args: argparse.Namespace) -> None:
@@ -112,13 +124,20 @@ def _refuse(args: argparse.Namespace) -> None:
         raise UsageError("--output: got '', expected a folder")
 
 
-def _wanted(args: argparse.Namespace, spec: ModelSpec, pictures: Sequence[Path]) -> dict[str, Any]:
-    """What the workers load and ask for, in JSON's types; it decides whether two runs give the same rows."""
+def _wanted(
+    args: argparse.Namespace, spec: ModelSpec, pictures: Sequence[Path], folder: Path
+) -> tuple[dict[str, Any], bool]:
+    """What the workers load and ask for, in JSON's types; and whether the input's size follows from the pictures."""
     from fai_fast.cli.predict import _sizes
+    from fai_fast.registry import models
 
     im_size = args.im_size
     open_size = unsized(args.model, args)
-    if open_size is not None and (sizes := _sizes(pictures)) is not None:
+    earlier = None if open_size is None or args.overwrite else earlier_size(folder)
+    if earlier is not None:
+        # More pictures since then may have another shape, and are to go the way of those before them.
+        im_size = earlier
+    elif open_size is not None and (sizes := _sizes(pictures)) is not None:
         lowest, middle, longest = sizes
         from fai_fast._sizes import aspects_differ
 
@@ -126,7 +145,8 @@ def _wanted(args: argparse.Namespace, spec: ModelSpec, pictures: Sequence[Path])
     # Of a model that is not loaded here.
     options = result_options(args, cast(Any, SimpleNamespace(spec=spec)))
     wanted = {
-        "model": _absolute(args.model),
+        # A name is one, whatever lies in this folder.
+        "model": args.model if args.model in models() else _absolute(args.model),
         "spec": _absolute(args.spec),
         "task": args.task,
         "weights": _absolute(args.weights),
@@ -140,119 +160,12 @@ def _wanted(args: argparse.Namespace, spec: ModelSpec, pictures: Sequence[Path])
     }
     if isinstance(wanted["threshold"], dict):
         wanted["threshold"] = {spec.classes[key]: value for key, value in options["threshold"].items()}
-    return {name: value for name, value in wanted.items() if value is not None}
+    return {name: value for name, value in wanted.items() if value is not None}, open_size is not None
 
 
 def _absolute(file: Any) -> Any:
     """A path as all workers may see it, whose folders are other ones than this process's."""
     return os.path.abspath(file) if isinstance(file, str) and os.path.exists(file) else file
-
-
-class Parts:
-    """The folder of Parquet files that runs fill.
-
-    Attributes:
-        folder: where they are.
-        done: the paths of the pictures that are in them, without those that failed.
-        written: rows that this run has added.
-    """
-
-    def __init__(self, folder: Path, spec: ModelSpec, wanted: dict[str, Any], *, overwrite: bool) -> None:
-        """Reads what is there; rows with an error are taken out, for their pictures are tried again.
-
-        Raises:
-            UsageError: an earlier run was of another model or with other options, or the folder is none.
-        """
-        self.folder = folder
-        self.done: set[str] = set()
-        self.written = 0
-        self._waiting: list[Any] = []
-        self._since = time.monotonic()
-        self._schema = _schema(spec, wanted)
-        if folder.exists() and not folder.is_dir():
-            raise UsageError(f"--output: {folder} is a file, expected a folder for Parquet files")
-        there = sorted(folder.glob("part-*.parquet")) if folder.is_dir() else []
-        parts = [path for path in there if _PART.fullmatch(path.name)]
-        self._next = 1 + max((int(path.stem[len("part-") :]) for path in parts), default=-1)
-        for path in parts:
-            if overwrite:
-                path.unlink()
-            else:
-                self._take(path, wanted)
-
-    def _take(self, path: Path, wanted: dict[str, Any]) -> None:
-        import pyarrow.compute as compute
-        import pyarrow.parquet as parquet
-
-        try:
-            said = arrow.document_of(path).get("wanted")
-        except ValueError as error:
-            raise UsageError(f"--output: {error}; give another folder, or --overwrite") from error
-        if said != wanted:
-            other = sorted(
-                name
-                for name in {*wanted, *(said or {})}
-                if (said or {}).get(name, wanted) != wanted.get(name, said)
-            )
-            raise UsageError(
-                f"--output: {path} is of a run with other options"
-                f"{f' ({chr(44).join(other)})' if said else ''}; give another folder, or --overwrite"
-            )
-        columns = parquet.read_table(path, columns=["path", "error"])
-        failed = compute.is_valid(columns["error"])
-        self.done.update(columns.filter(compute.invert(failed))["path"].to_pylist())
-        if compute.any(failed).as_py():
-            rows = parquet.read_table(path)
-            kept = rows.filter(compute.is_null(rows["error"]))
-            if kept.num_rows:
-                self._write(path, kept)
-            else:
-                path.unlink()
-
-    def add(self, rows: Any) -> None:
-        """Rows of pictures, which are on the disk after the next :meth:`flush`."""
-        import pyarrow as pa
-
-        arrays = []
-        for field in self._schema:
-            known = field.name in rows.column_names
-            column = rows.column(field.name) if known else pa.nulls(rows.num_rows, field.type)
-            arrays.append(column.cast(field.type))
-        self._waiting.append(pa.Table.from_arrays(arrays, schema=self._schema))
-        if sum(table.num_rows for table in self._waiting) >= ROWS or time.monotonic() - self._since > SECONDS:
-            self.flush()
-
-    def flush(self) -> None:
-        """What was added, as a file more."""
-        import pyarrow as pa
-
-        self._since = time.monotonic()
-        if not self._waiting:
-            return
-        rows = pa.concat_tables(self._waiting)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._write(self.folder / f"part-{self._next:06d}.parquet", rows)
-        self._waiting = []
-        self._next += 1
-        self.written += rows.num_rows
-
-    @staticmethod
-    def _write(path: Path, rows: Any) -> None:
-        import pyarrow.parquet as parquet
-
-        with replacing(path) as temporary:
-            parquet.write_table(rows, temporary, compression="zstd")
-
-
-def _schema(spec: ModelSpec, wanted: dict[str, Any]) -> Any:
-    import pyarrow as pa
-
-    columns = arrow.schema(spec.classes)
-    document = {"fai_fast": __version__, "model": spec.name, "task": spec.task, "wanted": wanted}
-    return pa.schema(
-        [pa.field("path", pa.string()), *columns],
-        {**columns.metadata, arrow.DOCUMENT: json.dumps(document, allow_nan=False)},
-    )
 
 
 class _Run:
@@ -270,22 +183,27 @@ class _Run:
         self._parts = parts
         self._interrupt: Interrupt = args.interrupt
 
-    def run(self, ray: Any, todo: Sequence[str], wanted: dict[str, Any]) -> None:
+    def run(self, ray: Any, todo: Mapping[str, int | None], wanted: Mapping[str, Any]) -> None:
         """All of them, unless a signal ends it. What came until then is written, whatever ends it."""
         import pyarrow as pa
 
-        from fai_fast.ray import Detector
+        from fai_fast.cli.ray_worker import Worker
 
         workers, share = self._workers(ray)
         step = max(1, min(LARGEST_TASK, len(todo) // (4 * workers)))
-        tables = [pa.table({"path": todo[at : at + step]}) for at in range(0, len(todo), step)]
+        paths, times, kind = list(todo), list(todo.values()), pa.timestamp("us", "UTC")
+        # Each for itself: slices of one table may take all of it with them.
+        tables = [
+            pa.table({"path": paths[at : at + step], "modified": pa.array(times[at : at + step], kind)})
+            for at in range(0, len(paths), step)
+        ]
         options = dict(wanted)
         if self._args.cache_dir is not None:
             options["cache_dir"] = self._args.cache_dir
         if self._args.device != "auto":
             options["device"] = self._args.device
         found = ray.data.from_arrow(tables).map_batches(
-            Detector,
+            Worker,
             fn_constructor_kwargs=options,
             # A table as it is, which is a task.
             batch_size=None,
@@ -310,13 +228,26 @@ class _Run:
         there = ray.cluster_resources()
         cpus = self._args.threads or 1
         gpus = int(there.get("GPU", 0))
+        largest = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
+        if cpus > largest:
+            # Ray would wait for such a machine, which a cluster that grows may get.
+            text = f"--threads: got {cpus}, and no machine has more than {int(largest)} cores for Ray"
+            if self._args.ray == "local":
+                raise UsageError(text)
+            _log.warning("%s; waiting for one", text)
         if gpus and self._args.device != "cpu":
             return self._args.ray_workers or gpus, {"num_gpus": 1, "num_cpus": cpus}
+        if self._args.device not in ("auto", "cpu"):
+            raise UsageError(f"--device: got {self._args.device}, and no machine has a GPU for Ray")
         return self._args.ray_workers or max(1, int(there.get("CPU", 1)) // cpus), {"num_cpus": cpus}
 
     def _took(self, rows: Any) -> None:
         import pyarrow.compute as compute
 
+        from fai_fast.cli.ray_worker import failure_in
+
+        if why := failure_in(rows):
+            raise FaiFastError(why)
         for path, error in zip(rows["path"].to_pylist(), rows["error"].to_pylist(), strict=True):
             if error is None:
                 continue
@@ -365,15 +296,21 @@ def _cluster(args: argparse.Namespace) -> Iterator[Any]:
         if not ray.is_initialized():
             # What this machine does alone is nobody else's affair.
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            args.ray = "local"
             ray.init(address="local", include_dashboard=False, **quiet)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)
     context = data.DataContext.get_current()
     before = context.enable_progress_bars
     context.enable_progress_bars = before and not args.quiet
+    said = logging.getLogger("ray.data")
+    level = said.level
+    if args.quiet:
+        said.setLevel(logging.ERROR)
     try:
         yield ray
     finally:
         context.enable_progress_bars = before
+        said.setLevel(level)
         if ours:
             ray.shutdown()

@@ -115,17 +115,22 @@ def from_arrow(cls: type[Detections], row: Any, class_names: Sequence[str] | Non
             )
         names = _names_in(row.schema) if names is None else names
         row = row.to_pylist()[0]
+    if hasattr(row, "to_dict") and hasattr(row, "iloc"):  # of a DataFrame
+        row = row.to_dict()
     if not isinstance(row, Mapping):
         raise TypeError(
             f"row: got {type(row).__name__}, expected a table of one row, or a mapping of its columns"
         )
-    plain = {name: _plain(row.get(name)) for name in COLUMNS}
-    return _detections(cls, plain, names, _source_of(row))
+    return _detections(cls, row, names)
 
 
 def _detections(
-    cls: type[Detections], row: Mapping[str, Any], names: Sequence[str] | None, source: Source | None
+    cls: type[Detections], all_of_it: Mapping[str, Any], names: Sequence[str] | None
 ) -> Detections:
+    row = {name: _plain(all_of_it.get(name)) for name in COLUMNS}
+    for name in ("class_id", "class_name", "confidence", "box", "mask", "query", "tracker_id", "is_thing"):
+        if not isinstance(row[name], (list, type(None))):
+            raise TypeError(f"row: got {type(row[name]).__name__} for {name}, expected a list")
     if row["error"] is not None:
         raise ValueError(f"row: it is of a picture that could not be read: {row['error']}")
     lacking = [name for name in ("class_id", "confidence", "box", "height", "width") if row[name] is None]
@@ -148,7 +153,7 @@ def _detections(
     if names is None:
         names = _names_of(row["class_id"], row["class_name"] or ())
     rows = [dict(zip(given, values, strict=True)) for values in zip(*given.values(), strict=True)]
-    size = [row["height"], row["width"]]
+    size = [_whole(row["height"]), _whole(row["width"])]
     found = from_dict(cls, {"size": size, "class_names": names, "detections": rows})
     if n == 0:
         nothing: dict[str, Any] = {name: [] for name in ("tracker_id", "is_thing") if row[name] is not None}
@@ -160,8 +165,15 @@ def _detections(
     if latency is not None:
         from fai_fast.detections.result import Latency
 
-        found = found._with_latency(Latency(*(float(latency[stage]) for stage in _STAGES[:-1])))
-    return found._with_source(source)
+        stages: list[Any] = (
+            [latency.get(each) for each in _STAGES[:-1]] if isinstance(latency, Mapping) else [None]
+        )
+        if any(isinstance(stage, bool) or not isinstance(stage, (int, float)) for stage in stages):
+            raise ValueError(
+                f"row: got {latency!r} for latency_ms, expected the milliseconds of {', '.join(_STAGES)}"
+            )
+        found = found._with_latency(Latency(*map(float, stages)))
+    return found._with_source(_source_of(all_of_it))
 
 
 def _with_label_map(cls: type[Detections], found: Detections) -> Detections:
@@ -205,7 +217,6 @@ def from_parquet(
 def _rows_of(
     cls: type[Detections], files: Sequence[Path], given: Sequence[str] | None, skip_errors: bool
 ) -> Iterator[Detections]:
-    refusals = OSError, _pyarrow().lib.ArrowException
     for file in files:
         with _opened(file) as content:
             there = content.schema_arrow
@@ -215,18 +226,39 @@ def _rows_of(
                 )
             names = _names_in(there) if given is None else given
             wanted = [name for name in (*COLUMNS, "path", "frame") if name in there.names]
-            try:
-                for batch in content.iter_batches(batch_size=64, columns=wanted):
-                    for row in batch.to_pylist():
-                        if skip_errors and row["error"] is not None:
-                            continue
-                        yield _detections(
-                            cls, {name: row.get(name) for name in COLUMNS}, names, _source_of(row)
-                        )
-            except refusals as error:
-                if not explained(error, "pyarrow"):
-                    raise
-                raise ValueError(f"path: {file} is damaged: {error}") from error
+            yield from _rows_in(cls, file, content, wanted, names, skip_errors)
+
+
+def _rows_in(
+    cls: type[Detections],
+    file: Path,
+    content: Any,
+    columns: Sequence[str],
+    names: Sequence[str] | None,
+    skip_errors: bool,
+) -> Iterator[Detections]:
+    """The rows of a file that was opened; what is wrong with one names both."""
+    refusals = OSError, UnicodeDecodeError, _pyarrow().lib.ArrowException
+    number = 0
+    batches = content.iter_batches(batch_size=64, columns=columns)
+    while True:
+        try:
+            batch = next(batches, None)
+            rows = () if batch is None else batch.to_pylist()
+        except refusals as error:
+            if not explained(error, "pyarrow"):
+                raise
+            raise ValueError(f"path: {file} is damaged: {error}") from error
+        if batch is None:
+            return
+        for row in rows:
+            if not (skip_errors and row["error"] is not None):
+                try:
+                    found = _detections(cls, row, names)
+                except (TypeError, ValueError) as error:
+                    raise ValueError(f"path: {file}, row {number}: {error}") from error
+                yield found
+            number += 1
 
 
 def files_of(path: Any) -> list[Path]:
@@ -271,7 +303,7 @@ def _parquet() -> Any:
 
 
 def _opened(file: Path) -> Any:
-    refusals = OSError, _pyarrow().lib.ArrowException
+    refusals = OSError, UnicodeDecodeError, _pyarrow().lib.ArrowException
     try:
         return _parquet().ParquetFile(file)
     except refusals as error:
@@ -282,7 +314,12 @@ def _opened(file: Path) -> Any:
 
 def _names_in(there: Any) -> tuple[str, ...] | None:
     text = (there.metadata or {}).get(CLASS_NAMES)
-    return None if text is None else check_names("class_names", json.loads(text))
+    try:
+        return None if text is None else check_names("class_names", json.loads(text))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"row: what its schema says of {CLASS_NAMES.decode()} is no list of names: {error}"
+        ) from error
 
 
 def _names_of(class_ids: Sequence[int], names: Sequence[Any]) -> list[str] | None:
@@ -296,19 +333,27 @@ def _source_of(row: Mapping[str, Any]) -> Source | None:
     path, frame = row.get("path"), row.get("frame")
     if not isinstance(path, str):
         return None
-    return Source(path, None if frame is None else int(frame))
+    frame = _whole(_plain(frame))
+    if frame is not None and (isinstance(frame, bool) or not isinstance(frame, int)):
+        raise TypeError(f"row: got {frame!r} for frame, expected an integer")
+    return Source(path, frame)
 
 
-def _plain(value: Any) -> Any:
-    """Lists and plain numbers of what NumPy's batches hold."""
-    if isinstance(value, np.ndarray):
-        return [_plain(item) for item in value]
+def _whole(value: Any) -> Any:
+    """Numbers as they were before pandas had to put a null beside them."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _plain(value: Any, *, inside: bool = False) -> Any:
+    """Lists and plain numbers of what NumPy's batches hold; None where pandas has a null for a whole value."""
     if isinstance(value, np.generic):
-        return value.item()
+        value = value.item()
+    if not inside and ((isinstance(value, float) and value != value) or type(value).__name__ == "NAType"):
+        return None
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return {key: _plain(item, inside=True) for key, item in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [_plain(item, inside=True) for item in value]
     return value
 
 

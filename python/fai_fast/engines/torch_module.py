@@ -344,7 +344,9 @@ class _Halving:
     def _as(self, item: fx.Node, kind: Any) -> fx.Node:
         """A value of the old graph in the new one, floats in this type; None for the one that it has."""
         if item in self._constants:
-            return self._constant(item, _rounded(self._constants[item], kind or self._half))
+            wanted = kind or self._half
+            known = self._known.get((str(item.target), wanted))
+            return known or self._constant(item, _rounded(self._constants[item], wanted))
         new = self._new[item]
         return self._cast(new, kind) if kind is not None and self._is_float(item) else new
 

@@ -16,7 +16,7 @@ from fai_fast.errors import EngineError, ExportError
 from fai_fast.networks.onnx_file import graphs_of, tensors_of
 from fai_fast.networks.ports import Tensor
 
-__all__ = ["deployed", "drop_unused", "in_float16"]
+__all__ = ["deployed", "drop_unused", "in_float16", "used"]
 
 # What is written with these is at least of this version: weights stand beside the inputs, not among them.
 _IR_VERSION = 8
@@ -147,7 +147,7 @@ def _in_single_precision(graph: Any) -> None:
 # -------------------------------------------------------------------------------------------------- names
 
 
-def _used(node: Any) -> Iterator[str]:
+def used(node: Any) -> Iterator[str]:
     """The values that a node takes, also inside of its branches and bodies."""
     yield from node.input
     for attribute in node.attribute:
@@ -174,7 +174,7 @@ def _drop_what_is_not_needed(graph: Any, outputs: set[str]) -> None:
         if index is None or index in needed:
             continue
         needed.add(index)
-        for name in _used(graph.node[index]):
+        for name in used(graph.node[index]):
             if name not in values:
                 values.add(name)
                 waiting.append(name)
@@ -268,7 +268,7 @@ def _in_order(model: Any) -> Any:
         while waiting:
             later = []
             for node in waiting:
-                if all(name in ready or name not in made for name in _used(node)):
+                if all(name in ready or name not in made for name in used(node)):
                     order.append(node)
                     ready.update(node.output)
                 else:

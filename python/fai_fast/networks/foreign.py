@@ -22,8 +22,9 @@ from fai_fast.errors import EngineError, ExportError
 from fai_fast.networks import Network, Reference
 from fai_fast.networks.constants import with_small_constants
 from fai_fast.networks.deploy import deployed, drop_unused
-from fai_fast.networks.fold import folded
+from fai_fast.networks.fold import folded, shapes_of
 from fai_fast.networks.masks import smaller_first
+from fai_fast.networks.merge import merged
 from fai_fast.networks.onnx_file import check, read, tensors_of
 from fai_fast.networks.ports import (
     Tensor,
@@ -31,6 +32,7 @@ from fai_fast.networks.ports import (
     find_input,
     find_outputs,
     fixed,
+    inferred,
     inputs_of,
     listed,
     outputs_of,
@@ -49,7 +51,7 @@ __all__ = [
     "with_our_names",
 ]
 
-VERSION = 2
+VERSION = 3
 """Counts changes of what is made of a file: a graph of another version is made again."""
 LARGEST_VALUE = 1 << 33
 """Bytes of one value inside a graph: a small file can claim any shape."""
@@ -188,7 +190,7 @@ def graph_of(
         spec, size, batch: what its outputs are, (height, width) and the images at once.
         shown: what it is, for errors.
         exact: whether it is held against something that is computed as it is, see :class:`Reference`: then sums keep
-            their order.
+            their order, and weights their values.
 
     Raises:
         ValueError: its outputs are not what `spec` says; the text lists them.
@@ -199,10 +201,12 @@ def graph_of(
     ready, image, outputs = _found(model, spec, size, batch, shown)
     result = folded(deployed(ready, image, outputs, size))
     with_small_constants(result)
-    if not exact:
-        smaller_first(result)
-    del result.graph.value_info[:]
     drop_unused(result.graph)
+    if not exact:
+        if smaller_first(result):
+            result = inferred(result)
+        result = merged(result, shapes_of(result.graph))
+    del result.graph.value_info[:]
     try:
         onnx.checker.check_model(result)
     except Exception as error:

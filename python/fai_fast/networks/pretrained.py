@@ -30,7 +30,7 @@ from fai_fast.registry import ModelSpec, models
 
 __all__ = ["Pretrained", "find", "is_folder", "is_pretrained"]
 
-VERSION = 2
+VERSION = 3
 """Counts changes of what is made of these networks: a graph of another version is made again."""
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _LARGEST_CONFIG = 1 << 24

@@ -25,6 +25,25 @@ from fai_fast.registry.spec import OWN_FAMILIES
 __all__ = ["ATTEMPTS", "Attempt", "attempts_for", "calibrate", "nncf", "version"]
 
 _AS_IT_IS = ("Convert", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
+_CONVOLUTIONS = ("Convolution", "GroupConvolution")
+_TRANSPOSED = ("ConvolutionBackpropData", "GroupConvolutionBackpropData")
+# What NNCF gives inputs in int8 although no time is saved by it.
+_BETWEEN = (
+    "Add",
+    "Divide",
+    "Erf",
+    "Gelu",
+    "Interpolate",
+    "MVN",
+    "Multiply",
+    "Power",
+    "ReduceMean",
+    "ReduceSum",
+    "Softmax",
+    "Sqrt",
+    "SquaredDifference",
+    "Subtract",
+)
 
 Tensor = npt.NDArray[np.float32]
 
@@ -36,10 +55,14 @@ class Attempt:
         name: of them, to read; "" for none.
         patterns: regular expressions of their nodes' names.
         of_activations: whether products of two activations stay, whatever they are called.
+        products_alone: whether all that is no product stays, but for sums of convolutions.
     """
 
-    def __init__(self, name: str, *patterns: str, of_activations: bool = False) -> None:
-        self.name, self.patterns, self.of_activations = name, patterns, of_activations
+    def __init__(
+        self, name: str, *patterns: str, of_activations: bool = False, products_alone: bool = False
+    ) -> None:
+        self.name, self.patterns = name, patterns
+        self.of_activations, self.products_alone = of_activations, products_alone
 
     def kept(self, names: Sequence[str], of_activations: Collection[str] = ()) -> list[str]:
         """Those of `names` that stay as they are, of which some are products of two activations."""
@@ -64,10 +87,12 @@ ATTEMPTS = (
 )
 
 
-# What others call their nodes says nothing. Attention and the masks are where two activations are multiplied.
+# What others call their nodes says nothing. Attention and the masks are where two activations are multiplied. Their
+# transformers are large: what is in int8 between products keeps OpenVINO from computing it along with them, and what
+# runs past the layers loses with each.
 ATTEMPTS_OF_OTHERS = (
-    Attempt(""),
-    Attempt("two activations, as in attention and masks", of_activations=True),
+    Attempt("", products_alone=True),
+    Attempt("two activations, as in attention and masks", of_activations=True, products_alone=True),
 )
 
 
@@ -111,7 +136,7 @@ def calibrate(
     """The graph as an OpenVINO model with int8 products.
 
     Activations are asymmetric, as OpenVINO's kernels take them at the same speed; symmetric ones cost a network with
-    ReLUs a bit of range.
+    ReLUs a bit of range. Where the kernels take symmetric ones only, those of others' networks are.
 
     Args:
         graph: an ONNX file of ``fai_fast.export``.
@@ -132,10 +157,14 @@ def calibrate(
         if op.get_type_name() in ("MatMul", "Convolution", "GroupConvolution")
     ]
     source = _Inputs(inputs)
-    kept = attempt.kept(products, _of_activations(model)) + _of_places(model)
+    of_activations = _of_activations(model)
+    kept = attempt.kept(products, of_activations) + _of_places(model)
+    if attempt.products_alone:
+        # A name may be in the list once.
+        kept += [name for name in _between(model) if name not in kept]
     with _silent():
         try:
-            return package.quantize(
+            made = package.quantize(
                 model,
                 package.Dataset(source, lambda tensor: {INPUT: tensor}),
                 preset=package.QuantizationPreset.MIXED,
@@ -146,6 +175,9 @@ def calibrate(
             if error is source.failure:  # of a picture, which the caller is told as it is
                 raise
             raise ExportError(f"quantize: NNCF failed: {type(error).__name__}: {_line(error)}") from error
+    if attempt.products_alone:
+        _make_symmetric(made, of_activations)
+    return made
 
 
 def _of_activations(model: Any) -> set[str]:
@@ -172,6 +204,60 @@ def _is_weight(value: Any) -> bool:
     while node.get_type_name() in _AS_IT_IS:
         node = node.input_value(0).get_node()
     return bool(node.get_type_name() == "Constant")
+
+
+def _between(model: Any) -> list[str]:
+    """The names of what is computed between products.
+
+    A sum with what a convolution gives is not among them: it is computed along with that, and read by the next.
+    """
+    return [
+        op.get_friendly_name()
+        for op in model.get_ordered_ops()
+        if op.get_type_name() in _BETWEEN
+        and not (op.get_type_name() == "Add" and any(_is_convolved(op.input_value(side)) for side in (0, 1)))
+    ]
+
+
+def _is_convolved(value: Any) -> bool:
+    """Whether a value is of a convolution, maybe scaled and shifted by constants."""
+    node = value.get_node()
+    while node.get_type_name() in ("Add", "Multiply"):
+        sides = [side for side in (0, 1) if not _is_weight(node.input_value(side))]
+        if len(sides) != 1:
+            return False
+        node = node.input_value(sides[0]).get_node()
+    return node.get_type_name() in _CONVOLUTIONS
+
+
+def _make_symmetric(model: Any, of_activations: Collection[str]) -> None:
+    """Makes the ranges symmetric that OpenVINO computes in int8 only so.
+
+    These are the inputs of transposed convolutions, and of products of two activations, but for a first side without
+    negative values, such as attention's probabilities.
+    """
+    for op in model.get_ordered_ops():
+        transposed = op.get_type_name() in _TRANSPOSED
+        if not transposed and op.get_friendly_name() not in of_activations:
+            continue
+        for side in (0,) if transposed else (0, 1):
+            node = op.input_value(side).get_node()
+            while node.get_type_name() in _AS_IT_IS:
+                node = node.input_value(0).get_node()
+            if node.get_type_name() == "FakeQuantize":
+                _widen(node, signed=side == 1)
+
+
+def _widen(node: Any, *, signed: bool) -> None:
+    """Gives a FakeQuantize a symmetric range around its own: of int8 if it has negative values or `signed`."""
+    opset = openvino.package().opset13
+    low, high = (node.input_value(side).get_node().get_data() for side in (1, 2))
+    if not signed and (low >= 0).all():
+        return
+    most = np.maximum(np.abs(low) * (127 / 128), np.abs(high)).astype(np.float32)
+    ends = (opset.constant(most * np.float32(-128 / 127)), opset.constant(most))
+    for side, end in zip((1, 2, 3, 4), ends * 2, strict=True):
+        node.input(side).replace_source_output(end.output(0))
 
 
 class _Inputs:

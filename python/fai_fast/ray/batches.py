@@ -43,6 +43,8 @@ class Batch:
         """
         self._batch = batch
         names = self._names()
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"batch: it has several columns {', '.join(twice)}, expected one of a name")
         self.kind, self.column = _chosen(names, columns, kinds)
         self._others = [name for name in names if name != self.column]
         self.rows = self._count()
@@ -128,7 +130,9 @@ def _chosen(names: Sequence[str], columns: Mapping[str, str], kinds: Sequence[st
 
 
 def _is_null(item: Any) -> bool:
-    return item is None or (isinstance(item, float) and item != item)
+    if item is None or (isinstance(item, float) and item != item):
+        return True
+    return type(item).__name__ in ("NAType", "NaTType")  # pandas' own
 
 
 def joined(others: Any, found: Any) -> Any:

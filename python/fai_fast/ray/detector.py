@@ -137,11 +137,17 @@ class Detector:
     def _pixels(self, item: Any) -> _Decoded:
         if item is None:
             return ValueError("image: got null, expected pixels")
-        return (np.asarray(item) if self._as_is else rgb(item)), 0.0
+        try:
+            return (np.asarray(item) if self._as_is else rgb(item)), 0.0
+        except (
+            TypeError,
+            ValueError,
+        ) as error:  # lists of several lengths, and other things that are no array
+            return ValueError(f"image: got {type(item).__name__}, expected pixels: {error}")
 
     def _read(self, kind: str, item: Any) -> _Decoded:
         started = time.perf_counter()
-        if not isinstance(item, str if kind == "path" else (bytes, bytearray)):
+        if not isinstance(item, (str, os.PathLike) if kind == "path" else (bytes, bytearray)):
             came = "null" if item is None else type(item).__name__
             return TypeError(
                 f"{kind}: got {came}, expected {'a path' if kind == 'path' else 'the bytes of a picture'}"
@@ -267,5 +273,6 @@ def _with_decode(found: Detections, decode: float) -> Detections:
 
 
 def text_of(error: Exception) -> str:
-    """An error as the text of a row, which is never empty."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """An error as the text of a row, which is never empty, and which Arrow holds: names of files may be no text."""
+    text = str(error).encode("utf-8", "backslashreplace").decode()
+    return " ".join(text.split()) or type(error).__name__

@@ -5,11 +5,14 @@ Serve is the engine of it: it starts replicas, replaces those that fail, scales 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 
 from fai_fast._extras import install
 from fai_fast.ray.serve.settings import Settings
+from fai_fast.registry import models
 
 __all__ = ["app"]
 
@@ -51,6 +54,7 @@ def app(args: Mapping[str, Any]) -> Any:
         >>> serve.run(app({"model": "fai-mf-s-coco-ins", "num_replicas": 2}))  # doctest: +SKIP
     """
     settings = Settings.read(args)
+    _check_name(settings.model)
     try:
         from ray import serve
     except ImportError as missing:
@@ -77,6 +81,16 @@ def app(args: Mapping[str, Any]) -> Any:
         max_ongoing_requests=settings.inside + _REFUSED,
     )(Ingress)
     return ingress.bind(replicas.bind(settings), settings)
+
+
+def _check_name(model: str) -> None:
+    """ValueError for a name that nobody knows: Serve would try it several times, and not say what is wrong with it.
+
+    What may be a path, or a repository's name, is for the nodes to tell.
+    """
+    path = PurePath(model)
+    if len(path.parts) < 2 and not path.suffix and model not in models() and not os.path.exists(model):
+        raise ValueError(f"model: got {model!r}, expected a path, or one of {', '.join(models())}")
 
 
 # Requests that are being refused, and those for /healthz and /info, which hold no picture.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import time
 from typing import Any
 
@@ -31,6 +32,7 @@ _METHODS = {
 }
 # nginx's word for a client that did not wait.
 _GONE = 499
+_WELL = Reply(200, b'{"status": "ok"}')
 
 _log = logging.getLogger("ray.serve")
 
@@ -45,6 +47,8 @@ class Ingress:
         self._metrics = IngressMetrics()
         self._inside = 0
         self._info: bytes | None = None
+        # When a replica answered last.
+        self._answered = -math.inf
 
     async def __call__(self, request: Any) -> Any:
         """The response to a Starlette request."""
@@ -95,6 +99,9 @@ class Ingress:
             self._metrics.inside(self._inside)
 
     async def _look(self, request: Any) -> Reply:
+        from ray.exceptions import TaskCancelledError
+        from starlette.requests import ClientDisconnect
+
         query = self._defaults.asked(request.query_params.multi_items(), request.headers.get("accept"))
         ends = time.monotonic() + self._settings.timeout_s
         reading = read_picture(request.headers, request.stream(), self._settings.max_body_bytes)
@@ -102,6 +109,9 @@ class Ingress:
             body = await asyncio.wait_for(reading, self._settings.timeout_s)
         except ImportError as missing:
             raise Refusal(501, str(missing)) from None
+        except TaskCancelledError:
+            # Serve's way of saying it where the client went while the proxy was asked for more.
+            raise ClientDisconnect from None
         except asyncio.TimeoutError:
             raise Refusal(408, f"body: it was not here after {self._settings.timeout_s:g} s") from None
         return await self._predicted(body, query, ends)
@@ -113,6 +123,8 @@ class Ingress:
         for _ in range(1 + _RETRIES):
             try:
                 reply: Reply = await self._asked(self._replicas.predict.remote(body, query), ends)
+                if reply.status < 500:
+                    self._answered = time.monotonic()
                 return reply
             except (RayActorError, ObjectLostError) as died:
                 _log.warning(
@@ -124,6 +136,7 @@ class Ingress:
     async def _asked(self, response: Any, ends: float) -> Any:
         """What a call of a handle returns; Refusal where nobody takes it, or it takes too long."""
         from ray.serve import exceptions
+        from starlette.requests import ClientDisconnect
 
         try:
             return await asyncio.wait_for(response, max(0.0, ends - time.monotonic()))
@@ -132,6 +145,8 @@ class Ingress:
         except asyncio.TimeoutError:
             response.cancel()
             raise Refusal(504, f"there was no answer within {self._settings.timeout_s:g} s") from None
+        except exceptions.RequestCancelledError:
+            raise ClientDisconnect from None
         except exceptions.RayServeException as failed:
             # Of a deployment that could not be started, or is being taken away.
             _log.warning("fai_fast: there is no replica: %s", failed)
@@ -149,6 +164,9 @@ class Ingress:
         """Whether a replica answers, be it that there are too many requests."""
         from ray.exceptions import RayActorError
 
+        if time.monotonic() - self._answered < _HEALTH_S:
+            # Where there is much to do, this question would wait behind the pictures, and take that for illness.
+            return _WELL
         try:
             await self._asked(self._replicas.ready.remote(), time.monotonic() + _HEALTH_S)
         except RayActorError:
@@ -161,7 +179,7 @@ class Ingress:
                     Retry_After=str(self._settings.retry_after_s),
                 )
             return refusal.reply
-        return Reply(200, b'{"status": "ok"}')
+        return _WELL
 
     async def _tell(self) -> Reply:
         if self._info is None:
