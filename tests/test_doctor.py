@@ -152,6 +152,8 @@ def test_a_cache_that_is_a_file(cache_folder):
 
 
 def test_the_environment(monkeypatch):
+    for name in [name for name in os.environ if name.startswith("FAI_FAST_") and name != "FAI_FAST_CACHE"]:
+        monkeypatch.delenv(name)
     monkeypatch.setenv("FAI_FAST_FORCE_ISA", "baseline")
     environment = doctor.report()["environment"]
     assert environment == {"FAI_FAST_CACHE": os.environ["FAI_FAST_CACHE"], "FAI_FAST_FORCE_ISA": "baseline"}
