@@ -464,8 +464,16 @@ def parts(output):
     return sorted(path.name for path in output.iterdir() if not path.name.startswith("."))
 
 
+@pytest.fixture
+def interruptible():
+    """SIGINT as a program in the foreground has it: what a shell starts in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_predict_ends_at_a_signal_and_goes_on(
-    two_nodes, folder, expected, model, tmp_path, monkeypatch, capsys
+    two_nodes, folder, expected, model, interruptible, tmp_path, monkeypatch, capsys
 ):
     from fai_fast.cli import predict_ray
 
