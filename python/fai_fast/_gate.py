@@ -37,6 +37,7 @@ __all__ = [
     "Comparison",
     "Run",
     "Verdict",
+    "normalized",
     "verify",
 ]
 
@@ -114,6 +115,18 @@ class Verdict:
         return cls(**{field.name: items[field.name] for field in dataclasses.fields(cls)})
 
 
+def normalized(frame: Any, spec: ModelSpec, size: tuple[int, int]) -> npt.NDArray[Any]:
+    """A picture as a network takes it, (1, 3, height, width), float32: resized and normalized as its record says."""
+    config = spec.config
+    return preprocess_frame(
+        frame,
+        size,
+        mean=config.pixel_mean,
+        std=config.pixel_std,
+        resize=getattr(config, "resize", "stretch"),
+    )[0]
+
+
 def verify(
     candidate: Engine | Run,
     reference: Engine | Run,
@@ -145,17 +158,7 @@ def verify(
         height, width = candidate.inputs[0].shape[2:]
         size = height, width
     found = Comparison(spec, size, num_threads)
-    config = spec.config
-    images = (
-        preprocess_frame(
-            frame,
-            size,
-            mean=config.pixel_mean,
-            std=config.pixel_std,
-            resize=getattr(config, "resize", "stretch"),
-        )[0]
-        for frame in pictures.frames()
-    )
+    images = (normalized(frame, spec, size) for frame in pictures.frames())
     with _running(candidate) as (run, batch), _running(reference) as (exact, other):
         while group := list(islice(images, max(batch, other))):
             for pair in zip(run(group), exact(group), strict=True):

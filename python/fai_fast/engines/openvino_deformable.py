@@ -376,7 +376,7 @@ def _columns_apart(value: Any, op: Any) -> Any:
     None where points are not what a product by weights gives and nothing else takes.
     """
     shaped = value.get_node()
-    if shaped.get_type_name() != "Reshape" or len(value.get_target_inputs()) == 0:
+    if shaped.get_type_name() != "Reshape" or len(value.get_target_inputs()) != 1:
         return None
     biased = _alone(shaped, 0, "Add")
     if biased is None:

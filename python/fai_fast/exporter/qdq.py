@@ -25,7 +25,6 @@ from fai_fast.exporter.builder import Array
 from fai_fast.exporter.graph import build_graph
 from fai_fast.exporter.products import CONVOLUTION, Weighted, weighted
 from fai_fast.exporter.verify import verify as verify_graph
-from fai_fast.ops import preprocess_frame
 from fai_fast.registry import ModelSpec
 
 if TYPE_CHECKING:
@@ -246,19 +245,9 @@ def runner(model: Any, outputs: Sequence[str] = OUTPUTS) -> Run:
 
 def batches(spec: ModelSpec, size: tuple[int, int], batch: int, pictures: Pictures) -> Iterator[Array]:
     """Normalized images in a graph's shape; the last batch is filled from its start."""
-    config = spec.config
     frames = pictures.frames()
     while group := list(islice(frames, batch)):
-        images = [
-            preprocess_frame(
-                frame,
-                size,
-                mean=config.pixel_mean,
-                std=config.pixel_std,
-                resize=getattr(config, "resize", "stretch"),
-            )[0]
-            for frame in group
-        ]
+        images = [_gate.normalized(frame, spec, size) for frame in group]
         yield np.concatenate([images[index % len(images)] for index in range(batch)])
 
 

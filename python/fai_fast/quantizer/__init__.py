@@ -25,7 +25,6 @@ from fai_fast._redaction import redacted
 from fai_fast.engines import openvino, openvino_file
 from fai_fast.engines.openvino_file import SUFFIX
 from fai_fast.errors import EngineError, ExportError
-from fai_fast.ops import preprocess_frame
 from fai_fast.quantizer import calibration
 from fai_fast.registry import ModelSpec, stride_of
 
@@ -244,21 +243,11 @@ def _without_folders(source: str) -> str:
 
 def _inputs(subject: Subject, pictures: Pictures, bar: Any) -> Iterator[Any]:
     """Normalized images in the graph's shape; of the last batch the rest is filled from its start."""
-    config = subject.spec.config
     bar.reset()
     frames = pictures.frames()
     while group := list(islice(frames, subject.batch)):
         bar.update(len(group))
-        images = [
-            preprocess_frame(
-                frame,
-                subject.size,
-                mean=config.pixel_mean,
-                std=config.pixel_std,
-                resize=getattr(config, "resize", "stretch"),
-            )[0]
-            for frame in group
-        ]
+        images = [_gate.normalized(frame, subject.spec, subject.size) for frame in group]
         yield np.concatenate([images[index % len(images)] for index in range(subject.batch)])
 
 
