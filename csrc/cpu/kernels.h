@@ -211,7 +211,7 @@ inline int64_t sum_scratch(int32_t queries, int32_t classes, int64_t class_strid
     const int64_t rows = kSumTileRows + 1;
     return queries * (rows * 16 + 2) + class_stride + classes * (rows * 16 + 5 * 16) + kPadding;
 }
-inline int64_t sum_integers(int32_t classes) { return static_cast<int64_t>(classes) * 4; }
+inline int64_t sum_integers(int32_t classes) { return static_cast<int64_t>(classes) * 5; }
 
 // ---- preprocess
 
