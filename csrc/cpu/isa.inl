@@ -22,7 +22,6 @@ const Kernels& table() {
         {resample<float>, resample<uint16_t>},
         {draw_instance<float>, draw_instance<uint16_t>},
         {draw_segments<float>, draw_segments<uint16_t>},
-        {count_own<float>, count_own<uint16_t>},
         relabel,
         {class_probabilities<float>, class_probabilities<uint16_t>},
         {draw_sums<float>, draw_sums<uint16_t>},

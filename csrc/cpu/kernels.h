@@ -137,23 +137,17 @@ struct Candidate {
     uint32_t cells;
 };
 
-// A query's own pixels, for a panoptic result.
-struct OwnTask {
-    Plane logits;
-    PixelAxis x, y;
-    float weight;    // of its probabilities
-    bool of_logits;  // logits are interpolated, not probabilities
-    float mask_threshold;
-    float surely_inside, surely_outside;  // logits: at least, below
-    uint64_t* node_bits;                  // own_words(columns)
-};
-struct Own {
-    int64_t area;
-    bool has_nan;
-};
+// Cells are taken 15 at a time, a block: their 16 nodes are one vector.
+inline constexpr int kBlockCells = 15;
 
-// The nodes of two rows, inside and outside, and the last of each again.
-inline int64_t own_words(int32_t columns) { return 4 * (static_cast<int64_t>(columns) / 64 + 1); }
+// Which pixels are a query's own, for a panoptic result: those where `weight` times the mask probability
+// reaches mask_threshold. `weight` is its score, or 1.
+struct OwnTask {
+    bool weighted;
+    const Surely* surely;  // (competitors) logits: inside from which on, outside below which
+    int64_t* pixels;       // (competitors) of this task alone
+    uint64_t* bits;        // own_bits() of them
+};
 
 struct SemanticTask {
     const void* logits;  // (queries, rows, columns)
@@ -173,7 +167,8 @@ struct SemanticTask {
     bool only_own;
     float mask_threshold;
     int64_t* won;           // (competitors) of this task alone; only_own
-    uint8_t* has_nan;       // (competitors) set to 1 where a NaN is met
+    const OwnTask* own;     // null: they are not counted
+    uint8_t* has_nan;       // (competitors) set to 1 where a NaN is met, with `own` wherever it is
     Region* regions;        // (competitors) of this task alone
     float* scratch;         // semantic_scratch(competitors) floats
     Candidate* candidates;  // (competitors)
@@ -182,6 +177,12 @@ struct SemanticTask {
 
 inline int64_t semantic_scratch(int32_t competitors) { return static_cast<int64_t>(competitors) * 7 * 16; }
 inline int64_t semantic_integers(int32_t competitors) { return static_cast<int64_t>(competitors) * 6; }
+// For each node row and block, who is inside everywhere, who outside, and who far outside: a bit for each
+// competitor.
+inline int64_t own_words(int32_t competitors) { return (static_cast<int64_t>(competitors) + 63) / 64; }
+inline int64_t own_bits(int32_t competitors, int32_t node_rows, int32_t columns) {
+    return 3 * own_words(competitors) * node_rows * ((columns + kBlockCells - 1) / kBlockCells);
+}
 
 // Cell rows that share one list of classes that can win there.
 inline constexpr int32_t kSumTileRows = 7;
@@ -288,7 +289,6 @@ struct Kernels {
     void (*resample[2])(const ResampleTask& task);
     Region (*draw_instance[2])(const InstanceTask& task);
     void (*draw_segments[2])(const SemanticTask& task);
-    Own (*count_own[2])(const OwnTask& task);
     // Gives the pixels of one label to another; labels of two bytes where `wide`.
     void (*relabel)(void* labels, int64_t count, bool wide, int32_t from, int32_t to);
     // The probabilities of one query's classes, 0 beyond them up to a whole vector; false where they are NaN.

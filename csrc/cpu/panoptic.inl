@@ -1,5 +1,5 @@
-// Panoptic results: how many pixels are a query's own, and labels that change hands. Written once and
-// compiled per instruction set. Who wins a pixel is in semantic.inl.
+// Panoptic results: which pixels are a query's own, and labels that change hands. Written once and compiled
+// per instruction set. Who wins a pixel is in semantic.inl, which uses what is noted here.
 //
 // Bytes. The logits of the queries that compete are read once (Q' * h * w * itemsize); labels are read and
 // written where a segment is none, or fused. Sigmoids and pixels cost only where a boundary passes.
@@ -14,111 +14,143 @@
 namespace fai::cpu::FAI_ISA {
 namespace {
 
-// The pixels of cells [a, b) of a cell row, at most kLanes - 1 of them, that are the query's own.
-template <class T, bool of_logits>
-int64_t count_in_cells(const OwnTask& task, int32_t i, int32_t a, int32_t b) {
-    const int32_t x1 = task.x.first[a], x2 = task.x.first[b];
-    if (x1 == x2) return 0;
-    const int32_t loaded = min_i32(task.logits.columns - a, kLanes);
-    const auto nodes_of = [&](int32_t row) {
-        const T* source = static_cast<const T*>(task.logits.data) + row * task.logits.row_stride + a;
-        const F32 logits = load_first(source, loaded);
-        const F32 nodes = of_logits ? math::bounded(logits) : math::sigmoid(logits);
-        if (loaded == kLanes) return nodes;
-        alignas(64) float lane[kLanes];
-        store(lane, nodes);
-        for (int k = loaded; k < kLanes; ++k) lane[k] = lane[loaded - 1];
-        return load(lane);
-    };
-    const F32 above = nodes_of(i), below = nodes_of(min_i32(i + 1, task.logits.rows - 1));
-    const F32 weight = broadcast(task.weight), threshold = broadcast(task.mask_threshold);
+static_assert(kBlockCells == kLanes - 1);
+
+// Below this logit a probability is less than that.
+inline constexpr float kFarLogit = -2.0f, kFarProbability = 0.1193f;
+
+// Notes for every node row and block of the task who is inside everywhere there, who outside, and who below
+// kFarLogit; and who has NaN anywhere.
+template <class T>
+void look_at_own(const SemanticTask& task) {
+    const OwnTask& own = *task.own;
+    const int64_t words = own_words(task.competitors);
+    const int32_t last = min_i32(task.row_end, task.rows - 1);
+    std::memset(own.bits, 0,
+                static_cast<size_t>(own_bits(task.competitors, last - task.row_begin + 1, task.columns)) *
+                    sizeof *own.bits);
+    const F32 far = broadcast(kFarLogit);
+    for (int32_t position = 0; position < task.competitors; ++position) {
+        const F32 high = broadcast(own.surely[position].inside);
+        const F32 low = broadcast(own.surely[position].outside);
+        const int shift = position & 63;
+        uint64_t* at = own.bits + (position >> 6);
+        uint32_t nans = 0;
+        const auto note = [&](const F32& v, uint32_t beyond) {
+            nans |= bits(is_nan(v));
+            at[0] |= uint64_t{(bits(v >= high) | beyond) == 0xffffu} << shift;
+            at[words] |= uint64_t{(bits(v < low) | beyond) == 0xffffu} << shift;
+            at[2 * words] |= uint64_t{(bits(v < far) | beyond) == 0xffffu} << shift;
+            at += 3 * words;
+        };
+        for (int32_t row = task.row_begin; row <= last; ++row) {
+            const T* source = static_cast<const T*>(task.logits) + task.query[position] * task.query_stride +
+                              row * task.row_stride;
+            int32_t left = task.columns;
+            for (; left >= kLanes; left -= kBlockCells, source += kBlockCells) note(load(source), 0);
+            if (left > 0) note(load_first(source, left), ~low_bits(left) & 0xffffu);
+        }
+        if (nans) task.has_nan[position] = 1;
+    }
+}
+
+// What was noted of a cell row of a block, between two node rows.
+class Noted {
+  public:
+    FAI_HD Noted(const SemanticTask& task, int32_t above, int32_t below, int32_t block)
+        : competitors_(task.competitors), words_(own_words(task.competitors)) {
+        const int64_t blocks = (task.columns + kBlockCells - 1) / kBlockCells;
+        const auto at = [&](int32_t row) {
+            return task.own->bits + ((row - task.row_begin) * blocks + block / kBlockCells) * 3 * words_;
+        };
+        above_ = at(above);
+        below_ = at(below);
+    }
+
+    // Is one inside, and everybody else outside?
+    FAI_HD bool is_decided() const {
+        int inside = 0;
+        for (int64_t w = 0; w < words_; ++w) {
+            if (mixed(w)) return false;
+            inside += __builtin_popcountll(above_[w] & below_[w]);
+        }
+        return inside == 1;
+    }
+    FAI_HD int32_t first_inside() const {
+        int64_t w = 0;
+        while (!(above_[w] & below_[w])) ++w;
+        return static_cast<int32_t>(64 * w) + __builtin_ctzll(above_[w] & below_[w]);
+    }
+    template <class Use>
+    FAI_HD void each_inside(const Use& use) const {
+        for (int64_t w = 0; w < words_; ++w) each(w, above_[w] & below_[w], use);
+    }
+    // Those that are neither inside nor outside everywhere.
+    template <class Use>
+    FAI_HD void each_mixed(const Use& use) const {
+        for (int64_t w = 0; w < words_; ++w) each(w, mixed(w), use);
+    }
+
+    // Those that are outside everywhere, but not far.
+    template <class Use>
+    FAI_HD void each_near(const Use& use) const {
+        for (int64_t w = 0; w < words_; ++w) {
+            const int64_t outside = words_ + w, far = 2 * words_ + w;
+            each(w, above_[outside] & below_[outside] & ~(above_[far] & below_[far]), use);
+        }
+    }
+
+  private:
+    FAI_HD uint64_t mixed(int64_t w) const {
+        const uint64_t known = (above_[w] & below_[w]) | (above_[words_ + w] & below_[words_ + w]);
+        const int64_t left = competitors_ - 64 * w;
+        return ~known & (left < 64 ? (uint64_t{1} << left) - 1 : ~uint64_t{0});
+    }
+    template <class Use>
+    FAI_HD static void each(int64_t w, uint64_t ones, const Use& use) {
+        for (; ones; ones &= ones - 1) use(static_cast<int32_t>(64 * w) + __builtin_ctzll(ones));
+    }
+
+    int32_t competitors_;
+    int64_t words_;
+    const uint64_t *above_, *below_;
+};
+
+// Calls use(begin, end) for every run of ones.
+template <class Use>
+FAI_HD void each_run(uint32_t ones, const Use& use) {
+    while (ones) {
+        const int begin = __builtin_ctz(ones);
+        const int length = __builtin_ctz(~(ones >> begin));
+        use(begin, begin + length);
+        ones = ones >> (begin + length) << (begin + length);
+    }
+}
+
+// The pixels of cells [a, b) of a block that are a query's own, `above` and `below` its nodes.
+template <bool of_logits>
+int64_t count_in_cells(const SemanticTask& task, const F32& above, const F32& below, float weight,
+                       int32_t block, int32_t i, int32_t a, int32_t b) {
+    const int32_t x1 = task.x.first[block + a], x2 = task.x.first[block + b];
+    const F32 weights = broadcast(weight), threshold = broadcast(task.mask_threshold);
+    const F32 above_next = next_lane(above), below_next = next_lane(below);
     int64_t count = 0;
     for (int32_t x = x1; x < x2; x += kLanes) {
         const uint32_t lanes = low_bits(min_i32(x2 - x, kLanes));
-        const I32 index = load(task.x.cell + x) - broadcast_int(a);
+        const I32 index = load(task.x.cell + x) - broadcast_int(block);
         const F32 across = load(task.x.fraction + x);
-        const F32 above_left = permute(above, index), above_right = permute(next_lane(above), index);
-        const F32 below_left = permute(below, index), below_right = permute(next_lane(below), index);
+        const F32 above_left = permute(above, index), above_right = permute(above_next, index);
+        const F32 below_left = permute(below, index), below_right = permute(below_next, index);
         for (int32_t y = task.y.first[i]; y < task.y.first[i + 1]; ++y) {
             const F32 down = broadcast(task.y.fraction[y]);
             const F32 left = math::lerp(above_left, below_left, down);
             const F32 right = math::lerp(above_right, below_right, down);
             F32 m = math::lerp(left, right, across);
             if constexpr (of_logits) m = math::sigmoid(m);
-            count += __builtin_popcount(bits(math::inside(math::own_worth(m, weight), threshold)) & lanes);
+            count += __builtin_popcount(bits(math::inside(math::own_worth(m, weights), threshold)) & lanes);
         }
     }
     return count;
-}
-
-// Calls use(begin, end) for every run of ones in a word.
-template <class Use>
-FAI_HD void each_run(uint64_t word, const Use& use) {
-    while (word) {
-        const int begin = __builtin_ctzll(word);
-        const uint64_t beyond = ~(word >> begin);
-        const int length = beyond ? __builtin_ctzll(beyond) : 64;
-        use(begin, begin + length);
-        word = begin + length < 64 ? word >> (begin + length) << (begin + length) : 0;
-    }
-}
-
-// A cell with all four nodes surely inside counts whole, one with all surely outside not at all, and only the
-// pixels of the others are looked at. Which it is follows from the nodes' bits, 64 cells at a time.
-template <class T>
-Own count_own(const OwnTask& task) {
-    const int32_t rows = task.logits.rows, columns = task.logits.columns;
-    const int32_t words = columns / 64 + 1, blocks = (columns + kLanes - 1) / kLanes;
-    const F32 high = broadcast(task.surely_inside), low = broadcast(task.surely_outside);
-    uint64_t* const inside[2] = {task.node_bits, task.node_bits + words};
-    uint64_t* const outside[2] = {task.node_bits + 2 * words, task.node_bits + 3 * words};
-    uint32_t nans = 0;
-    const auto look_at = [&](int32_t row) {
-        const T* source = static_cast<const T*>(task.logits.data) + row * task.logits.row_stride;
-        uint64_t *const in = inside[row & 1], *const out = outside[row & 1];
-        std::memset(in, 0, static_cast<size_t>(words) * sizeof *in);
-        std::memset(out, 0, static_cast<size_t>(words) * sizeof *out);
-        for (int32_t k = 0; k < blocks; ++k) {
-            const int n = min_i32(columns - k * kLanes, kLanes);
-            const F32 v = load_first(source + k * kLanes, n);
-            nans |= bits(is_nan(v));
-            in[k >> 2] |= static_cast<uint64_t>(bits(v >= high) & low_bits(n)) << (16 * (k & 3));
-            out[k >> 2] |= static_cast<uint64_t>(bits(v < low) & low_bits(n)) << (16 * (k & 3));
-        }
-        // The cell after the last node lies between it and itself.
-        for (uint64_t* line : {in, out}) {
-            line[columns >> 6] |= (line[(columns - 1) >> 6] >> ((columns - 1) & 63) & 1) << (columns & 63);
-        }
-    };
-    const auto both_ends = [&](const uint64_t* line, int32_t k) {
-        return line[k] & ((line[k] >> 1) | (k + 1 < words ? line[k + 1] << 63 : 0));
-    };
-
-    int64_t area = 0;
-    look_at(0);
-    for (int32_t i = 0; i < rows; ++i) {
-        if (i + 1 < rows) look_at(i + 1);
-        const int32_t here = i & 1, below = min_i32(i + 1, rows - 1) & 1;
-        const int64_t height = task.y.first[i + 1] - task.y.first[i];
-        if (height == 0) continue;
-        for (int32_t k = 0; 64 * k < columns; ++k) {
-            const uint64_t full = both_ends(inside[here], k) & both_ends(inside[below], k);
-            const uint64_t empty = both_ends(outside[here], k) & both_ends(outside[below], k);
-            const int32_t cells = columns - 64 * k;
-            const uint64_t valid = cells < 64 ? (uint64_t{1} << cells) - 1 : ~uint64_t{0};
-            each_run(full & valid, [&](int32_t begin, int32_t end) {
-                area += height * (task.x.first[64 * k + end] - task.x.first[64 * k + begin]);
-            });
-            each_run(~(full | empty) & valid, [&](int32_t begin, int32_t end) {
-                for (; begin < end; begin += kLanes - 1) {
-                    const int32_t a = 64 * k + begin, b = 64 * k + min_i32(begin + kLanes - 1, end);
-                    area += task.of_logits ? count_in_cells<T, true>(task, i, a, b)
-                                           : count_in_cells<T, false>(task, i, a, b);
-                }
-            });
-        }
-    }
-    return {area, nans != 0};
 }
 
 template <class L>

@@ -1,4 +1,5 @@
-// Semantic results: which query wins each pixel. Written once and compiled per instruction set.
+// Semantic results: which query wins each pixel. Written once and compiled per instruction set. Comes after
+// panoptic.inl, which notes where nobody else can.
 //
 // Bytes. Logits are read where a query can still win, the segments (H * W bytes) written. One sigmoid runs
 // per node that is used; pixels cost only where a boundary passes.
@@ -14,8 +15,6 @@ namespace {
 
 // ---- semantic masks
 
-// Cells are taken 15 at a time: their 16 nodes are one vector.
-inline constexpr int kBlockCells = kLanes - 1;
 // Queries between a prefetch and its use.
 inline constexpr int32_t kAhead = 6;
 
@@ -139,6 +138,9 @@ void draw_segments_of(const SemanticTask& task) {
     constexpr float kSlack = of_logits ? 1.0001f : 1.000001f;
     const F32 slack = broadcast(kSlack);
     const F32 surely_own = broadcast(task.mask_threshold * kSlack);
+    const F32 threshold = broadcast(task.mask_threshold);
+    const OwnTask* const own = task.own;
+    if (own) look_at_own<T>(task);
 
     const int64_t share = static_cast<int64_t>(competitors) * kLanes;
     float* node[2] = {task.scratch, task.scratch + share};  // of even rows, of odd rows
@@ -214,26 +216,82 @@ void draw_segments_of(const SemanticTask& task) {
             // Lanes without a cell never keep a competitor in.
             F32 guaranteed = select(mask_of(valid), broadcast(-1.0f), broadcast(2.0f));
             int32_t survivors = 0;
-            const auto examine = [&](int32_t position) {
-                examined[position] = i;
+            const auto contend = [&](int32_t position, const Bounds& bounds) {
                 const F32 score = broadcast(task.score[position]);
-                const int low = min_i32(level_of(position, below), level_of(position, i));
-                if (low && all(guaranteed > score * broadcast(kLowProbability[low]))) return;
-                const Bounds bounds = bounds_of(nodes_of(position, i), nodes_of(position, below));
                 guaranteed = maximum(bounds.least * score, guaranteed);
                 store(upper + static_cast<int64_t>(position) * kLanes, bounds.most * score * slack);
                 list[survivors++] = position;
             };
-            for (int32_t c = 0; c < count; ++c) examine(candidates[c].position);
-            for (int32_t position = 0; position < competitors; ++position) {
-                if (all(guaranteed > broadcast(task.score[position]) * slack)) break;
-                // Each query's rows lie in pages of their own, which no hardware prefetcher follows.
-                if (position + kAhead < competitors) {
-                    const T* source = source_of(position + kAhead, below);
-                    __builtin_prefetch(source);
-                    __builtin_prefetch(source + loaded - 1);
+            const auto bounds_at = [&](int32_t position) {
+                return bounds_of(nodes_of(position, i), nodes_of(position, below));
+            };
+            const auto examine = [&](int32_t position) {
+                if (examined[position] == i) return;
+                examined[position] = i;
+                const F32 score = broadcast(task.score[position]);
+                const int low = min_i32(level_of(position, below), level_of(position, i));
+                if (low && all(guaranteed > score * broadcast(kLowProbability[low]))) return;
+                contend(position, bounds_at(position));
+            };
+            const auto is_out = [&](int32_t position) {
+                return all(guaranteed > broadcast(task.score[position]) * slack);
+            };
+            if (own) {
+                const Noted here(task, i, below, block);
+                if (own->weighted && here.is_decided() && !task.only_own) {
+                    // It alone reaches the threshold, everywhere.
+                    const int32_t position = here.first_inside();
+                    own->pixels[position] += static_cast<int64_t>(x2 - x1) * (y2 - y1);
+                    give<L>(task, {position, task.query[position], valid}, x1, y1, x2, y2);
+                    continue;
                 }
-                if (examined[position] != i) examine(position);
+                here.each_inside([&](int32_t position) {
+                    own->pixels[position] += static_cast<int64_t>(x2 - x1) * (y2 - y1);
+                    if (!is_out(position)) examine(position);
+                });
+                here.each_mixed([&](int32_t position) {
+                    examined[position] = i;
+                    const Bounds bounds = bounds_at(position);
+                    const float weight = own->weighted ? task.score[position] : 1.0f;
+                    const F32 weights = broadcast(weight);
+                    const uint32_t full = bits(bounds.least * weights >= surely_own) & valid;
+                    const uint32_t empty = bits(bounds.most * weights * slack < threshold);
+                    int64_t area = 0;
+                    each_run(full, [&](int32_t from, int32_t to) {
+                        area += static_cast<int64_t>(task.x.first[block + to] - task.x.first[block + from]) *
+                                (y2 - y1);
+                    });
+                    each_run(valid & ~(full | empty), [&](int32_t from, int32_t to) {
+                        area +=
+                            count_in_cells<of_logits>(task, nodes_of(position, i), nodes_of(position, below),
+                                                      weight, block, i, from, to);
+                    });
+                    own->pixels[position] += area;
+                    contend(position, bounds);
+                });
+                here.each_near([&](int32_t position) {
+                    // What one outside is worth at most.
+                    const float most =
+                        own->weighted ? task.mask_threshold : task.mask_threshold * task.score[position];
+                    if (!all(guaranteed > broadcast(most) * slack)) examine(position);
+                });
+                // The others are far outside, later ones are worth less.
+                for (int32_t position = 0; position < competitors; ++position) {
+                    const F32 most = broadcast(kFarProbability) * broadcast(task.score[position]);
+                    if (all(guaranteed > most * slack)) break;
+                    examine(position);
+                }
+            } else {
+                for (int32_t c = 0; c < count; ++c) examine(candidates[c].position);
+                for (int32_t position = 0; position < competitors && !is_out(position); ++position) {
+                    // Each query's rows lie in pages of their own, which no hardware prefetcher follows.
+                    if (position + kAhead < competitors) {
+                        const T* source = source_of(position + kAhead, below);
+                        __builtin_prefetch(source);
+                        __builtin_prefetch(source + loaded - 1);
+                    }
+                    examine(position);
+                }
             }
 
             count = 0;

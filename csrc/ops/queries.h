@@ -51,7 +51,7 @@ struct CallerScratch {
     Scratch<Region> regions;
     Scratch<uint8_t> has_nan;
     Resampled resampled;
-    Scratch<int64_t> won;
+    Scratch<int64_t> won, own;
 };
 struct WorkerScratch {
     Scratch<float> floats;
@@ -92,13 +92,25 @@ void draw_instances(const PostprocessArguments& arguments, const MaskLogits& log
 struct Contest {
     std::vector<uint8_t> rejected;  // not 0 where a NaN was met
     std::vector<int64_t> won;       // pixels
+    std::vector<int64_t> own;       // pixels, where they are counted
+};
+
+// Which pixels are a query's own, of a panoptic result: where `weighted`, those where its score times the
+// mask probability reaches mask_threshold, else where that does alone.
+struct OwnPixels {
+    bool weighted;
+    bool only;  // a pixel that is not the winner's own is nobody's, and in no region
+    float mask_threshold;
+    double slack;  // of probabilities
+
+    // The logits that are surely inside and surely outside, of a query with this score.
+    cpu::Surely surely(float score) const;
 };
 
 // Gives every pixel to one of the queries, which are in order of falling score then, and have their regions.
-// Where `only_own`, pixels of which the winner's probability is below mask_threshold are nobody's, and in no
-// region.
+// Counts their own pixels where `own` is not null.
 Contest hold_contest(const PostprocessArguments& arguments, const MaskLogits& logits, const Axes& axes,
-                     const cpu::Kernels& kernels, int threads, bool only_own,
+                     const cpu::Kernels& kernels, int threads, const OwnPixels* own,
                      std::vector<ScoredQuery>& queries, void* segments);
 
 // Semantic results: rows into `queries`, labels into `segments`.
