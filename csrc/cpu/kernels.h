@@ -65,17 +65,16 @@ struct NodeGrid {
     const float* fraction = nullptr;  // (columns + padding)
 
     bool resampled() const { return row != nullptr; }
+    // The rows of logits that rows [begin, end] of nodes lie between: first and last.
+    int32_t first_logits(int32_t begin) const { return resampled() ? row[begin].index : begin; }
+    int32_t last_logits(int32_t end) const {
+        if (!resampled()) return end;
+        return row[end].index + 1 < logits.rows ? row[end].index + 1 : logits.rows - 1;
+    }
 };
 
 // Floats for what lies between two rows of that many logits.
 inline int64_t resample_scratch(int32_t columns) { return static_cast<int64_t>(columns) + 2 * kPadding; }
-
-// All nodes of a resampled grid.
-struct ResampleTask {
-    NodeGrid grid;
-    float* out;      // (rows, columns)
-    float* scratch;  // resample_scratch(logits.columns) floats
-};
 
 // Logits from which on a node's probability is surely inside, and below which it surely is not; between them
 // the sigmoid decides.
@@ -150,9 +149,8 @@ struct OwnTask {
 };
 
 struct SemanticTask {
-    const void* logits;  // (queries, rows, columns)
-    int32_t rows, columns;
-    int64_t query_stride, row_stride;
+    NodeGrid grid;         // of the first query
+    int64_t query_stride;  // logits from one query's to the next one's
     int32_t competitors;
     const int32_t* query;  // (competitors) in order of falling score
     const float* score;    // (competitors)
@@ -170,18 +168,24 @@ struct SemanticTask {
     const OwnTask* own;     // null: they are not counted
     uint8_t* has_nan;       // (competitors) set to 1 where a NaN is met, with `own` wherever it is
     Region* regions;        // (competitors) of this task alone
-    float* scratch;         // semantic_scratch(competitors) floats
+    float* scratch;         // semantic_scratch() floats
     Candidate* candidates;  // (competitors)
     int32_t* integers;      // semantic_integers(competitors)
 };
 
-inline int64_t semantic_scratch(int32_t competitors) { return static_cast<int64_t>(competitors) * 7 * 16; }
+inline int64_t semantic_scratch(int32_t competitors, const NodeGrid& grid) {
+    return static_cast<int64_t>(competitors) * 7 * 16 + resample_scratch(grid.logits.columns);
+}
 inline int64_t semantic_integers(int32_t competitors) { return static_cast<int64_t>(competitors) * 6; }
-// For each node row and block, who is inside everywhere, who outside, and who far outside: a bit for each
-// competitor.
+// A bit for each competitor: for each row of logits that the nodes of cell rows [begin, end) lie between, and
+// for each block, who is inside everywhere, who outside, and who below each of two levels; and the same of
+// one cell row.
+inline constexpr int kOwnBits = 4;
 inline int64_t own_words(int32_t competitors) { return (static_cast<int64_t>(competitors) + 63) / 64; }
-inline int64_t own_bits(int32_t competitors, int32_t node_rows, int32_t columns) {
-    return 3 * own_words(competitors) * node_rows * ((columns + kBlockCells - 1) / kBlockCells);
+inline int64_t own_bits(int32_t competitors, const NodeGrid& grid, int32_t begin, int32_t end) {
+    const int32_t last = grid.last_logits(end < grid.rows ? end : grid.rows - 1);
+    const int64_t blocks = (grid.columns + kBlockCells - 1) / kBlockCells;
+    return kOwnBits * own_words(competitors) * ((last - grid.first_logits(begin) + 1) * blocks + 1);
 }
 
 // Cell rows that share one list of classes that can win there.
@@ -189,9 +193,8 @@ inline constexpr int32_t kSumTileRows = 7;
 
 // Semantic, by sum: of queries without NaN in their class logits, in order.
 struct SumTask {
-    const void* logits;  // (queries, rows, columns)
-    int32_t rows, columns;
-    int64_t query_stride, row_stride;
+    NodeGrid grid;         // of the first query
+    int64_t query_stride;  // logits from one query's to the next one's
     int32_t queries;
     const int32_t* query;  // (queries) where each is among the logits
     int32_t classes;
@@ -208,9 +211,10 @@ struct SumTask {
     int32_t* integers;           // sum_integers() of them
 };
 
-inline int64_t sum_scratch(int32_t queries, int32_t classes, int64_t class_stride) {
+inline int64_t sum_scratch(int32_t queries, int32_t classes, int64_t class_stride, const NodeGrid& grid) {
     const int64_t rows = kSumTileRows + 1;
-    return queries * (rows * 16 + 2) + class_stride + classes * (rows * 16 + 5 * 16) + kPadding;
+    return queries * (rows * 16 + 2) + class_stride + classes * (rows * 16 + 5 * 16) + kPadding +
+           resample_scratch(grid.logits.columns);
 }
 inline int64_t sum_integers(int32_t classes) { return static_cast<int64_t>(classes) * 5; }
 
@@ -286,7 +290,6 @@ struct Kernels {
     NodeSum (*sum_nodes[2])(const NodeSumTask& task);
     // False only where the mean is surely below.
     bool (*mean_can_reach[2])(const MeanTask& task);
-    void (*resample[2])(const ResampleTask& task);
     Region (*draw_instance[2])(const InstanceTask& task);
     void (*draw_segments[2])(const SemanticTask& task);
     // Gives the pixels of one label to another; labels of two bytes where `wide`.

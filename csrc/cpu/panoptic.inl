@@ -16,55 +16,91 @@ namespace {
 
 static_assert(kBlockCells == kLanes - 1);
 
-// Below this logit a probability is less than that.
-inline constexpr float kFarLogit = -2.0f, kFarProbability = 0.1193f;
+// Those outside are told apart by how far: below kLowLogit[level] a probability is less than
+// kLowProbability[level].
+inline constexpr int kLevels = 3;
+inline constexpr float kLowLogit[kLevels] = {0.0f, -2.0f, -5.0f};
+inline constexpr float kLowProbability[kLevels] = {1.0f, 0.1193f, 0.0067f};
 
-// Notes for every node row and block of the task who is inside everywhere there, who outside, and who below
-// kFarLogit; and who has NaN anywhere.
+// Notes who is inside everywhere, who outside, and who below kFarLogit, for every block and row of logits
+// that the task's nodes lie between; and who has NaN anywhere. What lies between logits is never beyond them,
+// so that it holds for nodes in another grid as well.
 template <class T>
 void look_at_own(const SemanticTask& task) {
     const OwnTask& own = *task.own;
+    const NodeGrid& grid = task.grid;
     const int64_t words = own_words(task.competitors);
-    const int32_t last = min_i32(task.row_end, task.rows - 1);
+    const int32_t first = grid.first_logits(task.row_begin);
+    const int32_t last = grid.last_logits(min_i32(task.row_end, grid.rows - 1));
     std::memset(own.bits, 0,
-                static_cast<size_t>(own_bits(task.competitors, last - task.row_begin + 1, task.columns)) *
+                static_cast<size_t>(own_bits(task.competitors, grid, task.row_begin, task.row_end)) *
                     sizeof *own.bits);
-    const F32 far = broadcast(kFarLogit);
+    const F32 levels[] = {broadcast(kLowLogit[1]), broadcast(kLowLogit[2])};
     for (int32_t position = 0; position < task.competitors; ++position) {
         const F32 high = broadcast(own.surely[position].inside);
         const F32 low = broadcast(own.surely[position].outside);
         const int shift = position & 63;
         uint64_t* at = own.bits + (position >> 6);
         uint32_t nans = 0;
-        const auto note = [&](const F32& v, uint32_t beyond) {
-            nans |= bits(is_nan(v));
-            at[0] |= uint64_t{(bits(v >= high) | beyond) == 0xffffu} << shift;
-            at[words] |= uint64_t{(bits(v < low) | beyond) == 0xffffu} << shift;
-            at[2 * words] |= uint64_t{(bits(v < far) | beyond) == 0xffffu} << shift;
-            at += 3 * words;
+        // Of the first `count` values alone, of `left` in the row.
+        const auto look_at_first = [&](const T* from, int32_t count, int32_t left) {
+            uint32_t is[kOwnBits] = {0xffffu, 0xffffu, 0xffffu, 0xffffu};
+            for (; count > 0; count -= kLanes, left -= kLanes, from += kLanes) {
+                const uint32_t beyond = ~low_bits(count) & 0xffffu;
+                const F32 v = load_first(from, left);
+                nans |= bits(is_nan(v));
+                is[0] &= bits(v >= high) | beyond;
+                is[1] &= bits(v < low) | beyond;
+                is[2] &= bits(v < levels[0]) | beyond;
+                is[3] &= bits(v < levels[1]) | beyond;
+            }
+            for (int i = 0; i < kOwnBits; ++i) at[i * words] |= uint64_t{is[i] == 0xffffu} << shift;
+            at += kOwnBits * words;
         };
-        for (int32_t row = task.row_begin; row <= last; ++row) {
-            const T* source = static_cast<const T*>(task.logits) + task.query[position] * task.query_stride +
-                              row * task.row_stride;
-            int32_t left = task.columns;
-            for (; left >= kLanes; left -= kBlockCells, source += kBlockCells) note(load(source), 0);
-            if (left > 0) note(load_first(source, left), ~low_bits(left) & 0xffffu);
+        for (int32_t row = first; row <= last; ++row) {
+            const T* source = static_cast<const T*>(grid.logits.data) +
+                              task.query[position] * task.query_stride + row * grid.logits.row_stride;
+            if (grid.resampled()) {
+                for (int32_t block = 0; block < grid.columns; block += kBlockCells) {
+                    const int32_t end = min_i32(block + kBlockCells, grid.columns - 1);
+                    const int32_t from = grid.cell[block];
+                    const int32_t count = min_i32(grid.cell[end] + 2, grid.logits.columns) - from;
+                    look_at_first(source + from, count, grid.logits.columns - from);
+                }
+            } else {
+                int32_t left = grid.columns;
+                for (; left >= kLanes; left -= kBlockCells, source += kBlockCells) {
+                    look_at_first(source, kLanes, kLanes);
+                }
+                if (left > 0) look_at_first(source, left, left);
+            }
         }
         if (nans) task.has_nan[position] = 1;
     }
 }
 
-// What was noted of a cell row of a block, between two node rows.
+// What was noted of a cell row of a block, between two node rows. Until the next one is made.
 class Noted {
   public:
     FAI_HD Noted(const SemanticTask& task, int32_t above, int32_t below, int32_t block)
         : competitors_(task.competitors), words_(own_words(task.competitors)) {
-        const int64_t blocks = (task.columns + kBlockCells - 1) / kBlockCells;
+        const NodeGrid& grid = task.grid;
+        const int64_t blocks = (grid.columns + kBlockCells - 1) / kBlockCells;
+        const int32_t base = grid.first_logits(task.row_begin);
+        const int32_t all = grid.last_logits(min_i32(task.row_end, grid.rows - 1)) - base + 1;
+        uint64_t* const together = task.own->bits + all * blocks * kOwnBits * words_;
         const auto at = [&](int32_t row) {
-            return task.own->bits + ((row - task.row_begin) * blocks + block / kBlockCells) * 3 * words_;
+            return task.own->bits + ((row - base) * blocks + block / kBlockCells) * kOwnBits * words_;
         };
-        above_ = at(above);
-        below_ = at(below);
+        const int32_t first = grid.first_logits(above), last = grid.last_logits(below);
+        for (int64_t w = 0; w < kOwnBits * words_; ++w) together[w] = at(first)[w];
+        for (int32_t row = first + 1; row <= last; ++row) {
+            for (int64_t w = 0; w < kOwnBits * words_; ++w) together[w] &= at(row)[w];
+        }
+        inside_ = together;
+        outside_ = together + words_;
+        low_[0] = together + 2 * words_;
+        low_[1] = together + 3 * words_;
     }
 
     // Is one inside, and everybody else outside?
@@ -72,39 +108,42 @@ class Noted {
         int inside = 0;
         for (int64_t w = 0; w < words_; ++w) {
             if (mixed(w)) return false;
-            inside += __builtin_popcountll(above_[w] & below_[w]);
+            inside += __builtin_popcountll(inside_[w]);
         }
         return inside == 1;
     }
     FAI_HD int32_t first_inside() const {
         int64_t w = 0;
-        while (!(above_[w] & below_[w])) ++w;
-        return static_cast<int32_t>(64 * w) + __builtin_ctzll(above_[w] & below_[w]);
+        while (!inside_[w]) ++w;
+        return static_cast<int32_t>(64 * w) + __builtin_ctzll(inside_[w]);
     }
     template <class Use>
     FAI_HD void each_inside(const Use& use) const {
-        for (int64_t w = 0; w < words_; ++w) each(w, above_[w] & below_[w], use);
+        for (int64_t w = 0; w < words_; ++w) each(w, inside_[w], use);
     }
     // Those that are neither inside nor outside everywhere.
     template <class Use>
     FAI_HD void each_mixed(const Use& use) const {
         for (int64_t w = 0; w < words_; ++w) each(w, mixed(w), use);
     }
-
-    // Those that are outside everywhere, but not far.
+    // Those that are outside everywhere, and below this level but not the next one; until one says that it is
+    // enough.
     template <class Use>
-    FAI_HD void each_near(const Use& use) const {
+    FAI_HD void each_outside(int level, const Use& use) const {
         for (int64_t w = 0; w < words_; ++w) {
-            const int64_t outside = words_ + w, far = 2 * words_ + w;
-            each(w, above_[outside] & below_[outside] & ~(above_[far] & below_[far]), use);
+            uint64_t those = outside_[w];
+            if (level > 0) those &= low_[level - 1][w];
+            if (level < kLevels - 1) those &= ~low_[level][w];
+            for (; those; those &= those - 1) {
+                if (!use(static_cast<int32_t>(64 * w) + __builtin_ctzll(those))) return;
+            }
         }
     }
 
   private:
     FAI_HD uint64_t mixed(int64_t w) const {
-        const uint64_t known = (above_[w] & below_[w]) | (above_[words_ + w] & below_[words_ + w]);
         const int64_t left = competitors_ - 64 * w;
-        return ~known & (left < 64 ? (uint64_t{1} << left) - 1 : ~uint64_t{0});
+        return ~(inside_[w] | outside_[w]) & (left < 64 ? (uint64_t{1} << left) - 1 : ~uint64_t{0});
     }
     template <class Use>
     FAI_HD static void each(int64_t w, uint64_t ones, const Use& use) {
@@ -113,7 +152,7 @@ class Noted {
 
     int32_t competitors_;
     int64_t words_;
-    const uint64_t *above_, *below_;
+    const uint64_t *inside_, *outside_, *low_[kLevels - 1];
 };
 
 // Calls use(begin, end) for every run of ones.

@@ -158,7 +158,7 @@ FAI_HD void add_up(const float* const* probabilities, const float* const* m, int
     }
 }
 
-template <class T>
+template <class T, bool resampled>
 struct SumTile {
     const SumTask& task;
     const int32_t queries, classes;
@@ -179,7 +179,9 @@ struct SumTile {
     int32_t* const
         exact_row;  // of those that compete, the last node row whose sums are exact, where not all are
 
-    int32_t block = 0, cells = 0, loaded = 0;  // columns
+    BlockNodes<T, resampled> nodes;
+
+    int32_t block = 0, cells = 0;  // columns
     int32_t x1 = 0, x2 = 0;
     int32_t competitors = 0;
 
@@ -198,12 +200,10 @@ struct SumTile {
           candidates(competing + classes),
           cells_of(reinterpret_cast<uint32_t*>(candidates + classes)),
           contestants(candidates + 2 * static_cast<int64_t>(classes)),
-          exact_row(contestants + classes) {}
+          exact_row(contestants + classes),
+          nodes(given.grid, corners + static_cast<int64_t>(classes) * 4 * kLanes) {}
 
-    FAI_HD const T* source(int32_t position, int32_t row) const {
-        return static_cast<const T*>(task.logits) + task.query[position] * task.query_stride +
-               row * task.row_stride + block;
-    }
+    FAI_HD int64_t offset(int32_t position) const { return task.query[position] * task.query_stride; }
     FAI_HD float* mask_row(int32_t row) const {
         return mask + static_cast<int64_t>(row & (kTileRows - 1)) * queries * kLanes;
     }
@@ -214,9 +214,9 @@ struct SumTile {
     // Notes who has NaN where no pixel asks for the nodes.
     void look_for_nan(int32_t begin, int32_t end) const {
         for (int32_t q = 0; q < queries; ++q) {
-            for (int32_t row = begin; row < end; ++row) {
-                if (any(is_nan(load_first(source(q, row), loaded)))) task.has_nan[q] = 1;
-            }
+            bool nan = false;
+            for (int32_t row = begin; row < end; ++row) nodes.row(offset(q), row, nan);
+            if (nan) task.has_nan[q] = 1;
         }
     }
 
@@ -225,9 +225,9 @@ struct SumTile {
         for (int32_t q = 0; q < queries; ++q) {
             if (q + kSumAhead < queries) {
                 for (int32_t row = fresh; row <= end; ++row) {
-                    const T* ahead = source(q + kSumAhead, row);
+                    const T* ahead = nodes.source(offset(q + kSumAhead), row);
                     __builtin_prefetch(ahead);
-                    __builtin_prefetch(ahead + loaded - 1);
+                    __builtin_prefetch(ahead + nodes.loaded() - 1);
                 }
             }
             F32 most = broadcast(0.0f), least = broadcast(1.0f);
@@ -239,35 +239,21 @@ struct SumTile {
             const int64_t row_of_all = static_cast<int64_t>(queries) * kLanes;
             const auto to = [&](int32_t row) { return column + (row & (kTileRows - 1)) * row_of_all; };
             if (fresh > begin) note(load(to(begin)));
-            const T* from = source(q, fresh);
             bool nan = false;
-            if (loaded == kLanes) {
-                int32_t row = fresh;
-                for (; row < end; row += 2, from += 2 * task.row_stride) {
-                    const F32 a = load(from), b = load(from + task.row_stride);
-                    nan |= any(is_nan(a)) || any(is_nan(b));
-                    const F32 m = math::sigmoid(a), n = math::sigmoid(b);
-                    store(to(row), m);
-                    store(to(row + 1), n);
-                    note(m);
-                    note(n);
-                }
-                if (row == end) {
-                    const F32 a = load(from);
-                    nan |= any(is_nan(a));
-                    const F32 m = math::sigmoid(a);
-                    store(to(row), m);
-                    note(m);
-                }
-            } else {
-                for (int32_t row = fresh; row <= end; ++row, from += task.row_stride) {
-                    const F32 logit = load_first(from, loaded);
-                    nan |= any(is_nan(logit));
-                    float* const at = to(row);
-                    store(at, math::sigmoid(logit));
-                    for (int i = loaded; i < kLanes; ++i) at[i] = at[loaded - 1];
-                    note(load(at));
-                }
+            int32_t row = fresh;
+            // Two at a time, as a sigmoid waits for itself.
+            for (; row < end; row += 2) {
+                const F32 a = nodes.row(offset(q), row, nan), b = nodes.row(offset(q), row + 1, nan);
+                const F32 m = math::sigmoid(a), n = math::sigmoid(b);
+                store(to(row), m);
+                store(to(row + 1), n);
+                note(m);
+                note(n);
+            }
+            if (row == end) {
+                const F32 m = math::sigmoid(nodes.row(offset(q), row, nan));
+                store(to(row), m);
+                note(m);
             }
             if (nan) task.has_nan[q] = 1;
             high[q] = greatest(most);
@@ -384,8 +370,8 @@ struct SumTile {
 };
 
 // Gives the pixels of columns [x, x + n), n <= 16, of rows [y1, y2) to one class.
-template <class T>
-FAI_HD void sum_alone(const SumTile<T>& tile, const Corners& at, int32_t x, int n, int32_t y1, int32_t y2,
+template <class Tile>
+FAI_HD void sum_alone(const Tile& tile, const Corners& at, int32_t x, int n, int32_t y1, int32_t y2,
                       UnitSum& units) {
     const F32 across = load(tile.task.x.fraction + x);
     const Mask which = mask_of(low_bits(n));
@@ -395,8 +381,8 @@ FAI_HD void sum_alone(const SumTile<T>& tile, const Corners& at, int32_t x, int 
 }
 
 // Decides such pixels between the tile's contestants, of which there are `count`.
-template <class L, class T>
-FAI_HD void sum_argmax(const SumTile<T>& tile, int32_t count, int32_t x, int n, int32_t y1, int32_t y2) {
+template <class L, class Tile>
+FAI_HD void sum_argmax(const Tile& tile, int32_t count, int32_t x, int n, int32_t y1, int32_t y2) {
     const SumTask& task = tile.task;
     const F32 across = load(task.x.fraction + x);
     for (int32_t y = y1; y < y2; ++y) {
@@ -429,12 +415,12 @@ FAI_HD void sum_argmax(const SumTile<T>& tile, int32_t count, int32_t x, int n, 
 }
 
 // The pixels of one cell row of a tile whose node rows begin with `begin`.
-template <class L, class T>
-void sum_cell_row(const SumTile<T>& tile, int32_t begin, int32_t i) {
+template <class L, class Tile>
+void sum_cell_row(const Tile& tile, int32_t begin, int32_t i) {
     const SumTask& task = tile.task;
     const int32_t y1 = task.y.first[i], y2 = task.y.first[i + 1];
     if (y1 == y2) return;
-    const int32_t below = min_i32(i + 1, task.rows - 1);
+    const int32_t below = min_i32(i + 1, task.grid.rows - 1);
     const uint32_t valid = low_bits(tile.cells);
 
     // Who can win in which cell, as in a contest: whose largest corner reaches the largest smallest corner.
@@ -514,12 +500,12 @@ void sum_cell_row(const SumTile<T>& tile, int32_t begin, int32_t i) {
     }
 }
 
-template <class T, class L>
+template <class T, class L, bool resampled>
 void draw_sums_of(const SumTask& task) {
-    SumTile<T> tile(task);
-    for (tile.block = 0; tile.block < task.columns; tile.block += kBlockCells) {
-        tile.cells = min_i32(task.columns - tile.block, kBlockCells);
-        tile.loaded = min_i32(task.columns - tile.block, kLanes);
+    SumTile<T, resampled> tile(task);
+    for (tile.block = 0; tile.block < task.grid.columns; tile.block += kBlockCells) {
+        tile.cells = min_i32(task.grid.columns - tile.block, kBlockCells);
+        tile.nodes.enter(tile.block);
         tile.x1 = task.x.first[tile.block];
         tile.x2 = task.x.first[tile.block + tile.cells];
         int32_t known = -1;  // the last node row that is loaded
@@ -529,7 +515,7 @@ void draw_sums_of(const SumTask& task) {
                 tile.look_for_nan(begin, end);
                 continue;
             }
-            const int32_t last = min_i32(end, task.rows - 1);
+            const int32_t last = min_i32(end, task.grid.rows - 1);
             tile.load_nodes(begin, known == begin ? begin + 1 : begin, last);
             known = last;
             tile.find_competing();
@@ -541,11 +527,10 @@ void draw_sums_of(const SumTask& task) {
 
 template <class T>
 void draw_sums(const SumTask& task) {
-    if (task.wide) {
-        draw_sums_of<T, uint16_t>(task);
-    } else {
-        draw_sums_of<T, uint8_t>(task);
-    }
+    const auto draw = task.grid.resampled()
+                          ? (task.wide ? draw_sums_of<T, uint16_t, true> : draw_sums_of<T, uint8_t, true>)
+                          : (task.wide ? draw_sums_of<T, uint16_t, false> : draw_sums_of<T, uint8_t, false>);
+    draw(task);
 }
 
 }  // namespace

@@ -80,7 +80,7 @@ void draw_panoptic(const PostprocessArguments& arguments, const MaskLogits& logi
                    const cpu::Kernels& kernels, int threads, std::vector<ScoredQuery>& queries,
                    void* segments) {
     const Rules& rules = arguments.rules;
-    const Axes axes = build_axes(arguments, logits.rows, logits.columns);
+    const Drawn drawn = what_is_drawn(arguments, logits);
     const OwnPixels own{.weighted = rules.weighted,
                         .only = !rules.weighted,
                         .mask_threshold = static_cast<float>(arguments.mask_threshold),
@@ -88,7 +88,7 @@ void draw_panoptic(const PostprocessArguments& arguments, const MaskLogits& logi
     Contest contest;
     // A query with NaN in its mask must not compete: where one is met, everything is drawn again without it.
     for (;;) {
-        contest = hold_contest(arguments, logits, axes, kernels, threads, &own, queries, segments);
+        contest = hold_contest(arguments, logits, drawn, kernels, threads, &own, queries, segments);
         size_t i = 0;
         if (!std::erase_if(queries, [&](const ScoredQuery&) { return contest.rejected[i++] != 0; })) break;
     }

@@ -72,10 +72,12 @@ Axes build_axes(const PostprocessArguments& arguments, int32_t rows, int32_t col
 // The nodes of a plane of these logits: itself, or those of `logits_size`. Valid until the next call.
 cpu::NodeGrid grid_of(const PostprocessArguments& arguments, const MaskLogits& logits);
 
-// Masks at the nodes of `logits_size`, in float32. Valid until the next call. Of all queries, which lie where
-// they are meant to; where `queries` are given, theirs alone are written.
-MaskLogits resample(const PostprocessArguments& arguments, const MaskLogits& logits, int threads,
-                    const std::vector<ScoredQuery>* queries = nullptr);
+// What a frame's pixels lie among: the nodes of the first query, and where. Valid until the next call.
+struct Drawn {
+    cpu::NodeGrid grid;
+    Axes axes;
+};
+Drawn what_is_drawn(const PostprocessArguments& arguments, const MaskLogits& logits);
 
 // Steps 4 to 6 for a query whose region is known.
 bool keep(const PostprocessArguments& arguments, ScoredQuery& query);
@@ -109,7 +111,7 @@ struct OwnPixels {
 
 // Gives every pixel to one of the queries, which are in order of falling score then, and have their regions.
 // Counts their own pixels where `own` is not null.
-Contest hold_contest(const PostprocessArguments& arguments, const MaskLogits& logits, const Axes& axes,
+Contest hold_contest(const PostprocessArguments& arguments, const MaskLogits& logits, const Drawn& drawn,
                      const cpu::Kernels& kernels, int threads, const OwnPixels* own,
                      std::vector<ScoredQuery>& queries, void* segments);
 

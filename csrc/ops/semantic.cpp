@@ -16,15 +16,17 @@ constexpr int64_t kMaxTaskRegions = int64_t{1} << 20;
 
 }  // namespace
 
-Contest hold_contest(const PostprocessArguments& arguments, const MaskLogits& logits, const Axes& axes,
+Contest hold_contest(const PostprocessArguments& arguments, const MaskLogits& logits, const Drawn& drawn,
                      const cpu::Kernels& kernels, int threads, const OwnPixels* own,
                      std::vector<ScoredQuery>& queries, void* segments) {
     sort_by_score(queries);
+    const cpu::NodeGrid& grid = drawn.grid;
     const bool only_own = own && own->only;
     const bool wide = segment_item_size(arguments) == 2;
-    const auto rows_per_task = static_cast<int32_t>(
-        std::max<int64_t>(kCellRowsPerTask, int64_t{logits.rows} * logits.queries / kMaxTaskRegions));
-    const int64_t tasks = (logits.rows + rows_per_task - 1) / rows_per_task;
+    const int32_t stretched = std::max(1, grid.rows / logits.rows);
+    const auto rows_per_task = static_cast<int32_t>(std::max<int64_t>(
+        kCellRowsPerTask * stretched, int64_t{grid.rows} * logits.queries / kMaxTaskRegions));
+    const int64_t tasks = (grid.rows + rows_per_task - 1) / rows_per_task;
     const size_t competitors = queries.size();
     std::vector<int32_t> index(competitors);
     std::vector<float> score(competitors);
@@ -47,26 +49,23 @@ Contest hold_contest(const PostprocessArguments& arguments, const MaskLogits& lo
         const auto begin = static_cast<int32_t>(task * rows_per_task);
         const int64_t mine = task * static_cast<int64_t>(competitors);
         const auto count = static_cast<int32_t>(competitors);
-        const auto end = std::min(begin + rows_per_task, logits.rows);
+        const auto end = std::min(begin + rows_per_task, grid.rows);
         cpu::OwnTask own_task{};
         if (own) {
-            const int64_t bits = cpu::own_bits(count, end - begin + 1, logits.columns);
+            const int64_t bits = cpu::own_bits(count, grid, begin, end);
             own_task = {.weighted = own->weighted,
                         .surely = surely.data(),
                         .pixels = pixels + mine,
                         .bits = t_worker.words.get(static_cast<size_t>(bits))};
         }
         kernels.draw_segments[logits.dtype_index](
-            {.logits = logits.data,
-             .rows = logits.rows,
-             .columns = logits.columns,
+            {.grid = grid,
              .query_stride = logits.query_stride,
-             .row_stride = logits.row_stride,
              .competitors = count,
              .query = index.data(),
              .score = score.data(),
-             .x = axes.x,
-             .y = axes.y,
+             .x = drawn.axes.x,
+             .y = drawn.axes.y,
              .row_begin = begin,
              .row_end = end,
              .segments = segments,
@@ -79,7 +78,7 @@ Contest hold_contest(const PostprocessArguments& arguments, const MaskLogits& lo
              .own = own ? &own_task : nullptr,
              .has_nan = has_nan + mine,
              .regions = regions + mine,
-             .scratch = t_worker.floats.get(static_cast<size_t>(cpu::semantic_scratch(count))),
+             .scratch = t_worker.floats.get(static_cast<size_t>(cpu::semantic_scratch(count, grid))),
              .candidates = t_worker.candidates.get(competitors + 1),
              .integers = t_worker.integers.get(static_cast<size_t>(cpu::semantic_integers(count)))});
     });
@@ -103,14 +102,14 @@ Contest hold_contest(const PostprocessArguments& arguments, const MaskLogits& lo
 void draw_semantic(const PostprocessArguments& arguments, const MaskLogits& logits,
                    const cpu::Kernels& kernels, int threads, std::vector<ScoredQuery>& queries,
                    void* segments) {
-    const Axes axes = build_axes(arguments, logits.rows, logits.columns);
+    const Drawn drawn = what_is_drawn(arguments, logits);
 
     // A query with NaN in its mask must not compete, but looking for NaN everywhere first would read what
     // nobody needs. So all compete, and where one that has NaN was met, everything is drawn again without it.
     std::vector<ScoredQuery> without_mask;
     for (;;) {
         std::vector<uint8_t> rejected =
-            hold_contest(arguments, logits, axes, kernels, threads, nullptr, queries, segments).rejected;
+            hold_contest(arguments, logits, drawn, kernels, threads, nullptr, queries, segments).rejected;
         // Winners may have NaN where they were not read.
         parallel_for(static_cast<int64_t>(queries.size()), threads, [&](int64_t i) {
             if (queries[i].region.area == 0 || rejected[i]) return;
