@@ -92,9 +92,10 @@ class Noted {
         const auto at = [&](int32_t row) {
             return task.own->bits + ((row - base) * blocks + block / kBlockCells) * kOwnBits * words_;
         };
-        const int32_t first = grid.first_logits(above), last = grid.last_logits(below);
+        const int32_t first = grid.first_logits(above);
+        last_ = grid.last_logits(below);
         for (int64_t w = 0; w < kOwnBits * words_; ++w) together[w] = at(first)[w];
-        for (int32_t row = first + 1; row <= last; ++row) {
+        for (int32_t row = first + 1; row <= last_; ++row) {
             for (int64_t w = 0; w < kOwnBits * words_; ++w) together[w] &= at(row)[w];
         }
         inside_ = together;
@@ -103,6 +104,8 @@ class Noted {
         low_[1] = together + 3 * words_;
     }
 
+    // The last row of logits that it holds for.
+    FAI_HD int32_t last() const { return last_; }
     // Is one inside, and everybody else outside?
     FAI_HD bool is_decided() const {
         int inside = 0;
@@ -150,7 +153,7 @@ class Noted {
         for (; ones; ones &= ones - 1) use(static_cast<int32_t>(64 * w) + __builtin_ctzll(ones));
     }
 
-    int32_t competitors_;
+    int32_t competitors_, last_;
     int64_t words_;
     const uint64_t *inside_, *outside_, *low_[kLevels - 1];
 };

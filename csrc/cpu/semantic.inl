@@ -226,10 +226,14 @@ void draw_segments_of(const SemanticTask& task) {
             if (own) {
                 const Noted here(task, i, below, block);
                 if (own->weighted && here.is_decided() && !task.only_own) {
-                    // It alone reaches the threshold, everywhere.
+                    // It alone reaches the threshold, everywhere; in the rows between the same logits, too.
                     const int32_t position = here.first_inside();
-                    own->pixels[position] += static_cast<int64_t>(x2 - x1) * (y2 - y1);
-                    give<L>(task, {position, task.query[position], valid}, x1, y1, x2, y2);
+                    while (i + 1 < task.row_end &&
+                           grid.last_logits(min_i32(i + 2, grid.rows - 1)) <= here.last())
+                        ++i;
+                    const int32_t end = task.y.first[i + 1];
+                    own->pixels[position] += static_cast<int64_t>(x2 - x1) * (end - y1);
+                    give<L>(task, {position, task.query[position], valid}, x1, y1, x2, end);
                     continue;
                 }
                 here.each_inside([&](int32_t position) {
