@@ -437,3 +437,69 @@ def test_panoptic_results_of_eomt(size):
         differ += (mask != found.mask[row]).sum()
     # Rounding turns a pixel here and there.
     assert differ <= 4
+
+
+# ------------------------------------------------------------------- resized where they are asked for
+
+
+def resized(mask_logits, size):
+    """The logits at the nodes of another grid as the kernels round them: float32, down first, then across."""
+
+    def taps(inputs, count):
+        at = ((np.arange(count) + 0.5) * (inputs / count) - 0.5).clip(0, inputs - 1)
+        index = at.astype(int)
+        return index, np.minimum(index + 1, inputs - 1), (at - index).astype(np.float32)
+
+    top, bottom, down = taps(mask_logits.shape[1], size[0])
+    left, right, across = taps(mask_logits.shape[2], size[1])
+    a, b = mask_logits[:, top], mask_logits[:, bottom]
+    rows = a + (b - a) * down[:, None]
+    a, b = rows[:, :, left], rows[:, :, right]
+    return a + (b - a) * across
+
+
+TASKS = [
+    {"predict_all_pixels": True, "threshold": 0.0},
+    {"predict_all_pixels": True, "threshold": 0.0, "combine": "sum"},
+    {"threshold": 0.02, "panoptic": fai_fast.Panoptic(stuff=(1, 4, 7), overlap_threshold=0.3)},
+    {"threshold": 0.02, "panoptic": fai_fast.Panoptic(weighted=False, overlap_threshold=0.3)},
+]
+
+
+def same_bits(a, b):
+    for name in ("class_id", "confidence", "xyxy", "area", "label_map"):
+        np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+
+
+@pytest.mark.parametrize("options", TASKS, ids=["contest", "sum", "panoptic", "unweighted"])
+@pytest.mark.parametrize("logits_size", [(96, 80), (48, 40), (24, 20), (13, 9), (150, 7), (5, 77)])
+@pytest.mark.parametrize("queries", [12, 70])
+def test_resizing_on_the_way_is_resizing_first(options, logits_size, queries):
+    """Nodes are made as they are asked for, 16 at a time; more than 64 queries need a second word of notes."""
+    mask_logits, class_logits = scenes.blobs(
+        8, queries=queries, grid=(48, 40), objects=queries // 2, classes=12
+    )
+    found = fai_fast.postprocess(
+        mask_logits, class_logits, (101, 83), resampling=Resampling(logits_size), num_threads=2, **options
+    )
+    first = fai_fast.postprocess(
+        resized(mask_logits, logits_size), class_logits, (101, 83), num_threads=1, **options
+    )
+    assert len(found) > 1
+    same_bits(found, first)
+
+
+@pytest.mark.parametrize("options", TASKS, ids=["contest", "sum", "panoptic", "unweighted"])
+@pytest.mark.parametrize("logits_size", [(96, 80), (13, 9)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_nan_among_resized_logits_takes_its_query_out(options, logits_size, dtype):
+    mask_logits, class_logits = scenes.blobs(8, queries=12, grid=(48, 40), objects=8, classes=12, dtype=dtype)
+
+    def found(masks, classes):
+        return fai_fast.postprocess(masks, classes, (101, 83), resampling=Resampling(logits_size), **options)
+
+    whole = found(mask_logits, class_logits)
+    areas = [found(np.delete(mask_logits, q, 0), np.delete(class_logits, q, 0)) for q in range(12)]
+    lost = next(q for q, other in enumerate(areas) if (other.label_map != whole.label_map).any())
+    mask_logits[lost, 20, 11] = np.nan
+    same_bits(found(mask_logits, class_logits), areas[lost])

@@ -56,14 +56,13 @@ struct Job {
 
     const int64_t tasks;
     int helpers_wanted;  // under Pool's mutex once queued
-    bool soon_again = false;
     std::atomic<int64_t> next{0};
     std::atomic<int> helpers_inside{0};  // changed under Pool's mutex
 };
 
 struct Loop final : Job {
     Loop(int64_t tasks_, int helpers, const std::function<void(int64_t)>& body_)
-        : Job(tasks_, helpers), body(body_) { soon_again = true; }
+        : Job(tasks_, helpers), body(body_) {}
 
     void run() noexcept override {
         while (!failed.load(std::memory_order_relaxed)) {
@@ -84,9 +83,7 @@ struct Loop final : Job {
 
 struct Relay final : Job {
     Relay(int64_t tasks_, int helpers, const std::function<void(int64_t)>& work_)
-        : Job(tasks_, helpers), work(work_) {
-        soon_again = true;
-    }
+        : Job(tasks_, helpers), work(work_) {}
 
     bool run_one() noexcept {
         const int64_t task = next.fetch_add(1, std::memory_order_relaxed);
@@ -134,7 +131,7 @@ class Pool {
             std::erase(queue_, &job);
         }
         const auto left = [&] { return job.helpers_inside.load(std::memory_order_acquire) == 0; };
-        if (job.soon_again && spin(kCallerSpins, left)) return;
+        if (spin(kCallerSpins, left)) return;
         std::unique_lock lock(mutex_);
         done_.wait(lock, left);
     }
@@ -146,19 +143,20 @@ class Pool {
     }
 
     [[noreturn]] void work() {
-        bool soon_again = false;
+        bool has_worked = false;
         for (;;) {
             const int seen = calls_.load(std::memory_order_acquire);
             int still_wanted = 0;
             if (Job* job = enter(still_wanted)) {
                 wake(still_wanted);
                 job->run();
-                soon_again = job->soon_again;
                 leave(*job);
+                has_worked = true;
                 continue;
             }
             const auto called = [&] { return calls_.load(std::memory_order_relaxed) != seen; };
-            if (std::exchange(soon_again, false) && spin(kWorkerSpins, called)) continue;
+            // A frame's next piece may follow at once.
+            if (std::exchange(has_worked, false) && spin(kWorkerSpins, called)) continue;
             calls_.wait(seen, std::memory_order_relaxed);
         }
     }

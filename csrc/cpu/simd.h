@@ -1,5 +1,6 @@
 // Sixteen lanes, whatever the machine: one zmm, two ymm, four xmm or four NEON registers. Because every ISA
-// works on the same sixteen lanes in the same order, and nothing is fused, all give the same bits.
+// works on the same sixteen lanes in the same order, and nothing that a result is made of is fused, all give
+// the same bits.
 //
 // Include only from csrc/cpu/*.inl. FAI_ISA names the namespace; everything in it is inlined.
 #pragma once
