@@ -143,10 +143,13 @@ struct OwnTask {
     PixelAxis x, y;
     float weight;    // of its probabilities
     bool of_logits;  // logits are interpolated, not probabilities
+    bool by_logit;   // and no sigmoid is taken of them
     float mask_threshold;
-    float surely_inside, surely_outside;  // logits: at least, below
+    float surely_inside, surely_outside;  // logits: at least, below; by_logit those within kFarLogit alone
     uint64_t* node_bits;                  // own_words(columns)
 };
+// Between logits farther from zero, rounding may move one by more than what surely_inside leaves for it.
+inline constexpr float kFarLogit = 1000.0f;
 struct Own {
     int64_t area;
     bool has_nan;
@@ -168,6 +171,10 @@ struct SemanticTask {
     bool wide;                   // uint16
     bool want_sum;
     bool of_logits;  // logits are interpolated, not probabilities
+    // No sigmoid is taken of them: they compete times their scores. Labels are uint16, positions among the
+    // competitors, of which several may be of one query, and ties go to the first of them. Not with only_own
+    // or want_sum.
+    bool by_logit;
     // A pixel is nobody's where its winner's probability is below mask_threshold; not with want_sum. `won`
     // counts what each has won all the same.
     bool only_own;

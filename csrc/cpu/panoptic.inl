@@ -15,7 +15,7 @@ namespace fai::cpu::FAI_ISA {
 namespace {
 
 // The pixels of cells [a, b) of a cell row, at most kLanes - 1 of them, that are the query's own.
-template <class T, bool of_logits>
+template <class T, bool of_logits, bool by_logit>
 int64_t count_in_cells(const OwnTask& task, int32_t i, int32_t a, int32_t b) {
     const int32_t x1 = task.x.first[a], x2 = task.x.first[b];
     if (x1 == x2) return 0;
@@ -44,7 +44,7 @@ int64_t count_in_cells(const OwnTask& task, int32_t i, int32_t a, int32_t b) {
             const F32 left = math::lerp(above_left, below_left, down);
             const F32 right = math::lerp(above_right, below_right, down);
             F32 m = math::lerp(left, right, across);
-            if constexpr (of_logits) m = math::sigmoid(m);
+            if constexpr (of_logits && !by_logit) m = math::sigmoid(m);
             count += __builtin_popcount(bits(math::inside(math::own_worth(m, weight), threshold)) & lanes);
         }
     }
@@ -65,11 +65,12 @@ FAI_HD void each_run(uint64_t word, const Use& use) {
 
 // A cell with all four nodes surely inside counts whole, one with all surely outside not at all, and only the
 // pixels of the others are looked at. Which it is follows from the nodes' bits, 64 cells at a time.
-template <class T>
-Own count_own(const OwnTask& task) {
+template <class T, bool by_logit>
+Own count_own_of(const OwnTask& task) {
     const int32_t rows = task.logits.rows, columns = task.logits.columns;
     const int32_t words = columns / 64 + 1, blocks = (columns + kLanes - 1) / kLanes;
     const F32 high = broadcast(task.surely_inside), low = broadcast(task.surely_outside);
+    const F32 most = broadcast(kFarLogit), least = broadcast(-kFarLogit);
     uint64_t* const inside[2] = {task.node_bits, task.node_bits + words};
     uint64_t* const outside[2] = {task.node_bits + 2 * words, task.node_bits + 3 * words};
     uint32_t nans = 0;
@@ -82,8 +83,13 @@ Own count_own(const OwnTask& task) {
             const int n = min_i32(columns - k * kLanes, kLanes);
             const F32 v = load_first(source + k * kLanes, n);
             nans |= bits(is_nan(v));
-            in[k >> 2] |= static_cast<uint64_t>(bits(v >= high) & low_bits(n)) << (16 * (k & 3));
-            out[k >> 2] |= static_cast<uint64_t>(bits(v < low) & low_bits(n)) << (16 * (k & 3));
+            uint32_t inside_bits = bits(v >= high) & low_bits(n), outside_bits = bits(v < low) & low_bits(n);
+            if constexpr (by_logit) {
+                inside_bits &= bits(most >= v);
+                outside_bits &= bits(v >= least);
+            }
+            in[k >> 2] |= static_cast<uint64_t>(inside_bits) << (16 * (k & 3));
+            out[k >> 2] |= static_cast<uint64_t>(outside_bits) << (16 * (k & 3));
         }
         // The cell after the last node lies between it and itself.
         for (uint64_t* line : {in, out}) {
@@ -112,13 +118,19 @@ Own count_own(const OwnTask& task) {
             each_run(~(full | empty) & valid, [&](int32_t begin, int32_t end) {
                 for (; begin < end; begin += kLanes - 1) {
                     const int32_t a = 64 * k + begin, b = 64 * k + min_i32(begin + kLanes - 1, end);
-                    area += task.of_logits ? count_in_cells<T, true>(task, i, a, b)
-                                           : count_in_cells<T, false>(task, i, a, b);
+                    area += by_logit         ? count_in_cells<T, true, true>(task, i, a, b)
+                            : task.of_logits ? count_in_cells<T, true, false>(task, i, a, b)
+                                             : count_in_cells<T, false, false>(task, i, a, b);
                 }
             });
         }
     }
     return {area, nans != 0};
+}
+
+template <class T>
+Own count_own(const OwnTask& task) {
+    return task.by_logit ? count_own_of<T, true>(task) : count_own_of<T, false>(task);
 }
 
 template <class L>

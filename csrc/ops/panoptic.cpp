@@ -39,48 +39,58 @@ Surely surely_own(float mask_threshold, float weight, double slack) {
             logit_of(wanted - slack)};
 }
 
-// Counts the pixels that are each query's own, and drops the queries with NaN in their masks.
-std::vector<int64_t> count_own(const PostprocessArguments& arguments, const MaskLogits& logits,
-                               const Axes& axes, const cpu::Kernels& kernels, int threads,
-                               std::vector<ScoredQuery>& queries) {
+// Likewise of logits, of those within kFarLogit. Where the weight is next to nothing, none is sure.
+Surely surely_own_by_logit(float mask_threshold, float weight) {
+    constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+    if (!(weight > 1e-6f)) return {kNan, kNan};
+    const double wanted = static_cast<double>(mask_threshold) / static_cast<double>(weight);
+    const double slack = 1e-5 * (cpu::kFarLogit + std::abs(wanted));
+    return {static_cast<float>(wanted + slack), static_cast<float>(wanted - slack)};
+}
+
+}  // namespace
+
+void count_own(const PostprocessArguments& arguments, const MaskLogits& logits, const Axes& axes,
+               const cpu::Kernels& kernels, int threads, std::vector<ScoredQuery>& queries) {
     std::vector<cpu::Own> found(queries.size());
     const auto mask_threshold = static_cast<float>(arguments.mask_threshold);
-    const bool of_logits = arguments.rules.of_logits;
+    const bool of_logits = arguments.rules.of_logits, by_logit = arguments.rules.exclusive;
+    const bool weighted = arguments.rules.weighted || by_logit;
     const double slack = of_logits ? kLogitSlack : kSigmoidSlack;
     parallel_for(static_cast<int64_t>(queries.size()), threads, [&](int64_t i) {
-        const float weight = arguments.rules.weighted ? static_cast<float>(queries[i].score) : 1.0f;
-        const Surely surely = surely_own(mask_threshold, weight, slack);
+        const float weight = weighted ? static_cast<float>(queries[i].score) : 1.0f;
+        const Surely surely = by_logit ? surely_own_by_logit(mask_threshold, weight)
+                                       : surely_own(mask_threshold, weight, slack);
         found[i] = kernels.count_own[logits.dtype_index](
             {.logits = logits.plane(queries[i].index),
              .x = axes.x,
              .y = axes.y,
              .weight = weight,
              .of_logits = of_logits,
+             .by_logit = by_logit,
              .mask_threshold = mask_threshold,
              .surely_inside = surely.inside,
              .surely_outside = surely.outside,
              .node_bits = t_worker.words.get(static_cast<size_t>(cpu::own_words(logits.columns)))});
     });
-    // By query, as the contest will put them in another order.
-    std::vector<int64_t> own(static_cast<size_t>(logits.queries));
     size_t i = 0;
-    std::erase_if(queries, [&](const ScoredQuery& query) {
-        own[query.index] = found[i].area;
-        return found[i++].has_nan;
-    });
-    return own;
+    for (ScoredQuery& query : queries) query.own = found[i++].area;
+    i = 0;
+    std::erase_if(queries, [&](const ScoredQuery&) { return found[i++].has_nan; });
 }
+
+namespace {
 
 // The query whose segment each query's pixels belong to; nobody where it is none.
 std::vector<int32_t> segments_of(const Rules& rules, const std::vector<ScoredQuery>& queries,
-                                 const Contest& contest, const std::vector<int64_t>& own) {
+                                 const Contest& contest) {
     const auto is_stuff = [&](const ScoredQuery& query) {
         return !rules.stuff.empty() && rules.stuff[query.class_id] != 0;
     };
     std::vector<int32_t> segment(queries.size());
     for (size_t i = 0; i < queries.size(); ++i) {
         const bool exists = queries[i].region.area > 0 &&
-                            math::is_segment(contest.won[i], own[queries[i].index], rules.overlap_threshold);
+                            math::is_segment(contest.won[i], queries[i].own, rules.overlap_threshold);
         segment[i] = exists ? queries[i].index : kNobody;
     }
     for (size_t i = 0; i < queries.size(); ++i) {
@@ -124,10 +134,10 @@ void draw_panoptic(const PostprocessArguments& arguments, const MaskLogits& logi
                    void* segments) {
     const Rules& rules = arguments.rules;
     const Axes axes = build_axes(arguments, logits.rows, logits.columns);
-    const std::vector<int64_t> own = count_own(arguments, logits, axes, kernels, threads, queries);
+    count_own(arguments, logits, axes, kernels, threads, queries);
     const Contest contest =
         hold_contest(arguments, logits, axes, kernels, threads, !rules.weighted, queries, segments);
-    const std::vector<int32_t> segment = segments_of(rules, queries, contest, own);
+    const std::vector<int32_t> segment = segments_of(rules, queries, contest);
     relabel(queries, segment, arguments.size, kernels, threads, segment_item_size(arguments), segments);
 
     // A query's region is its segment's, where it is the first of it.

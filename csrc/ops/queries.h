@@ -26,6 +26,7 @@ struct ScoredQuery {
     bool has_class = true;  // false where 'no object' is likelier
     Region region = Region::empty();
     cpu::NodeSum nodes{0, 0.0};  // where the mask score is of nodes
+    int64_t own = 0;             // pixels, of count_own
 };
 
 struct MaskLogits {
@@ -52,6 +53,7 @@ struct CallerScratch {
     Scratch<uint8_t> has_nan;
     Resampled resampled;
     Scratch<int64_t> won;
+    Scratch<uint16_t> labels;
 };
 struct WorkerScratch {
     Scratch<float> floats;
@@ -83,10 +85,18 @@ bool keep(const PostprocessArguments& arguments, ScoredQuery& query);
 // By the score as it is handed out, so that equal ones are in order of their queries, then classes.
 void sort_by_score(std::vector<ScoredQuery>& queries);
 
+// Those of the queries that may be rows of an instance result, one for each of its classes where a query may
+// be several.
+void choose_instances(const PostprocessArguments& arguments, std::vector<ScoredQuery>& queries);
+
 // Instances: rows into `queries`, masks into `result`.
 void draw_instances(const PostprocessArguments& arguments, const MaskLogits& logits,
                     const cpu::Kernels& kernels, int threads, std::vector<ScoredQuery>& queries,
                     Postprocessed& result);
+
+// Counts the pixels that are each query's own, and drops the queries with NaN in their masks.
+void count_own(const PostprocessArguments& arguments, const MaskLogits& logits, const Axes& axes,
+               const cpu::Kernels& kernels, int threads, std::vector<ScoredQuery>& queries);
 
 // What a contest has found of each query besides its region.
 struct Contest {
@@ -96,7 +106,7 @@ struct Contest {
 
 // Gives every pixel to one of the queries, which are in order of falling score then, and have their regions.
 // Where `only_own`, pixels of which the winner's probability is below mask_threshold are nobody's, and in no
-// region.
+// region. Labels are the queries; of rules.exclusive their places in `queries`, in uint16.
 Contest hold_contest(const PostprocessArguments& arguments, const MaskLogits& logits, const Axes& axes,
                      const cpu::Kernels& kernels, int threads, bool only_own,
                      std::vector<ScoredQuery>& queries, void* segments);
@@ -110,6 +120,11 @@ void draw_semantic(const PostprocessArguments& arguments, const MaskLogits& logi
 void draw_panoptic(const PostprocessArguments& arguments, const MaskLogits& logits,
                    const cpu::Kernels& kernels, int threads, std::vector<ScoredQuery>& queries,
                    void* segments);
+
+// Instances that share no pixel, of those that compete: rows into `queries`, masks into `result`.
+void draw_exclusive(const PostprocessArguments& arguments, const MaskLogits& logits,
+                    const cpu::Kernels& kernels, int threads, std::vector<ScoredQuery>& queries,
+                    Postprocessed& result);
 
 // Semantic by sum: a row for each class that has won pixels into `rows`, classes into `segments`.
 void draw_by_sum(const PostprocessArguments& arguments, const MaskLogits& logits, const cpu::Kernels& kernels,

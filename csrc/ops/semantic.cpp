@@ -20,7 +20,7 @@ Contest hold_contest(const PostprocessArguments& arguments, const MaskLogits& lo
                      const cpu::Kernels& kernels, int threads, bool only_own,
                      std::vector<ScoredQuery>& queries, void* segments) {
     sort_by_score(queries);
-    const bool wide = segment_item_size(arguments) == 2;
+    const bool wide = arguments.rules.exclusive || segment_item_size(arguments) == 2;
     const auto rows_per_task = static_cast<int32_t>(
         std::max<int64_t>(kCellRowsPerTask, int64_t{logits.rows} * logits.queries / kMaxTaskRegions));
     const int64_t tasks = (logits.rows + rows_per_task - 1) / rows_per_task;
@@ -59,6 +59,7 @@ Contest hold_contest(const PostprocessArguments& arguments, const MaskLogits& lo
              .wide = wide,
              .want_sum = arguments.use_mask_score,
              .of_logits = arguments.rules.of_logits,
+             .by_logit = arguments.rules.exclusive,
              .only_own = only_own,
              .mask_threshold = static_cast<float>(arguments.mask_threshold),
              .won = won + (only_own ? mine : 0),
