@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 import reference_exclusive
 from fai_fast import Resampling
+from fai_fast.networks.families import describe
 from helpers import scenes
 from helpers.logits import exclusive_options_of, few, networks, sides
+from helpers.others import found as found_by
 from hypothesis import assume, currently_in_test_context, given, settings
 
 LOGITS = Resampling(of="logits")
@@ -326,3 +328,16 @@ def test_a_scene_of_objects_that_overlap_equals_transformers(theirs, overlap_thr
     assert len(truth.pairs) > len({query for query, _ in truth.pairs})
     assert len(truth.pairs) > len(found) >= (1 if overlap_threshold > 0.5 else 3)
     assert_agree(found, truth, theirs(mask_logits, class_logits, (60, 71), **options))
+
+
+def test_the_record_of_a_oneformer_says_so(theirs):
+    labels = {0: "person", 1: "car", 2: "tree", 3: "dog"}
+    config = SimpleNamespace(model_type="oneformer", id2label=labels, num_queries=20)
+    spec = describe(config, None, "theirs", "instance")
+    mask_logits, class_logits = scenes.blobs(3, queries=20, grid=(16, 18), objects=5, classes=4)
+    found = found_by((mask_logits[None], class_logits[None]), spec, np.zeros((60, 71, 3), np.uint8))
+    options = {"threshold": 0.5, "overlap_threshold": 0.8}
+    truth = reference_exclusive.exclusive(mask_logits, class_logits, (60, 71), **options)
+    assert len(found) >= 2
+    assert_agree(found, truth, theirs(mask_logits, class_logits, (60, 71), **options))
+    assert fai_fast.ModelSpec.from_dict(spec.to_dict()) == spec
