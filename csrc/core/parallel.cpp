@@ -63,7 +63,7 @@ struct Job {
 
 struct Loop final : Job {
     Loop(int64_t tasks_, int helpers, const std::function<void(int64_t)>& body_)
-        : Job(tasks_, helpers), body(body_) {}
+        : Job(tasks_, helpers), body(body_) { soon_again = true; }
 
     void run() noexcept override {
         while (!failed.load(std::memory_order_relaxed)) {

@@ -65,17 +65,16 @@ struct NodeGrid {
     const float* fraction = nullptr;  // (columns + padding)
 
     bool resampled() const { return row != nullptr; }
+    // The rows of logits that rows [begin, end] of nodes lie between: first and last.
+    int32_t first_logits(int32_t begin) const { return resampled() ? row[begin].index : begin; }
+    int32_t last_logits(int32_t end) const {
+        if (!resampled()) return end;
+        return row[end].index + 1 < logits.rows ? row[end].index + 1 : logits.rows - 1;
+    }
 };
 
 // Floats for what lies between two rows of that many logits.
 inline int64_t resample_scratch(int32_t columns) { return static_cast<int64_t>(columns) + 2 * kPadding; }
-
-// All nodes of a resampled grid.
-struct ResampleTask {
-    NodeGrid grid;
-    float* out;      // (rows, columns)
-    float* scratch;  // resample_scratch(logits.columns) floats
-};
 
 // Logits from which on a node's probability is surely inside, and below which it surely is not; between them
 // the sigmoid decides.
@@ -137,31 +136,21 @@ struct Candidate {
     uint32_t cells;
 };
 
-// A query's own pixels, for a panoptic result.
-struct OwnTask {
-    Plane logits;
-    PixelAxis x, y;
-    float weight;    // of its probabilities
-    bool of_logits;  // logits are interpolated, not probabilities
-    bool by_logit;   // and no sigmoid is taken of them
-    float mask_threshold;
-    float surely_inside, surely_outside;  // logits: at least, below; by_logit those within kFarLogit alone
-    uint64_t* node_bits;                  // own_words(columns)
-};
-// Between logits farther from zero, rounding may move one by more than what surely_inside leaves for it.
-inline constexpr float kFarLogit = 1000.0f;
-struct Own {
-    int64_t area;
-    bool has_nan;
-};
+// Cells are taken 15 at a time, a block: their 16 nodes are one vector.
+inline constexpr int kBlockCells = 15;
 
-// The nodes of two rows, inside and outside, and the last of each again.
-inline int64_t own_words(int32_t columns) { return 4 * (static_cast<int64_t>(columns) / 64 + 1); }
+// Which pixels are a query's own, for a panoptic result: those where `weight` times the mask probability
+// reaches mask_threshold. `weight` is its score, or 1.
+struct OwnTask {
+    bool weighted;
+    const Surely* surely;  // (competitors) logits: inside from which on, outside below which
+    int64_t* pixels;       // (competitors) of this task alone
+    uint64_t* bits;        // own_bits() of them
+};
 
 struct SemanticTask {
-    const void* logits;  // (queries, rows, columns)
-    int32_t rows, columns;
-    int64_t query_stride, row_stride;
+    NodeGrid grid;         // of the first query
+    int64_t query_stride;  // logits from one query's to the next one's
     int32_t competitors;
     const int32_t* query;  // (competitors) in order of falling score
     const float* score;    // (competitors)
@@ -172,32 +161,44 @@ struct SemanticTask {
     bool want_sum;
     bool of_logits;  // logits are interpolated, not probabilities
     // No sigmoid is taken of them: they compete times their scores. Labels are uint16, positions among the
-    // competitors, of which several may be of one query, and ties go to the first of them. Not with only_own
-    // or want_sum.
+    // competitors, of which several may be of one query, and ties go to the first of them. With `own`, of
+    // which nothing is sure; not with only_own or want_sum.
     bool by_logit;
     // A pixel is nobody's where its winner's probability is below mask_threshold; not with want_sum. `won`
     // counts what each has won all the same.
     bool only_own;
     float mask_threshold;
     int64_t* won;           // (competitors) of this task alone; only_own
-    uint8_t* has_nan;       // (competitors) set to 1 where a NaN is met
+    const OwnTask* own;     // null: they are not counted
+    uint8_t* has_nan;       // (competitors) set to 1 where a NaN is met, with `own` wherever it is
     Region* regions;        // (competitors) of this task alone
-    float* scratch;         // semantic_scratch(competitors) floats
+    float* scratch;         // semantic_scratch() floats
     Candidate* candidates;  // (competitors)
     int32_t* integers;      // semantic_integers(competitors)
 };
 
-inline int64_t semantic_scratch(int32_t competitors) { return static_cast<int64_t>(competitors) * 7 * 16; }
+inline int64_t semantic_scratch(int32_t competitors, const NodeGrid& grid) {
+    return static_cast<int64_t>(competitors) * 7 * 16 + resample_scratch(grid.logits.columns);
+}
 inline int64_t semantic_integers(int32_t competitors) { return static_cast<int64_t>(competitors) * 6; }
+// A bit for each competitor: for each row of logits that the nodes of cell rows [begin, end) lie between, and
+// for each block, who is inside everywhere, who outside, and who below each of two levels; and the same of
+// one cell row.
+inline constexpr int kOwnBits = 4;
+inline int64_t own_words(int32_t competitors) { return (static_cast<int64_t>(competitors) + 63) / 64; }
+inline int64_t own_bits(int32_t competitors, const NodeGrid& grid, int32_t begin, int32_t end) {
+    const int32_t last = grid.last_logits(end < grid.rows ? end : grid.rows - 1);
+    const int64_t blocks = (grid.columns + kBlockCells - 1) / kBlockCells;
+    return kOwnBits * own_words(competitors) * ((last - grid.first_logits(begin) + 1) * blocks + 1);
+}
 
 // Cell rows that share one list of classes that can win there.
 inline constexpr int32_t kSumTileRows = 7;
 
 // Semantic, by sum: of queries without NaN in their class logits, in order.
 struct SumTask {
-    const void* logits;  // (queries, rows, columns)
-    int32_t rows, columns;
-    int64_t query_stride, row_stride;
+    NodeGrid grid;         // of the first query
+    int64_t query_stride;  // logits from one query's to the next one's
     int32_t queries;
     const int32_t* query;  // (queries) where each is among the logits
     int32_t classes;
@@ -214,11 +215,12 @@ struct SumTask {
     int32_t* integers;           // sum_integers() of them
 };
 
-inline int64_t sum_scratch(int32_t queries, int32_t classes, int64_t class_stride) {
+inline int64_t sum_scratch(int32_t queries, int32_t classes, int64_t class_stride, const NodeGrid& grid) {
     const int64_t rows = kSumTileRows + 1;
-    return queries * (rows * 16 + 2) + class_stride + classes * (rows * 16 + 5 * 16) + kPadding;
+    return queries * (rows * 16 + 2) + class_stride + classes * (rows * 16 + 5 * 16) + kPadding +
+           resample_scratch(grid.logits.columns);
 }
-inline int64_t sum_integers(int32_t classes) { return static_cast<int64_t>(classes) * 4; }
+inline int64_t sum_integers(int32_t classes) { return static_cast<int64_t>(classes) * 5; }
 
 // ---- preprocess
 
@@ -292,10 +294,8 @@ struct Kernels {
     NodeSum (*sum_nodes[2])(const NodeSumTask& task);
     // False only where the mean is surely below.
     bool (*mean_can_reach[2])(const MeanTask& task);
-    void (*resample[2])(const ResampleTask& task);
     Region (*draw_instance[2])(const InstanceTask& task);
     void (*draw_segments[2])(const SemanticTask& task);
-    Own (*count_own[2])(const OwnTask& task);
     // Gives the pixels of one label to another; labels of two bytes where `wide`.
     void (*relabel)(void* labels, int64_t count, bool wide, int32_t from, int32_t to);
     // The probabilities of one query's classes, 0 beyond them up to a whole vector; false where they are NaN.

@@ -1,4 +1,5 @@
-// Semantic results: which query wins each pixel. Written once and compiled per instruction set.
+// Semantic results: which query wins each pixel. Written once and compiled per instruction set. Comes after
+// panoptic.inl, which notes where nobody else can.
 //
 // Bytes. Logits are read where a query can still win, the segments (H * W bytes) written. One sigmoid runs
 // per node that is used; pixels cost only where a boundary passes.
@@ -15,8 +16,6 @@ namespace {
 
 // ---- semantic masks
 
-// Cells are taken 15 at a time: their 16 nodes are one vector.
-inline constexpr int kBlockCells = kLanes - 1;
 // Queries between a prefetch and its use.
 inline constexpr int32_t kAhead = 6;
 
@@ -35,11 +34,6 @@ FAI_HD void grow(Region& region, int32_t x1, int32_t y1, int32_t x2, int32_t y2)
     region.x2 = max_i32(region.x2, x2);
     region.y2 = max_i32(region.y2, y2);
 }
-
-// Levels of logits that are told apart without a sigmoid: below kLowLogit[level] a probability is less than
-// kLowProbability[level].
-inline constexpr float kLowLogit[] = {0.0f, -2.0f, -5.0f};
-inline constexpr float kLowProbability[] = {1.0f, 0.1193f, 0.0067f};
 
 // Less than any score times a probability, or by_logit times a logit.
 template <bool by_logit>
@@ -134,16 +128,19 @@ struct Bounds {
 // where its largest corner reaches the largest smallest corner of any, which `guaranteed` holds. Competitors
 // come in order of falling score: once a score itself is below that in every cell of the block, all that
 // follow are out without being read. The winners of the cell row above are looked at first, since they mostly
-// win again. A logit may be worth more than its score: by_logit all competitors are looked at.
-template <class T, class L, bool of_logits, bool by_logit = false>
+// win again.
+template <class T, class L, bool of_logits, bool resampled, bool by_logit = false>
 void draw_segments_of(const SemanticTask& task) {
-    const T* logits = static_cast<const T*>(task.logits);
+    const NodeGrid& grid = task.grid;
     const int32_t competitors = task.competitors;
     // The interpolation may round past a corner by a unit in the last place; of logits, which are larger, by
     // more. By logit the bounds themselves have room for that, and products round monotonically.
     constexpr float kSlack = by_logit ? 1.0f : of_logits ? 1.0001f : 1.000001f;
     const F32 slack = broadcast(kSlack);
     const F32 surely_own = broadcast(task.mask_threshold * kSlack);
+    const F32 threshold = broadcast(task.mask_threshold);
+    const OwnTask* const own = task.own;
+    if (own) look_at_own<T>(task);
 
     const int64_t share = static_cast<int64_t>(competitors) * kLanes;
     float* node[2] = {task.scratch, task.scratch + share};  // of even rows, of odd rows
@@ -155,45 +152,37 @@ void draw_segments_of(const SemanticTask& task) {
     int32_t* examined = task.integers + 4 * competitors;    // the cell row it was last examined for
     int32_t* list = task.integers + 5 * competitors;        // those not ruled out, then contestants
     Candidate* candidates = task.candidates;
+    BlockNodes<T, resampled> nodes(grid, task.scratch + 7 * share);
 
-    for (int32_t block = 0; block < task.columns; block += kBlockCells) {
-        const int32_t cells = min_i32(task.columns - block, kBlockCells);
+    for (int32_t block = 0; block < grid.columns; block += kBlockCells) {
+        const int32_t cells = min_i32(grid.columns - block, kBlockCells);
         const int32_t x1 = task.x.first[block], x2 = task.x.first[block + cells];
         if (x1 == x2) continue;
-        const int32_t loaded = min_i32(task.columns - block, kLanes);
-        const uint32_t valid = low_bits(cells), beyond = ~low_bits(loaded) & 0xffffu;
-        const auto source_of = [&](int32_t position, int32_t row) {
-            return logits + task.query[position] * task.query_stride + row * task.row_stride + block;
-        };
+        nodes.enter(block);
+        const uint32_t valid = low_bits(cells);
         const auto logits_of = [&](int32_t position, int32_t row) {
-            return load_first(source_of(position, row), loaded);
+            bool nan = false;
+            const F32 v = nodes.row(task.query[position] * task.query_stride, row, nan);
+            if (nan) task.has_nan[position] = 1;
+            return v;
         };
         const auto level_of = [&](int32_t position, int32_t row) {
             int32_t& known = level[row & 1][position];
             if (known >> 2 != row) {
                 const F32 v = logits_of(position, row);
-                const auto all_below = [&](float logit) {
-                    return (bits(v < broadcast(logit)) | beyond) == 0xffffu;
-                };
+                const auto all_below = [&](float logit) { return all(v < broadcast(logit)); };
                 known = 4 * row;
                 if (all_below(kLowLogit[1])) known += all_below(kLowLogit[2]) ? 2 : 1;
             }
             return known & 3;
         };
         const auto nodes_of = [&](int32_t position, int32_t row) {
-            float* nodes = node[row & 1] + static_cast<int64_t>(position) * kLanes;
-            if (have[row & 1][position] == row) return load(nodes);
+            float* const kept = node[row & 1] + static_cast<int64_t>(position) * kLanes;
+            if (have[row & 1][position] == row) return load(kept);
             have[row & 1][position] = row;
             F32 v = logits_of(position, row);
-            if (any(is_nan(v))) task.has_nan[position] = 1;
             v = of_logits ? math::bounded(v) : math::sigmoid(v);
-            if (loaded < kLanes) {
-                alignas(64) float lane[kLanes];
-                store(lane, v);
-                for (int i = loaded; i < kLanes; ++i) lane[i] = lane[loaded - 1];
-                v = load(lane);
-            }
-            store(nodes, v);
+            store(kept, v);
             return v;
         };
         // Probabilities that those of the cells right of the nodes' columns, between two rows, are not below,
@@ -215,31 +204,87 @@ void draw_segments_of(const SemanticTask& task) {
         for (int32_t i = task.row_begin; i < task.row_end; ++i) {
             const int32_t y1 = task.y.first[i], y2 = task.y.first[i + 1];
             if (y1 == y2) continue;
-            const int32_t below = min_i32(i + 1, task.rows - 1);
+            const int32_t below = min_i32(i + 1, grid.rows - 1);
             // Lanes without a cell never keep a competitor in.
             F32 guaranteed = select(mask_of(valid), broadcast(kWorthNothing<by_logit>),
                                     broadcast(by_logit ? -kWorthNothing<by_logit> : 2.0f));
             int32_t survivors = 0;
-            const auto examine = [&](int32_t position) {
-                examined[position] = i;
+            const auto contend = [&](int32_t position, const Bounds& bounds) {
                 const F32 score = broadcast(task.score[position]);
-                const int low = by_logit ? 0 : min_i32(level_of(position, below), level_of(position, i));
-                if (low && all(guaranteed > score * broadcast(kLowProbability[low]))) return;
-                const Bounds bounds = bounds_of(nodes_of(position, i), nodes_of(position, below));
                 guaranteed = maximum(bounds.least * score, guaranteed);
                 store(upper + static_cast<int64_t>(position) * kLanes, bounds.most * score * slack);
                 list[survivors++] = position;
             };
-            for (int32_t c = 0; c < count; ++c) examine(candidates[c].position);
-            for (int32_t position = 0; position < competitors; ++position) {
-                if (!by_logit && all(guaranteed > broadcast(task.score[position]) * slack)) break;
-                // Each query's rows lie in pages of their own, which no hardware prefetcher follows.
-                if (position + kAhead < competitors) {
-                    const T* source = source_of(position + kAhead, below);
-                    __builtin_prefetch(source);
-                    __builtin_prefetch(source + loaded - 1);
+            const auto bounds_at = [&](int32_t position) {
+                return bounds_of(nodes_of(position, i), nodes_of(position, below));
+            };
+            const auto examine = [&](int32_t position) {
+                if (examined[position] == i) return;
+                examined[position] = i;
+                const F32 score = broadcast(task.score[position]);
+                const int low = min_i32(level_of(position, below), level_of(position, i));
+                if (low && all(guaranteed > score * broadcast(kLowProbability[low]))) return;
+                contend(position, bounds_at(position));
+            };
+            const auto is_out = [&](int32_t position) {
+                return all(guaranteed > broadcast(task.score[position]) * slack);
+            };
+            if (own) {
+                const Noted here(task, i, below, block);
+                if (own->weighted && here.is_decided() && !task.only_own) {
+                    // It alone reaches the threshold, everywhere.
+                    const int32_t position = here.first_inside();
+                    own->pixels[position] += static_cast<int64_t>(x2 - x1) * (y2 - y1);
+                    give<L>(task, {position, task.query[position], valid}, x1, y1, x2, y2);
+                    continue;
                 }
-                if (examined[position] != i) examine(position);
+                here.each_inside([&](int32_t position) {
+                    own->pixels[position] += static_cast<int64_t>(x2 - x1) * (y2 - y1);
+                    if (!is_out(position)) contend(position, bounds_at(position));
+                });
+                here.each_mixed([&](int32_t position) {
+                    const Bounds bounds = bounds_at(position);
+                    const float weight = own->weighted ? task.score[position] : 1.0f;
+                    const F32 weights = broadcast(weight);
+                    const uint32_t full = bits(bounds.least * weights >= surely_own) & valid;
+                    const uint32_t empty = bits(bounds.most * weights * slack < threshold);
+                    int64_t area = 0;
+                    each_run(full, [&](int32_t from, int32_t to) {
+                        area += static_cast<int64_t>(task.x.first[block + to] - task.x.first[block + from]) *
+                                (y2 - y1);
+                    });
+                    each_run(valid & ~(full | empty), [&](int32_t from, int32_t to) {
+                        area += count_in_cells<of_logits, by_logit>(task, nodes_of(position, i),
+                                                                    nodes_of(position, below), weight, block,
+                                                                    i, from, to);
+                    });
+                    own->pixels[position] += area;
+                    contend(position, bounds);
+                });
+                for (int level = 0; level < kLevels; ++level) {
+                    here.each_outside(level, [&](int32_t position) {
+                        // What it is worth at most, and later ones are not worth more.
+                        const float score = task.score[position];
+                        const float of_threshold =
+                            own->weighted ? task.mask_threshold : task.mask_threshold * score;
+                        const float most = level == 0 ? of_threshold : kLowProbability[level] * score;
+                        if (all(guaranteed > broadcast(most) * slack)) return false;
+                        contend(position, bounds_at(position));
+                        return true;
+                    });
+                }
+            } else {
+                for (int32_t c = 0; c < count; ++c) examine(candidates[c].position);
+                for (int32_t position = 0; position < competitors && !is_out(position); ++position) {
+                    // Each query's rows lie in pages of their own, which no hardware prefetcher follows.
+                    if (position + kAhead < competitors) {
+                        const T* const ahead =
+                            nodes.source(task.query[position + kAhead] * task.query_stride, below);
+                        __builtin_prefetch(ahead);
+                        __builtin_prefetch(ahead + nodes.loaded() - 1);
+                    }
+                    examine(position);
+                }
             }
 
             count = 0;
@@ -315,14 +360,23 @@ void draw_segments_of(const SemanticTask& task) {
     }
 }
 
+template <class T, bool resampled>
+void draw_segments_on(const SemanticTask& task) {
+    const auto draw = task.by_logit    ? draw_segments_of<T, uint16_t, true, resampled, true>
+                      : task.of_logits ? (task.wide ? draw_segments_of<T, uint16_t, true, resampled>
+                                                    : draw_segments_of<T, uint8_t, true, resampled>)
+                                       : (task.wide ? draw_segments_of<T, uint16_t, false, resampled>
+                                                    : draw_segments_of<T, uint8_t, false, resampled>);
+    draw(task);
+}
+
 template <class T>
 void draw_segments(const SemanticTask& task) {
-    const auto draw =
-        task.by_logit ? draw_segments_of<T, uint16_t, true, true>
-        : task.of_logits
-            ? (task.wide ? draw_segments_of<T, uint16_t, true> : draw_segments_of<T, uint8_t, true>)
-            : (task.wide ? draw_segments_of<T, uint16_t, false> : draw_segments_of<T, uint8_t, false>);
-    draw(task);
+    if (task.grid.resampled()) {
+        draw_segments_on<T, true>(task);
+    } else {
+        draw_segments_on<T, false>(task);
+    }
 }
 
 }  // namespace

@@ -3,7 +3,8 @@
 //
 // Bytes. All logits are read once, the segments (H * W bytes) written. Work. One sigmoid runs per node and
 // query. Sums are of the classes that can win in a tile alone, one or two of 150 in most; all of them would
-// be a product of C * Q * nodes multiplications and additions.
+// be a product of C * Q * nodes multiplications and additions. Where many can, sums that are only about right
+// tell which of them can win in a cell row, at half the operations.
 //
 // Comes after semantic.inl, whose blocks, fill() and grow() it uses.
 
@@ -24,6 +25,8 @@ static_assert((kTileRows & (kTileRows - 1)) == 0);
 inline constexpr int32_t kSumAhead = 3;
 // Three interpolations may round past the corners of a cell by this share of the largest, with room to spare.
 inline constexpr float kRounding = 2e-6f;
+// From how many classes on sums that are about right pay.
+inline constexpr int32_t kManyClasses = 12;
 // Units of sums that a lane of 32 bits holds without an overflow; a sum counts up to 1, which is 2**24 units.
 inline constexpr int kUnitsHeld = 127;
 
@@ -125,9 +128,14 @@ FAI_HD Corners load_corners(const float* p) {
     return {load(p), load(p + kLanes), load(p + 2 * kLanes), load(p + 3 * kLanes)};
 }
 
+enum class Sums {
+    exact,
+    about,  // right but for the rounding of each product and addition
+};
+
 // Sums of `classes` classes at the nodes of `rows` node rows; the same operations in the same order whatever
 // their numbers. `m` has a vector for each query, and the next row's `row_stride` values further.
-template <int classes, int rows>
+template <int classes, int rows, Sums kind>
 FAI_HD void add_up(const float* const* probabilities, const float* const* m, int32_t queries,
                    float* const* sums) {
     F32 total[classes][rows];
@@ -139,7 +147,10 @@ FAI_HD void add_up(const float* const* probabilities, const float* const* m, int
         for (int r = 0; r < rows; ++r) node[r] = load(m[r] + static_cast<int64_t>(q) * kLanes);
         for (int c = 0; c < classes; ++c) {
             const F32 p = broadcast(probabilities[c][q]);
-            for (int r = 0; r < rows; ++r) total[c][r] = total[c][r] + p * node[r];
+            for (int r = 0; r < rows; ++r) {
+                total[c][r] = kind == Sums::exact ? total[c][r] + p * node[r]
+                                                  : about_multiply_add(p, node[r], total[c][r]);
+            }
         }
     }
     for (int c = 0; c < classes; ++c) {
@@ -147,7 +158,7 @@ FAI_HD void add_up(const float* const* probabilities, const float* const* m, int
     }
 }
 
-template <class T>
+template <class T, bool resampled>
 struct SumTile {
     const SumTask& task;
     const int32_t queries, classes;
@@ -165,8 +176,12 @@ struct SumTile {
     int32_t* const candidates;
     uint32_t* const cells_of;  // (candidates) in which cells each can win
     int32_t* const contestants;
+    int32_t* const
+        exact_row;  // of those that compete, the last node row whose sums are exact, where not all are
 
-    int32_t block = 0, cells = 0, loaded = 0;  // columns
+    BlockNodes<T, resampled> nodes;
+
+    int32_t block = 0, cells = 0;  // columns
     int32_t x1 = 0, x2 = 0;
     int32_t competitors = 0;
 
@@ -184,12 +199,11 @@ struct SumTile {
           competing(given.integers),
           candidates(competing + classes),
           cells_of(reinterpret_cast<uint32_t*>(candidates + classes)),
-          contestants(candidates + 2 * static_cast<int64_t>(classes)) {}
+          contestants(candidates + 2 * static_cast<int64_t>(classes)),
+          exact_row(contestants + classes),
+          nodes(given.grid, corners + static_cast<int64_t>(classes) * 4 * kLanes) {}
 
-    FAI_HD const T* source(int32_t position, int32_t row) const {
-        return static_cast<const T*>(task.logits) + task.query[position] * task.query_stride +
-               row * task.row_stride + block;
-    }
+    FAI_HD int64_t offset(int32_t position) const { return task.query[position] * task.query_stride; }
     FAI_HD float* mask_row(int32_t row) const {
         return mask + static_cast<int64_t>(row & (kTileRows - 1)) * queries * kLanes;
     }
@@ -200,9 +214,9 @@ struct SumTile {
     // Notes who has NaN where no pixel asks for the nodes.
     void look_for_nan(int32_t begin, int32_t end) const {
         for (int32_t q = 0; q < queries; ++q) {
-            for (int32_t row = begin; row < end; ++row) {
-                if (any(is_nan(load_first(source(q, row), loaded)))) task.has_nan[q] = 1;
-            }
+            bool nan = false;
+            for (int32_t row = begin; row < end; ++row) nodes.row(offset(q), row, nan);
+            if (nan) task.has_nan[q] = 1;
         }
     }
 
@@ -211,9 +225,9 @@ struct SumTile {
         for (int32_t q = 0; q < queries; ++q) {
             if (q + kSumAhead < queries) {
                 for (int32_t row = fresh; row <= end; ++row) {
-                    const T* ahead = source(q + kSumAhead, row);
+                    const T* ahead = nodes.source(offset(q + kSumAhead), row);
                     __builtin_prefetch(ahead);
-                    __builtin_prefetch(ahead + loaded - 1);
+                    __builtin_prefetch(ahead + nodes.loaded() - 1);
                 }
             }
             F32 most = broadcast(0.0f), least = broadcast(1.0f);
@@ -225,35 +239,21 @@ struct SumTile {
             const int64_t row_of_all = static_cast<int64_t>(queries) * kLanes;
             const auto to = [&](int32_t row) { return column + (row & (kTileRows - 1)) * row_of_all; };
             if (fresh > begin) note(load(to(begin)));
-            const T* from = source(q, fresh);
             bool nan = false;
-            if (loaded == kLanes) {
-                int32_t row = fresh;
-                for (; row < end; row += 2, from += 2 * task.row_stride) {
-                    const F32 a = load(from), b = load(from + task.row_stride);
-                    nan |= any(is_nan(a)) || any(is_nan(b));
-                    const F32 m = math::sigmoid(a), n = math::sigmoid(b);
-                    store(to(row), m);
-                    store(to(row + 1), n);
-                    note(m);
-                    note(n);
-                }
-                if (row == end) {
-                    const F32 a = load(from);
-                    nan |= any(is_nan(a));
-                    const F32 m = math::sigmoid(a);
-                    store(to(row), m);
-                    note(m);
-                }
-            } else {
-                for (int32_t row = fresh; row <= end; ++row, from += task.row_stride) {
-                    const F32 logit = load_first(from, loaded);
-                    nan |= any(is_nan(logit));
-                    float* const at = to(row);
-                    store(at, math::sigmoid(logit));
-                    for (int i = loaded; i < kLanes; ++i) at[i] = at[loaded - 1];
-                    note(load(at));
-                }
+            int32_t row = fresh;
+            // Two at a time, as a sigmoid waits for itself.
+            for (; row < end; row += 2) {
+                const F32 a = nodes.row(offset(q), row, nan), b = nodes.row(offset(q), row + 1, nan);
+                const F32 m = math::sigmoid(a), n = math::sigmoid(b);
+                store(to(row), m);
+                store(to(row + 1), n);
+                note(m);
+                note(n);
+            }
+            if (row == end) {
+                const F32 m = math::sigmoid(nodes.row(offset(q), row, nan));
+                store(to(row), m);
+                note(m);
             }
             if (nan) task.has_nan[q] = 1;
             high[q] = greatest(most);
@@ -285,45 +285,93 @@ struct SumTile {
         }
     }
 
+    bool many() const { return competitors >= kManyClasses; }
+
+    // How far sums may be from the exact ones, as a share of themselves: each product and each addition
+    // rounds by 2**-24 of itself, on either way.
+    F32 uncertainty() const {
+        return broadcast(many() ? kRounding + 0x1p-23f * static_cast<float>(queries + 2) : kRounding);
+    }
+
     // The sums of those that compete, at node rows [begin, end].
     void sum_up(int32_t begin, int32_t end) const {
+        // As many sums at once as there are registers for.
+        constexpr int kRows = kRegisters == 1 ? 4 : 1;
+        const bool about = many();
+        for (int32_t k = 0; about && k < competitors; ++k) exact_row[k] = -1;
         for (int32_t k = 0; k < competitors;) {
             const int32_t left = competitors - k;
-            if (left >= 4) {
-                sum_up_classes<4, 1>(k, begin, end);
+            if (about && left >= 4) {
+                sum_up_classes<4, kRows, Sums::about>(k, begin, end);
+                k += 4;
+            } else if (left >= 4) {
+                sum_up_classes<4, 1, Sums::exact>(k, begin, end);
                 k += 4;
             } else if (left >= 2) {
-                sum_up_classes<2, 2>(k, begin, end);
+                sum_up_classes<2, 2, Sums::exact>(k, begin, end);
                 k += 2;
             } else {
-                sum_up_classes<1, 4>(k, begin, end);
+                sum_up_classes<1, 4, Sums::exact>(k, begin, end);
                 k += 1;
             }
         }
     }
 
-    template <int count, int rows>
+    template <int count, int rows, Sums kind>
     FAI_HD void sum_up_classes(int32_t k, int32_t begin, int32_t end) const {
         const float* probabilities[count];
-        for (int c = 0; c < count; ++c) {
-            probabilities[c] = task.by_class + static_cast<int64_t>(competing[k + c]) * queries;
-        }
+        for (int c = 0; c < count; ++c) probabilities[c] = probabilities_of(k + c);
         const auto some = [&]<int n>(int32_t row) {
             const float* m[n];
             float* to[count];
             for (int r = 0; r < n; ++r) m[r] = mask_row(row + r);
             for (int c = 0; c < count; ++c) to[c] = sums_at(k + c, row, begin);
-            add_up<count, n>(probabilities, m, queries, to);
+            add_up<count, n, kind>(probabilities, m, queries, to);
         };
         int32_t row = begin;
         for (; row + rows <= end + 1; row += rows) some.template operator()<rows>(row);
         for (; row <= end; ++row) some.template operator()<1>(row);
     }
+
+    // Makes the sums of the first `count` candidates exact at a node row.
+    void make_exact(int32_t count, int32_t begin, int32_t row) const {
+        constexpr int kTogether = kRegisters == 1 ? 8 : 4;
+        int32_t waiting[kTogether], n = 0;
+        const auto sum_up = [&]<int together>() {
+            const float* probabilities[together];
+            float* to[together];
+            const float* m[] = {mask_row(row)};
+            for (int c = 0; c < together; ++c) {
+                // Where fewer wait, the last is done again.
+                const int32_t k = waiting[min_i32(c, n - 1)];
+                probabilities[c] = probabilities_of(k);
+                to[c] = sums_at(k, row, begin);
+            }
+            add_up<together, 1, Sums::exact>(probabilities, m, queries, to);
+            n = 0;
+        };
+        for (int32_t c = 0; c < count; ++c) {
+            const int32_t k = candidates[c];
+            if (exact_row[k] >= row) continue;
+            exact_row[k] = row;
+            waiting[n++] = k;
+            if (n == kTogether) sum_up.template operator()<kTogether>();
+        }
+        if (n > kTogether / 2) {
+            sum_up.template operator()<kTogether>();
+        } else if (n > 0) {
+            sum_up.template operator()<kTogether / 2>();
+        }
+    }
+
+    FAI_HD const float* probabilities_of(int32_t k) const {
+        return task.by_class + static_cast<int64_t>(competing[k]) * queries;
+    }
 };
 
 // Gives the pixels of columns [x, x + n), n <= 16, of rows [y1, y2) to one class.
-template <class T>
-FAI_HD void sum_alone(const SumTile<T>& tile, const Corners& at, int32_t x, int n, int32_t y1, int32_t y2,
+template <class Tile>
+FAI_HD void sum_alone(const Tile& tile, const Corners& at, int32_t x, int n, int32_t y1, int32_t y2,
                       UnitSum& units) {
     const F32 across = load(tile.task.x.fraction + x);
     const Mask which = mask_of(low_bits(n));
@@ -333,8 +381,8 @@ FAI_HD void sum_alone(const SumTile<T>& tile, const Corners& at, int32_t x, int 
 }
 
 // Decides such pixels between the tile's contestants, of which there are `count`.
-template <class L, class T>
-FAI_HD void sum_argmax(const SumTile<T>& tile, int32_t count, int32_t x, int n, int32_t y1, int32_t y2) {
+template <class L, class Tile>
+FAI_HD void sum_argmax(const Tile& tile, int32_t count, int32_t x, int n, int32_t y1, int32_t y2) {
     const SumTask& task = tile.task;
     const F32 across = load(task.x.fraction + x);
     for (int32_t y = y1; y < y2; ++y) {
@@ -367,12 +415,12 @@ FAI_HD void sum_argmax(const SumTile<T>& tile, int32_t count, int32_t x, int n, 
 }
 
 // The pixels of one cell row of a tile whose node rows begin with `begin`.
-template <class L, class T>
-void sum_cell_row(const SumTile<T>& tile, int32_t begin, int32_t i) {
+template <class L, class Tile>
+void sum_cell_row(const Tile& tile, int32_t begin, int32_t i) {
     const SumTask& task = tile.task;
     const int32_t y1 = task.y.first[i], y2 = task.y.first[i + 1];
     if (y1 == y2) return;
-    const int32_t below = min_i32(i + 1, task.rows - 1);
+    const int32_t below = min_i32(i + 1, task.grid.rows - 1);
     const uint32_t valid = low_bits(tile.cells);
 
     // Who can win in which cell, as in a contest: whose largest corner reaches the largest smallest corner.
@@ -382,11 +430,14 @@ void sum_cell_row(const SumTile<T>& tile, int32_t begin, int32_t i) {
     } else {
         F32 guaranteed =
             select(mask_of(valid), broadcast(-1.0f), broadcast(std::numeric_limits<float>::infinity()));
+        // Products that are too small for a number of their own may be lost.
+        const F32 rounding = tile.uncertainty(),
+                  lost = broadcast(0x1p-126f * static_cast<float>(tile.queries));
         for (int32_t k = 0; k < tile.competitors; ++k) {
             const F32 a = load(tile.sums_at(k, i, begin)), b = load(tile.sums_at(k, below, begin));
             const F32 least = minimum(a, b), most = maximum(a, b);
             const F32 high = maximum(most, next_lane(most));
-            const F32 slack = high * broadcast(kRounding);
+            const F32 slack = high * rounding + lost;
             guaranteed = maximum(minimum(least, next_lane(least)) - slack, guaranteed);
             store(tile.upper + static_cast<int64_t>(k) * kLanes, high + slack);
         }
@@ -396,6 +447,9 @@ void sum_cell_row(const SumTile<T>& tile, int32_t begin, int32_t i) {
             if (!can) continue;
             tile.cells_of[count] = can;
             tile.candidates[count++] = k;
+        }
+        if (tile.many()) {
+            for (const int32_t row : {i, below}) tile.make_exact(count, begin, row);
         }
     }
     L* const segments = static_cast<L*>(task.segments);
@@ -446,12 +500,12 @@ void sum_cell_row(const SumTile<T>& tile, int32_t begin, int32_t i) {
     }
 }
 
-template <class T, class L>
+template <class T, class L, bool resampled>
 void draw_sums_of(const SumTask& task) {
-    SumTile<T> tile(task);
-    for (tile.block = 0; tile.block < task.columns; tile.block += kBlockCells) {
-        tile.cells = min_i32(task.columns - tile.block, kBlockCells);
-        tile.loaded = min_i32(task.columns - tile.block, kLanes);
+    SumTile<T, resampled> tile(task);
+    for (tile.block = 0; tile.block < task.grid.columns; tile.block += kBlockCells) {
+        tile.cells = min_i32(task.grid.columns - tile.block, kBlockCells);
+        tile.nodes.enter(tile.block);
         tile.x1 = task.x.first[tile.block];
         tile.x2 = task.x.first[tile.block + tile.cells];
         int32_t known = -1;  // the last node row that is loaded
@@ -461,7 +515,7 @@ void draw_sums_of(const SumTask& task) {
                 tile.look_for_nan(begin, end);
                 continue;
             }
-            const int32_t last = min_i32(end, task.rows - 1);
+            const int32_t last = min_i32(end, task.grid.rows - 1);
             tile.load_nodes(begin, known == begin ? begin + 1 : begin, last);
             known = last;
             tile.find_competing();
@@ -473,11 +527,10 @@ void draw_sums_of(const SumTask& task) {
 
 template <class T>
 void draw_sums(const SumTask& task) {
-    if (task.wide) {
-        draw_sums_of<T, uint16_t>(task);
-    } else {
-        draw_sums_of<T, uint8_t>(task);
-    }
+    const auto draw = task.grid.resampled()
+                          ? (task.wide ? draw_sums_of<T, uint16_t, true> : draw_sums_of<T, uint8_t, true>)
+                          : (task.wide ? draw_sums_of<T, uint16_t, false> : draw_sums_of<T, uint8_t, false>);
+    draw(task);
 }
 
 }  // namespace

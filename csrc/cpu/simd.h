@@ -62,7 +62,8 @@ struct Mask {
 
 FAI_HD F32 broadcast(float value) {
     F32 v;
-    FAI_FOR_REGISTERS v.r[k] = NativeF{} + value;
+    // Minus zero changes no number, and so is no operation; plus zero would be one, as it changes -0.
+    FAI_FOR_REGISTERS v.r[k] = value - NativeF{};
     return v;
 }
 FAI_HD F32 broadcast(const F32&, float value) { return broadcast(value); }
@@ -99,6 +100,21 @@ FAI_HD F32 operator-(const F32& a, const F32& b) {
 FAI_HD F32 operator*(const F32& a, const F32& b) {
     F32 v;
     FAI_FOR_REGISTERS v.r[k] = a.r[k] * b.r[k];
+    return v;
+}
+// About a * b + c, rounded once where the machine can: for bounds alone, as it is not the same everywhere.
+FAI_HD F32 about_multiply_add(const F32& a, const F32& b, const F32& c) {
+    F32 v;
+#if defined(__AVX512BW__)
+    v.r[0] = (NativeF)_mm512_fmadd_ps((__m512)a.r[0], (__m512)b.r[0], (__m512)c.r[0]);
+#elif defined(__FMA__)
+    FAI_FOR_REGISTERS v.r[k] = (NativeF)_mm256_fmadd_ps((__m256)a.r[k], (__m256)b.r[k], (__m256)c.r[k]);
+#elif defined(__aarch64__)
+    FAI_FOR_REGISTERS v.r[k] =
+        (NativeF)vfmaq_f32((float32x4_t)c.r[k], (float32x4_t)a.r[k], (float32x4_t)b.r[k]);
+#else
+    FAI_FOR_REGISTERS v.r[k] = a.r[k] * b.r[k] + c.r[k];
+#endif
     return v;
 }
 FAI_HD F32 operator/(const F32& a, const F32& b) {

@@ -12,17 +12,27 @@ namespace fai::ops {
 void draw_exclusive(const PostprocessArguments& arguments, const MaskLogits& logits,
                     const cpu::Kernels& kernels, int threads, std::vector<ScoredQuery>& queries,
                     Postprocessed& result) {
-    const Axes axes = build_axes(arguments, logits.rows, logits.columns);
-    count_own(arguments, logits, axes, kernels, threads, queries);
-    if (queries.empty()) return;
+    const Drawn drawn = what_is_drawn(arguments, logits);
+    const OwnPixels own{.weighted = true,
+                        .only = false,
+                        .mask_threshold = static_cast<float>(arguments.mask_threshold),
+                        .slack = 0.0,
+                        .by_logit = true};
     const Size size = arguments.size;
     uint16_t* const labels = t_caller.labels.get(static_cast<size_t>(size.height) * size.width);
-    const Contest contest = hold_contest(arguments, logits, axes, kernels, threads, false, queries, labels);
+    Contest contest;
+    // A query with NaN in its mask must not compete: where one is met, everything is drawn again without it.
+    for (;;) {
+        if (queries.empty()) return;
+        contest = hold_contest(arguments, logits, drawn, kernels, threads, &own, queries, labels);
+        size_t i = 0;
+        if (!std::erase_if(queries, [&](const ScoredQuery&) { return contest.rejected[i++] != 0; })) break;
+    }
 
     std::vector<ScoredQuery> rows;
     std::vector<int64_t> label_of_row;
     for (size_t i = 0; i < queries.size(); ++i) {
-        if (!math::is_segment(contest.won[i], queries[i].own, arguments.rules.overlap_threshold)) continue;
+        if (!math::is_segment(contest.won[i], contest.own[i], arguments.rules.overlap_threshold)) continue;
         rows.push_back(queries[i]);
         label_of_row.push_back(static_cast<int64_t>(i));
     }

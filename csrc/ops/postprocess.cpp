@@ -138,23 +138,18 @@ void postprocess(const PostprocessArguments& arguments, void* segments, Postproc
     const int threads = resolve_threads(arguments.num_threads);
     std::vector<ScoredQuery> queries;
     if (!arguments.rules.by_sum) queries = score_queries(arguments, kernels);
-    const bool resizes = arguments.rules.resizes_logits();
     if (arguments.rules.by_sum) {
-        const MaskLogits drawn = resizes ? resample(arguments, logits, threads) : logits;
-        draw_by_sum(arguments, drawn, kernels, threads, queries, segments);
+        draw_by_sum(arguments, logits, kernels, threads, queries, segments);
     } else if (arguments.rules.panoptic) {
         std::erase_if(queries, [&](const ScoredQuery& query) {
             return !math::competes(query.has_class, query.score, arguments.threshold);
         });
-        const MaskLogits drawn = resizes ? resample(arguments, logits, threads, &queries) : logits;
-        draw_panoptic(arguments, drawn, kernels, threads, queries, segments);
+        draw_panoptic(arguments, logits, kernels, threads, queries, segments);
     } else if (arguments.rules.exclusive) {
         choose_instances(arguments, queries);
-        const MaskLogits drawn = resizes ? resample(arguments, logits, threads, &queries) : logits;
-        draw_exclusive(arguments, drawn, kernels, threads, queries, result);
+        draw_exclusive(arguments, logits, kernels, threads, queries, result);
     } else if (arguments.predict_all_pixels) {
-        const MaskLogits drawn = resizes ? resample(arguments, logits, threads, &queries) : logits;
-        draw_semantic(arguments, drawn, kernels, threads, queries, segments);
+        draw_semantic(arguments, logits, kernels, threads, queries, segments);
     } else {
         draw_instances(arguments, logits, kernels, threads, queries, result);
     }

@@ -52,26 +52,11 @@ cpu::NodeGrid grid_of(const PostprocessArguments& arguments, const MaskLogits& l
     return t_caller.resampled.grid(nodes, {logits.rows, logits.columns});
 }
 
-MaskLogits resample(const PostprocessArguments& arguments, const MaskLogits& logits, int threads,
-                    const std::vector<ScoredQuery>* queries) {
-    std::vector<cpu::Plane> planes;
-    for (int32_t q = 0; q < logits.queries; ++q) planes.push_back(logits.plane(q));
-    std::vector<uint8_t> wanted(planes.size(), queries == nullptr);
-    if (queries) {
-        for (const ScoredQuery& query : *queries) wanted[query.index] = 1;
-    }
-    const Nodes nodes =
-        nodes_of(arguments.rules.logits_size, arguments.letterboxed, arguments.tensor, arguments.placement);
-    const std::span<const cpu::Plane> resized =
-        t_caller.resampled.make(planes, logits.dtype_index, nodes, threads, wanted);
-    return {.queries = logits.queries,
-            .rows = resized[0].rows,
-            .columns = resized[0].columns,
-            .query_stride = static_cast<int64_t>(resized[0].rows) * resized[0].columns,
-            .row_stride = resized[0].row_stride,
-            .dtype_index = 0,
-            .data = static_cast<const char*>(resized[0].data),
-            .item = sizeof(float)};
+Drawn what_is_drawn(const PostprocessArguments& arguments, const MaskLogits& logits) {
+    cpu::NodeGrid grid = grid_of(arguments, logits);
+    grid.logits = logits.plane(0);
+    const Axes axes = build_axes(arguments, grid.rows, grid.columns);
+    return {grid, axes};
 }
 
 bool keep(const PostprocessArguments& arguments, ScoredQuery& query) {

@@ -26,7 +26,6 @@ struct ScoredQuery {
     bool has_class = true;  // false where 'no object' is likelier
     Region region = Region::empty();
     cpu::NodeSum nodes{0, 0.0};  // where the mask score is of nodes
-    int64_t own = 0;             // pixels, of count_own
 };
 
 struct MaskLogits {
@@ -52,7 +51,7 @@ struct CallerScratch {
     Scratch<Region> regions;
     Scratch<uint8_t> has_nan;
     Resampled resampled;
-    Scratch<int64_t> won;
+    Scratch<int64_t> won, own;
     Scratch<uint16_t> labels;
 };
 struct WorkerScratch {
@@ -74,10 +73,12 @@ Axes build_axes(const PostprocessArguments& arguments, int32_t rows, int32_t col
 // The nodes of a plane of these logits: itself, or those of `logits_size`. Valid until the next call.
 cpu::NodeGrid grid_of(const PostprocessArguments& arguments, const MaskLogits& logits);
 
-// Masks at the nodes of `logits_size`, in float32. Valid until the next call. Of all queries, which lie where
-// they are meant to; where `queries` are given, theirs alone are written.
-MaskLogits resample(const PostprocessArguments& arguments, const MaskLogits& logits, int threads,
-                    const std::vector<ScoredQuery>* queries = nullptr);
+// What a frame's pixels lie among: the nodes of the first query, and where. Valid until the next call.
+struct Drawn {
+    cpu::NodeGrid grid;
+    Axes axes;
+};
+Drawn what_is_drawn(const PostprocessArguments& arguments, const MaskLogits& logits);
 
 // Steps 4 to 6 for a query whose region is known.
 bool keep(const PostprocessArguments& arguments, ScoredQuery& query);
@@ -94,21 +95,31 @@ void draw_instances(const PostprocessArguments& arguments, const MaskLogits& log
                     const cpu::Kernels& kernels, int threads, std::vector<ScoredQuery>& queries,
                     Postprocessed& result);
 
-// Counts the pixels that are each query's own, and drops the queries with NaN in their masks.
-void count_own(const PostprocessArguments& arguments, const MaskLogits& logits, const Axes& axes,
-               const cpu::Kernels& kernels, int threads, std::vector<ScoredQuery>& queries);
-
 // What a contest has found of each query besides its region.
 struct Contest {
     std::vector<uint8_t> rejected;  // not 0 where a NaN was met
     std::vector<int64_t> won;       // pixels
+    std::vector<int64_t> own;       // pixels, where they are counted
+};
+
+// Which pixels are a query's own, of a panoptic result: where `weighted`, those where its score times the
+// mask probability reaches mask_threshold, else where that does alone.
+struct OwnPixels {
+    bool weighted;
+    bool only;  // a pixel that is not the winner's own is nobody's, and in no region
+    float mask_threshold;
+    double slack;           // of probabilities
+    bool by_logit = false;  // those where its score times its mask logit does; none is sure
+
+    // The logits that are surely inside and surely outside, of a query with this score.
+    cpu::Surely surely(float score) const;
 };
 
 // Gives every pixel to one of the queries, which are in order of falling score then, and have their regions.
-// Where `only_own`, pixels of which the winner's probability is below mask_threshold are nobody's, and in no
-// region. Labels are the queries; of rules.exclusive their places in `queries`, in uint16.
-Contest hold_contest(const PostprocessArguments& arguments, const MaskLogits& logits, const Axes& axes,
-                     const cpu::Kernels& kernels, int threads, bool only_own,
+// Counts their own pixels where `own` is not null. Labels are the queries; of rules.exclusive their places in
+// `queries`, in uint16.
+Contest hold_contest(const PostprocessArguments& arguments, const MaskLogits& logits, const Drawn& drawn,
+                     const cpu::Kernels& kernels, int threads, const OwnPixels* own,
                      std::vector<ScoredQuery>& queries, void* segments);
 
 // Semantic results: rows into `queries`, labels into `segments`.

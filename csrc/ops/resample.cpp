@@ -11,8 +11,6 @@
 namespace fai::ops {
 namespace {
 
-thread_local Scratch<float> t_line;
-
 std::vector<Tap> taps(int32_t inputs, int32_t outputs, int32_t begin, int32_t count) {
     const math::Axis axis = math::Axis::stretch(inputs, outputs);
     std::vector<Tap> taps(static_cast<size_t>(count));
@@ -103,37 +101,6 @@ cpu::NodeGrid Resampled::grid(const Nodes& nodes, Size masks) {
             .row = rows_.data(),
             .cell = cell,
             .fraction = fraction};
-}
-
-std::span<const cpu::Plane> Resampled::make(std::span<const cpu::Plane> planes, int dtype_index,
-                                            const Nodes& nodes, int threads,
-                                            std::span<const uint8_t> wanted) {
-    planes_.clear();
-    if (planes.empty()) return planes_;
-    const cpu::Kernels& kernels = cpu::kernels();
-    const cpu::NodeGrid grid = this->grid(nodes, {planes[0].rows, planes[0].columns});
-    const size_t plane = static_cast<size_t>(grid.rows) * static_cast<size_t>(grid.columns);
-    float* const values = values_.get(plane * planes.size());
-    for (size_t i = 0; i < planes.size(); ++i) {
-        planes_.push_back({values + i * plane, grid.rows, grid.columns, grid.columns});
-    }
-    parallel_for(static_cast<int64_t>(planes.size()), threads, [&](int64_t i) {
-        if (!wanted.empty() && !wanted[i]) return;
-        float* const out = values + static_cast<size_t>(i) * plane;
-        // Anywhere, and so where no node is near.
-        constexpr float kAboveAll = std::numeric_limits<float>::infinity();
-        if (kernels.find_extent[dtype_index](planes[i], kAboveAll).has_nan) {
-            std::fill_n(out, plane, std::numeric_limits<float>::quiet_NaN());
-            return;
-        }
-        cpu::NodeGrid mine = grid;
-        mine.logits = planes[i];
-        kernels.resample[dtype_index](
-            {.grid = mine,
-             .out = out,
-             .scratch = t_line.get(static_cast<size_t>(cpu::resample_scratch(planes[i].columns)))});
-    });
-    return planes_;
 }
 
 }  // namespace fai::ops

@@ -40,22 +40,15 @@ float logit_of(double mask_threshold);
 // nodes is never above the largest of them.
 cpu::Extent extent_among(const cpu::Extent& logits, const cpu::NodeGrid& grid);
 
-// Planes resampled one after the other. Keeps its memory for the next call.
+// Keeps its memory for the next call.
 class Resampled {
   public:
-    // Planes of `nodes.size`, in the order of `planes`, of which `dtype_index` tells the kernels' entry. A
-    // plane with NaN becomes nothing but NaN. Valid until the next call.
-    // `wanted`: not 0 for those that matter, the others are left as they are; empty for all.
-    std::span<const cpu::Plane> make(std::span<const cpu::Plane> planes, int dtype_index, const Nodes& nodes,
-                                     int threads, std::span<const uint8_t> wanted = {});
-
     // Where the nodes lie in masks of that size, for a plane that is put into it. Valid until the next call.
     cpu::NodeGrid grid(const Nodes& nodes, Size masks);
 
   private:
-    Scratch<float> values_, fractions_;
+    Scratch<float> fractions_;
     Scratch<int32_t> cells_;
-    std::vector<cpu::Plane> planes_;
     std::vector<Tap> rows_;
 };
 

@@ -16,20 +16,25 @@ constexpr int64_t kMaxTaskRegions = int64_t{1} << 20;
 
 }  // namespace
 
-Contest hold_contest(const PostprocessArguments& arguments, const MaskLogits& logits, const Axes& axes,
-                     const cpu::Kernels& kernels, int threads, bool only_own,
+Contest hold_contest(const PostprocessArguments& arguments, const MaskLogits& logits, const Drawn& drawn,
+                     const cpu::Kernels& kernels, int threads, const OwnPixels* own,
                      std::vector<ScoredQuery>& queries, void* segments) {
     sort_by_score(queries);
+    const cpu::NodeGrid& grid = drawn.grid;
+    const bool only_own = own && own->only;
     const bool wide = arguments.rules.exclusive || segment_item_size(arguments) == 2;
-    const auto rows_per_task = static_cast<int32_t>(
-        std::max<int64_t>(kCellRowsPerTask, int64_t{logits.rows} * logits.queries / kMaxTaskRegions));
-    const int64_t tasks = (logits.rows + rows_per_task - 1) / rows_per_task;
+    const int32_t stretched = std::max(1, grid.rows / logits.rows);
+    const auto rows_per_task = static_cast<int32_t>(std::max<int64_t>(
+        kCellRowsPerTask * stretched, int64_t{grid.rows} * logits.queries / kMaxTaskRegions));
+    const int64_t tasks = (grid.rows + rows_per_task - 1) / rows_per_task;
     const size_t competitors = queries.size();
     std::vector<int32_t> index(competitors);
     std::vector<float> score(competitors);
+    std::vector<cpu::Surely> surely;
     for (size_t i = 0; i < competitors; ++i) {
         index[i] = queries[i].index;
         score[i] = static_cast<float>(queries[i].score);
+        if (own) surely.push_back(own->surely(score[i]));
     }
     const size_t parts = competitors * static_cast<size_t>(tasks);
     Region* const regions = t_caller.regions.get(parts + 1);
@@ -38,23 +43,31 @@ Contest hold_contest(const PostprocessArguments& arguments, const MaskLogits& lo
     std::fill_n(regions, parts, Region::empty());
     std::fill_n(has_nan, parts, uint8_t{0});
     if (only_own) std::fill_n(won, parts, int64_t{0});
+    int64_t* const pixels = own ? t_caller.own.get(parts + 1) : nullptr;
+    if (own) std::fill_n(pixels, parts, int64_t{0});
     parallel_for(tasks, threads, [&](int64_t task) {
         const auto begin = static_cast<int32_t>(task * rows_per_task);
         const int64_t mine = task * static_cast<int64_t>(competitors);
         const auto count = static_cast<int32_t>(competitors);
+        const auto end = std::min(begin + rows_per_task, grid.rows);
+        cpu::OwnTask own_task{};
+        if (own) {
+            const int64_t bits = cpu::own_bits(count, grid, begin, end);
+            own_task = {.weighted = own->weighted,
+                        .surely = surely.data(),
+                        .pixels = pixels + mine,
+                        .bits = t_worker.words.get(static_cast<size_t>(bits))};
+        }
         kernels.draw_segments[logits.dtype_index](
-            {.logits = logits.data,
-             .rows = logits.rows,
-             .columns = logits.columns,
+            {.grid = grid,
              .query_stride = logits.query_stride,
-             .row_stride = logits.row_stride,
              .competitors = count,
              .query = index.data(),
              .score = score.data(),
-             .x = axes.x,
-             .y = axes.y,
+             .x = drawn.axes.x,
+             .y = drawn.axes.y,
              .row_begin = begin,
-             .row_end = std::min(begin + rows_per_task, logits.rows),
+             .row_end = end,
              .segments = segments,
              .wide = wide,
              .want_sum = arguments.use_mask_score,
@@ -63,13 +76,15 @@ Contest hold_contest(const PostprocessArguments& arguments, const MaskLogits& lo
              .only_own = only_own,
              .mask_threshold = static_cast<float>(arguments.mask_threshold),
              .won = won + (only_own ? mine : 0),
+             .own = own ? &own_task : nullptr,
              .has_nan = has_nan + mine,
              .regions = regions + mine,
-             .scratch = t_worker.floats.get(static_cast<size_t>(cpu::semantic_scratch(count))),
+             .scratch = t_worker.floats.get(static_cast<size_t>(cpu::semantic_scratch(count, grid))),
              .candidates = t_worker.candidates.get(competitors + 1),
              .integers = t_worker.integers.get(static_cast<size_t>(cpu::semantic_integers(count)))});
     });
-    Contest contest{std::vector<uint8_t>(competitors), std::vector<int64_t>(competitors)};
+    Contest contest{std::vector<uint8_t>(competitors), std::vector<int64_t>(competitors),
+                    std::vector<int64_t>(competitors)};
     for (int64_t task = 0; task < tasks; ++task) {
         for (size_t i = 0; i < competitors; ++i) {
             const size_t at = static_cast<size_t>(task) * competitors + i;
@@ -79,6 +94,7 @@ Contest hold_contest(const PostprocessArguments& arguments, const MaskLogits& lo
             whole.include(part);
             contest.rejected[i] |= has_nan[at];
             contest.won[i] += only_own ? won[at] : part.area;
+            if (own) contest.own[i] += pixels[at];
         }
     }
     return contest;
@@ -87,14 +103,14 @@ Contest hold_contest(const PostprocessArguments& arguments, const MaskLogits& lo
 void draw_semantic(const PostprocessArguments& arguments, const MaskLogits& logits,
                    const cpu::Kernels& kernels, int threads, std::vector<ScoredQuery>& queries,
                    void* segments) {
-    const Axes axes = build_axes(arguments, logits.rows, logits.columns);
+    const Drawn drawn = what_is_drawn(arguments, logits);
 
     // A query with NaN in its mask must not compete, but looking for NaN everywhere first would read what
     // nobody needs. So all compete, and where one that has NaN was met, everything is drawn again without it.
     std::vector<ScoredQuery> without_mask;
     for (;;) {
         std::vector<uint8_t> rejected =
-            hold_contest(arguments, logits, axes, kernels, threads, false, queries, segments).rejected;
+            hold_contest(arguments, logits, drawn, kernels, threads, nullptr, queries, segments).rejected;
         // Winners may have NaN where they were not read.
         parallel_for(static_cast<int64_t>(queries.size()), threads, [&](int64_t i) {
             if (queries[i].region.area == 0 || rejected[i]) return;

@@ -53,11 +53,11 @@ void draw_by_sum(const PostprocessArguments& arguments, const MaskLogits& logits
             static_cast<int32_t>(class_logits.shape[1]), arguments.softmax, by_query + queries * stride);
         if (takes_part) index[queries++] = q;
     }
-    const Axes axes = build_axes(arguments, logits.rows, logits.columns);
+    const auto [grid, axes] = what_is_drawn(arguments, logits);
     const bool wide = segment_item_size(arguments) == 2;
     const auto rows_per_task = static_cast<int32_t>(std::max<int64_t>(
-        kCellRowsPerTask, int64_t{logits.rows} * (classes + logits.queries) / kMaxTaskRegions));
-    const int64_t tasks = (logits.rows + rows_per_task - 1) / rows_per_task;
+        kCellRowsPerTask, int64_t{grid.rows} * (classes + logits.queries) / kMaxTaskRegions));
+    const int64_t tasks = (grid.rows + rows_per_task - 1) / rows_per_task;
     const size_t regions_size = static_cast<size_t>(classes) * static_cast<size_t>(tasks);
     Region* const regions = t_caller.regions.get(regions_size);
 
@@ -79,11 +79,8 @@ void draw_by_sum(const PostprocessArguments& arguments, const MaskLogits& logits
         parallel_for(tasks, threads, [&](int64_t task) {
             const auto begin = static_cast<int32_t>(task * rows_per_task);
             kernels.draw_sums[logits.dtype_index](
-                {.logits = logits.data,
-                 .rows = logits.rows,
-                 .columns = logits.columns,
+                {.grid = grid,
                  .query_stride = logits.query_stride,
-                 .row_stride = logits.row_stride,
                  .queries = queries,
                  .query = index,
                  .classes = classes,
@@ -93,13 +90,13 @@ void draw_by_sum(const PostprocessArguments& arguments, const MaskLogits& logits
                  .x = axes.x,
                  .y = axes.y,
                  .row_begin = begin,
-                 .row_end = std::min(begin + rows_per_task, logits.rows),
+                 .row_end = std::min(begin + rows_per_task, grid.rows),
                  .segments = segments,
                  .wide = wide,
                  .has_nan = has_nan + task * queries,
                  .regions = regions + task * classes,
-                 .scratch =
-                     t_worker.floats.get(static_cast<size_t>(cpu::sum_scratch(queries, classes, stride))),
+                 .scratch = t_worker.floats.get(
+                     static_cast<size_t>(cpu::sum_scratch(queries, classes, stride, grid))),
                  .integers = t_worker.integers.get(static_cast<size_t>(cpu::sum_integers(classes)))});
         });
         int32_t kept = 0;
