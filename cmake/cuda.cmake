@@ -20,7 +20,7 @@ endif()
 file(GLOB FAI_FAST_CUDA_SOURCES CONFIGURE_DEPENDS cuda/*.cu)
 list(FILTER FAI_FAST_CUDA_SOURCES EXCLUDE REGEX "/math_headers\\.cu$")
 # Those that take nvcc longest begin first, so that no core is left with one of them at the end of a build.
-set(FAI_FAST_CUDA_LONGEST cuda/panoptic.cu cuda/semantic_sum.cu cuda/semantic.cu)
+set(FAI_FAST_CUDA_LONGEST cuda/panoptic.cu cuda/semantic_sum.cu cuda/semantic.cu cuda/exclusive.cu)
 list(TRANSFORM FAI_FAST_CUDA_LONGEST PREPEND ${CMAKE_CURRENT_SOURCE_DIR}/)
 list(REMOVE_ITEM FAI_FAST_CUDA_SOURCES ${FAI_FAST_CUDA_LONGEST})
 list(PREPEND FAI_FAST_CUDA_SOURCES ${FAI_FAST_CUDA_LONGEST})

@@ -57,6 +57,8 @@ inline int32_t classes_of(const GraphSpec& spec) { return spec.class_columns - s
 inline int32_t labels_of(const GraphSpec& spec) {
     return spec.rules.by_sum ? classes_of(spec) : spec.queries;
 }
+// Is a label written for each pixel, on the device at least?
+inline bool writes_labels(const GraphSpec& spec) { return spec.predict_all_pixels || spec.rules.exclusive; }
 // Do labels take two bytes?
 inline bool wide_labels(const GraphSpec& spec) { return labels_of(spec) > 255; }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "csrc/math/masks.h"
 #include "csrc/math/sampling.h"
@@ -48,6 +49,31 @@ struct Known {
     __host__ __device__ constexpr operator bool() const { return value; }
 };
 
+// A flag of logits that are interpolated and compete as they are, times the scores of rows of which several
+// may be of one query.
+struct ByLogit {
+    __host__ __device__ constexpr operator bool() const { return true; }
+};
+template <class Flag>
+inline constexpr bool by_logit = std::is_same_v<Flag, ByLogit>;
+
+// Less than anything that competes.
+template <class Flag>
+__device__ __forceinline__ float worth_nothing() {
+    return by_logit<Flag> ? -infinity() : -1.0f;
+}
+
+// Whose mask is looked at.
+template <class Flag>
+__device__ __forceinline__ int32_t plane_of(const ImageParams& image, int32_t q) {
+    return by_logit<Flag> ? image.queries[q].query : q;
+}
+
+// What the interpolation of logits between these may round past them, with room to spare.
+__device__ __forceinline__ float room_between(float lowest, float highest) {
+    return (highest - lowest) * 1e-6f;
+}
+
 // What a contestant has won of a tile, and what it would have if that were its own.
 struct Tally {
     uint32_t area, lost;
@@ -79,8 +105,9 @@ __device__ __forceinline__ Tile tile_of(const ImageParams& image, int32_t rows, 
 // Fills `list` with the queries that can win a pixel of the tile, in their order, and returns their number.
 // Bilinear values lie between their cell's smallest and largest corner, and the sigmoid is monotone: a query
 // competes only where the bound of its largest logit, times its score, reaches what every cell is guaranteed
-// by the smallest corner of some query. `top` is room for a value per query.
-template <class T>
+// by the smallest corner of some query. `top` is room for a value per query. By logit bounds are products of
+// logits.
+template <class Flag, class T>
 __device__ __forceinline__ int32_t contestants_of(const ImageParams& image, const T* masks, int32_t queries,
                                                   int32_t rows, int32_t columns, const Tile& tile, float* top,
                                                   int32_t* list) {
@@ -94,14 +121,14 @@ __device__ __forceinline__ int32_t contestants_of(const ImageParams& image, cons
     const int32_t i = tile.row + cell / kTileCells, j = tile.column + cell % kTileCells;
     const int32_t above = min_i32(i, rows - 1) * columns, below = min_i32(i + 1, rows - 1) * columns;
     const int32_t left = min_i32(j, columns - 1), right = min_i32(j + 1, columns - 1);
-    float least = -1.0f;
+    float least = worth_nothing<Flag>();
 #pragma unroll 2
     for (int32_t first = 2 * warp; first < queries; first += 2 * kWarps) {
         const int32_t q = first + lane / kCellsOfTile;
         float lowest = 0.0f, highest = 0.0f, score = 0.0f;
         bool rejected = true;
         if (q < queries) {
-            const T* const mask = masks + q * plane;
+            const T* const mask = masks + plane_of<Flag>(image, q) * plane;
             const float a = to_float(mask[above + left]), b = to_float(mask[above + right]);
             const float c = to_float(mask[below + left]), d = to_float(mask[below + right]);
             lowest = math::minimum(math::minimum(a, b), math::minimum(c, d));
@@ -109,12 +136,22 @@ __device__ __forceinline__ int32_t contestants_of(const ImageParams& image, cons
             score = image.queries[q].score;
             rejected = image.queries[q].rejected;
         }
-        if (!rejected) least = math::maximum(least, about_sigmoid(lowest) * score * kBelow - kNothing);
+        if constexpr (by_logit<Flag>) {
+            lowest = math::bounded(lowest);
+            highest = math::bounded(highest);
+            const float room = room_between(lowest, highest);
+            if (!rejected) least = math::maximum(least, (lowest - room) * score);
+            highest = highest + room;
+        } else {
+            if (!rejected) least = math::maximum(least, about_sigmoid(lowest) * score * kBelow - kNothing);
+        }
         for (int step = kCellsOfTile / 2; step > 0; step /= 2) {
             highest = math::maximum(highest, __shfl_xor_sync(kAllLanes, highest, step));
         }
         if (cell == 0 && q < queries) {
-            top[q] = rejected ? -1.0f : about_sigmoid(highest) * score * kAbove + kNothing;
+            const float most =
+                by_logit<Flag> ? highest * score : about_sigmoid(highest) * score * kAbove + kNothing;
+            top[q] = rejected ? worth_nothing<Flag>() : most;
         }
     }
     least = math::maximum(least, __shfl_xor_sync(kAllLanes, least, kCellsOfTile));
@@ -122,7 +159,7 @@ __device__ __forceinline__ int32_t contestants_of(const ImageParams& image, cons
     __syncthreads();
 
     if (warp == 0) {
-        float best = -1.0f;
+        float best = worth_nothing<Flag>();
         for (int w = 0; w < kWarps; ++w) best = math::maximum(best, guaranteed[w][cell]);
         // Cells without pixels guarantee what they like.
         const bool has_pixels = i < tile.row_end && j < tile.column_end &&
@@ -133,7 +170,9 @@ __device__ __forceinline__ int32_t contestants_of(const ImageParams& image, cons
         int32_t count = 0;
         for (int32_t first = 0; first < queries; first += 32) {
             const int32_t q = first + lane;
-            const bool competes = q < queries && top[q] >= 0.0f && top[q] >= lowest;
+            const bool taken_in =
+                q < queries && (by_logit<Flag> ? top[q] > worth_nothing<Flag>() : top[q] >= 0.0f);
+            const bool competes = taken_in && top[q] >= lowest;
             const unsigned those = __ballot_sync(kAllLanes, competes);
             if (competes) list[count + __popc(those & ((1u << lane) - 1u))] = q;
             count += __popc(those);
@@ -217,7 +256,7 @@ __device__ __forceinline__ void go_down(const ImageParams& image, const T* masks
             const int32_t i = image.y.cell[y];
             const float down = image.y.fraction[y];
             int32_t winner = -1;
-            float best = -1.0f, best_m = 0.0f;
+            float best = worth_nothing<Flag>(), best_m = 0.0f;
             for (int32_t c = 0; c < count; ++c) {
                 float above_left, above_right, below_left, below_right, score;
                 if constexpr (at_hand) {
@@ -229,7 +268,8 @@ __device__ __forceinline__ void go_down(const ImageParams& image, const T* masks
                     score = scores[c];
                 } else {
                     const auto node = [&](int32_t down, int32_t right) {
-                        const T* const mask = masks + list[c] * (static_cast<int64_t>(rows) * columns);
+                        const T* const mask =
+                            masks + plane_of<Flag>(image, list[c]) * (static_cast<int64_t>(rows) * columns);
                         const int32_t at =
                             min_i32(i + down, rows - 1) * columns + min_i32(j + right, columns - 1);
                         return node_value(to_float(mask[at]), of_logits);
@@ -243,7 +283,7 @@ __device__ __forceinline__ void go_down(const ImageParams& image, const T* masks
                 const float left = math::lerp(above_left, below_left, down);
                 const float right = math::lerp(above_right, below_right, down);
                 float m = math::lerp(left, right, right_share);
-                if (of_logits) m = math::sigmoid(m);
+                if (!by_logit<Flag> && of_logits) m = math::sigmoid(m);
                 const float worth = m * score;
                 if (math::wins(worth, best)) {
                     best = worth;
@@ -301,7 +341,7 @@ __device__ __attribute__((noinline)) void go_down_slowly(const ImageParams& imag
 }
 
 // Decides a tile's pixels, and adds what was won to the queries. Where of_logits, it is logits that are
-// interpolated between nodes; a Flag is a bool, or a Known.
+// interpolated between nodes; a Flag is a bool, a Known, or ByLogit.
 template <bool only_own, class T, class L, class Flag>
 __device__ __forceinline__ void decide(const ImageParams& image, const T* masks, int32_t queries,
                                        int32_t rows, int32_t columns, Flag of_logits) {
@@ -313,7 +353,7 @@ __device__ __forceinline__ void decide(const ImageParams& image, const T* masks,
     if (tile.y_begin >= tile.y_end || tile.x_begin >= tile.x_end) return;
     const int64_t plane = static_cast<int64_t>(rows) * columns;
     const bool want_sum = image.use_mask_score;
-    const int32_t count = contestants_of(image, masks, queries, rows, columns, tile, top, list);
+    const int32_t count = contestants_of<Flag>(image, masks, queries, rows, columns, tile, top, list);
     const bool at_hand = count <= kAtHand;
     if (at_hand) {
         for (int32_t c = threadIdx.x; c < count; c += kThreads) {
@@ -322,8 +362,8 @@ __device__ __forceinline__ void decide(const ImageParams& image, const T* masks,
         }
         for (int32_t n = threadIdx.x; n < count * kNodesOfTile; n += kThreads) {
             const int32_t c = n / kNodesOfTile;
-            nodes[c][n % kNodesOfTile] = node_of(masks + list[c] * plane, rows, columns, tile.row,
-                                                 tile.column, n % kNodesOfTile, of_logits);
+            nodes[c][n % kNodesOfTile] = node_of(masks + plane_of<Flag>(image, list[c]) * plane, rows,
+                                                 columns, tile.row, tile.column, n % kNodesOfTile, of_logits);
         }
     }
     __syncthreads();

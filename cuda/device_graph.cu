@@ -123,11 +123,12 @@ struct DeviceGraph::Impl {
     size_t probabilities_bytes() const {
         const auto queries = static_cast<size_t>(spec.queries);
         if (spec.rules.by_sum) return aligned(queries * classes_of(spec) * sizeof(float));
-        return spec.predict_all_pixels ? 0 : aligned(queries * drawn.rows * drawn.columns * sizeof(float));
+        return writes_labels(spec) ? 0 : aligned(queries * drawn.rows * drawn.columns * sizeof(float));
     }
     size_t classes_at() const { return probabilities_at() + probabilities_bytes(); }
     size_t scratch_bytes() const {
-        return classes_at() + (spec.rules.by_sum ? sizeof(QueryState) * classes_of(spec) : 0);
+        const size_t more = spec.rules.by_sum ? classes_of(spec) : spec.rules.exclusive ? spec.queries : 0;
+        return classes_at() + sizeof(QueryState) * more;
     }
     size_t label_bytes() const { return narrow(spec) ? 1 : 2; }
 
@@ -213,12 +214,13 @@ struct DeviceGraph::Impl {
         p.kept_header = reinterpret_cast<Header*>(scratch + header_at());
         p.probabilities = reinterpret_cast<float*>(scratch + probabilities_at());
         p.class_probabilities = p.probabilities;
-        p.classes = reinterpret_cast<QueryState*>(scratch + classes_at());
+        p.classes = p.scored = reinterpret_cast<QueryState*>(scratch + classes_at());
 
         const size_t pixels = static_cast<size_t>(frame.size.height) * frame.size.width;
         int64_t wanted = payload;
-        if (spec.predict_all_pixels) {
+        if (spec.predict_all_pixels)
             wanted = own.payload_bytes = static_cast<int64_t>(pixels * label_bytes());
+        if (writes_labels(spec)) {
             own.segments.reserve(aligned(pixels * label_bytes()));
             p.segments = own.segments.get();
             if (spec.rules.by_sum) {
@@ -295,11 +297,14 @@ DeviceGraph::DeviceGraph(const GraphSpec& spec) : impl_(new Impl) {
     m.params.reserve(batch * sizeof(ImageParams));
     m.device_params.reserve(batch * sizeof(ImageParams));
     m.counters.reserve(aligned(batch * counters_per_image(m.drawn) * sizeof(int32_t)));
-    if (spec.rules.resizes_logits() && spec.predict_all_pixels) {
+    if (spec.rules.resizes_logits() && writes_labels(spec)) {
         const Size size = spec.rules.logits_size;
         m.resampled.reserve(batch * spec.queries * size.height * size.width * sizeof(float));
     }
-    if (spec.rules.multi_label) m.host_class_logits.reserve(batch * classes * item_size(spec.class_logits));
+    // Rows that compete are chosen on the device.
+    if (spec.rules.multi_label && !spec.rules.exclusive) {
+        m.host_class_logits.reserve(batch * classes * item_size(spec.class_logits));
+    }
     m.image.resize(batch);
     for (Impl::Image& image : m.image) {
         image.scratch.reserve(m.scratch_bytes());

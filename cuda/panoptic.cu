@@ -35,10 +35,11 @@ __device__ __forceinline__ Corners logits_of(const T* mask, int32_t rows, int32_
 }
 
 // How many of a cell's pixels are the query's own, this lane's share of them. By a whole warp.
-template <bool of_logits>
+template <class Flag>
 __device__ __forceinline__ int32_t count_cell(const ImageParams& image, const Corners& logits, int32_t i,
                                               int32_t j, float weight) {
     const int lane = threadIdx.x & 31;
+    constexpr bool of_logits = Flag{};
     const Corners at = {node_value(logits.above_left, of_logits), node_value(logits.above_right, of_logits),
                         node_value(logits.below_left, of_logits), node_value(logits.below_right, of_logits)};
     const int32_t x1 = image.x.first[j], y1 = image.y.first[i];
@@ -52,7 +53,7 @@ __device__ __forceinline__ int32_t count_cell(const ImageParams& image, const Co
         const float left = math::lerp(at.above_left, at.below_left, down);
         const float right = math::lerp(at.above_right, at.below_right, down);
         float m = math::lerp(left, right, image.x.fraction[x]);
-        if (of_logits) m = math::sigmoid(m);
+        if (of_logits && !by_logit<Flag>) m = math::sigmoid(m);
         count += math::inside(math::own_worth(m, weight), image.mask_threshold);
     }
     return count;
@@ -61,7 +62,7 @@ __device__ __forceinline__ int32_t count_cell(const ImageParams& image, const Co
 // The pixels that are each candidate's own. A cell counts whole, or not at all, where bounds of its corners
 // say so; the pixels of the others are looked at by a warp. Four blocks on a multiprocessor leave 64
 // registers to a thread, with which nothing spills; unasked, nvcc takes fewer on some cards.
-template <class T, bool of_logits>
+template <class T, class Flag>
 __global__ void __launch_bounds__(kThreads, 4)
     count_own(const ImageParams* __restrict__ params, const T* __restrict__ mask_logits, int32_t queries,
               int32_t rows, int32_t columns, bool weighted) {
@@ -78,7 +79,8 @@ __global__ void __launch_bounds__(kThreads, 4)
         const int32_t cells = min_i32(rows - begin, kCellRows) * columns;
         QueryState& query = image.queries[q];
         const float weight = weighted ? query.score : 1.0f;
-        const T* const mask = mask_logits + (static_cast<int64_t>(blockIdx.y) * queries + q) * plane;
+        const T* const mask =
+            mask_logits + (static_cast<int64_t>(blockIdx.y) * queries + plane_of<Flag>(image, q)) * plane;
         int32_t own = 0;
         for (int32_t first = 0; first < cells; first += kThreads) {
             const int32_t cell = first + static_cast<int32_t>(threadIdx.x);
@@ -94,15 +96,23 @@ __global__ void __launch_bounds__(kThreads, 4)
                                                    math::minimum(at.below_left, at.below_right));
                 const float highest = math::maximum(math::maximum(at.above_left, at.above_right),
                                                     math::maximum(at.below_left, at.below_right));
-                const bool all = about_sigmoid(lowest) * weight * kBelow - kNothing >= threshold;
-                const bool none = about_sigmoid(highest) * weight * kAbove + kNothing < threshold;
+                bool all, none;
+                if constexpr (by_logit<Flag>) {
+                    const float least = math::bounded(lowest), most = math::bounded(highest);
+                    const float room = room_between(least, most);
+                    all = (least - room) * weight >= threshold;
+                    none = (most + room) * weight < threshold;
+                } else {
+                    all = about_sigmoid(lowest) * weight * kBelow - kNothing >= threshold;
+                    none = about_sigmoid(highest) * weight * kAbove + kNothing < threshold;
+                }
                 if (all) own += pixels;
                 mixed = !all && !none;
             }
             for (unsigned open = __ballot_sync(kAllLanes, mixed); open; open &= open - 1) {
                 const int source = __ffs(static_cast<int>(open)) - 1;
                 const int32_t y = __shfl_sync(kAllLanes, i, source), x = __shfl_sync(kAllLanes, j, source);
-                own += count_cell<of_logits>(image, logits_of(mask, rows, columns, y, x), y, x, weight);
+                own += count_cell<Flag>(image, logits_of(mask, rows, columns, y, x), y, x, weight);
             }
         }
         own = warp_reduce_sum(own);
@@ -218,12 +228,22 @@ void launch_contest(cudaStream_t stream, const PostprocessLaunch& l) {
 }  // namespace
 
 template <class T>
-void launch_panoptic(cudaStream_t stream, const PostprocessLaunch& l) {
+void launch_own(cudaStream_t stream, const PostprocessLaunch& l) {
     const GraphSpec& spec = *l.spec;
-    auto* const counts = spec.rules.of_logits ? count_own<T, true> : count_own<T, false>;
+    auto* counts = spec.rules.of_logits ? count_own<T, Known<true>> : count_own<T, Known<false>>;
+    if (spec.rules.exclusive) counts = count_own<T, ByLogit>;
     launch(stream, dim3(resident_blocks(counts, l.multiprocessors), spec.batch), dim3(kThreads), counts,
            l.params, static_cast<const T*>(l.mask_logits), spec.queries, spec.rows, spec.columns,
-           spec.rules.weighted);
+           spec.rules.weighted || spec.rules.exclusive);
+}
+
+template void launch_own<float>(cudaStream_t, const PostprocessLaunch&);
+template void launch_own<__half>(cudaStream_t, const PostprocessLaunch&);
+
+template <class T>
+void launch_panoptic(cudaStream_t stream, const PostprocessLaunch& l) {
+    const GraphSpec& spec = *l.spec;
+    launch_own<T>(stream, l);
     if (narrow(spec)) {
         launch_contest<T, uint8_t>(stream, l);
     } else {

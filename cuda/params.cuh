@@ -26,6 +26,7 @@ struct QueryState {
     // nobody's, and the query whose segment it is of, -1 where of none.
     unsigned long long own, lost;
     int32_t segment;
+    int32_t query;             // exclusive: whose mask it is, of the rows that compete
     unsigned long long sum;    // in units of kSumUnit, over pixels, or nodes
     unsigned long long nodes;  // inside, where that is what the sum is over
 };
@@ -66,7 +67,8 @@ struct ImageParams {
 
     int32_t* counters;     // counters_per_image() of them, 0 when a frame begins
     int32_t* candidates;   // (Q) query of each slot: instances, and panoptic in no order
-    QueryState* queries;   // (Q)
+    QueryState* queries;   // (Q); exclusive: rows that compete, in order of falling score
+    QueryState* scored;    // (Q) exclusive: the queries
     float* probabilities;  // (slots, h', w')
     uint64_t* canvas;      // (slots, H, words per row): a mask is drawn where it may be, before it is cropped
     void* segments;        // (H, W)
@@ -92,6 +94,8 @@ inline constexpr int32_t kCandidates = 0, kDone = 1, kTilesDone = 2;
 inline int32_t counters_per_image(const GraphSpec& spec) {
     return kTilesDone + (spec.predict_all_pixels ? (spec.rows + kTileCells - 1) / kTileCells : 0);
 }
+// What `rejected` is where a mask's NaN alone takes an exclusive query out.
+inline constexpr int32_t kNanInMask = 2;
 // A semantic contest keeps two values per query in shared memory.
 inline constexpr int32_t kMaxSemanticQueries = 1024;
 // By sum it keeps a bound and a number of every class besides.
@@ -147,6 +151,14 @@ void launch_postprocess(cudaStream_t stream, const PostprocessLaunch& launch);
 
 template <class T>
 void launch_panoptic(cudaStream_t stream, const PostprocessLaunch& launch);
+// The pixels that are each candidate's own.
+template <class T>
+void launch_own(cudaStream_t stream, const PostprocessLaunch& launch);
+
+// Which rows compete, after the scores; and what becomes of them.
+void launch_choice(cudaStream_t stream, const PostprocessLaunch& launch);
+template <class T>
+void launch_exclusive(cudaStream_t stream, const PostprocessLaunch& launch);
 
 // The masks of instances to the host; again after a first run found too little room for them.
 void launch_pack(cudaStream_t stream, const PostprocessLaunch& launch);

@@ -94,8 +94,13 @@ __device__ __forceinline__ bool scan_for_nan(const T* mask, int64_t plane) {
     return nan;
 }
 
-// A block per query. What is a candidate differs with `panoptic`, which takes no registers from the others.
-template <class T, class C, bool panoptic>
+// Who competes: nobody yet, queries that are sure of a class, or rows that launch_choice() makes of all
+// queries.
+enum class Competitors { none, queries, rows };
+
+// A block per query. What is a candidate differs with `competitors`, which takes no registers from the
+// others.
+template <class T, class C, Competitors competitors>
 __global__ void __launch_bounds__(kThreads)
     score_queries(const ImageParams* __restrict__ params, const T* __restrict__ mask_logits,
                   const C* __restrict__ class_logits, int32_t queries, int64_t plane, int32_t class_columns,
@@ -108,12 +113,17 @@ __global__ void __launch_bounds__(kThreads)
     if (scan) nan = scan_for_nan(mask_logits + index * plane, plane);
     nan = __syncthreads_or(nan);
     if (threadIdx.x >= 32) return;
-    QueryState& query = image.queries[q];
+    QueryState& query = competitors == Competitors::rows ? image.scored[q] : image.queries[q];
     score(class_logits + index * class_columns, class_columns, softmax, query);
     if (threadIdx.x != 0) return;
+    if constexpr (competitors == Competitors::rows) {
+        // It takes its places among the rows all the same.
+        if (nan && !query.rejected) query.rejected = kNanInMask;
+        return;
+    }
     if (nan) query.rejected = 1;
     bool candidate;
-    if constexpr (panoptic) {
+    if constexpr (competitors == Competitors::queries) {
         candidate = math::competes(query.best >= query.largest, query.score, image.threshold);
         if (!candidate) query.rejected = 1;
     } else {
@@ -128,11 +138,13 @@ __global__ void __launch_bounds__(kThreads)
 template <class T, class C>
 void launch_scores(cudaStream_t stream, const PostprocessLaunch& l) {
     const GraphSpec& spec = *l.network;
-    auto* const kernel = spec.rules.panoptic ? score_queries<T, C, true> : score_queries<T, C, false>;
+    auto* kernel = score_queries<T, C, Competitors::none>;
+    if (spec.rules.panoptic) kernel = score_queries<T, C, Competitors::queries>;
+    if (spec.rules.exclusive) kernel = score_queries<T, C, Competitors::rows>;
     launch(stream, dim3(spec.queries, spec.batch), dim3(kThreads), kernel, l.params,
            static_cast<const T*>(l.network_logits), static_cast<const C*>(l.class_logits), spec.queries,
            static_cast<int64_t>(spec.rows) * spec.columns, spec.class_columns, spec.softmax,
-           spec.predict_all_pixels, spec.predict_all_pixels || spec.rules.resizes_logits());
+           spec.predict_all_pixels, writes_labels(spec) || spec.rules.resizes_logits());
 }
 
 template <class T>
@@ -151,6 +163,8 @@ void launch_masks(cudaStream_t stream, const PostprocessLaunch& l) {
         launch_semantic_sum<T>(stream, l);
     } else if (spec.rules.panoptic) {
         launch_panoptic<T>(stream, l);
+    } else if (spec.rules.exclusive) {
+        launch_exclusive<T>(stream, l);
     } else if (spec.predict_all_pixels) {
         launch_semantic<T>(stream, l);
     } else {
@@ -166,6 +180,7 @@ void launch_postprocess(cudaStream_t stream, const PostprocessLaunch& l) {
     } else {
         launch_scores<float>(stream, l);
     }
+    if (l.network->rules.exclusive) launch_choice(stream, l);
     if (l.network->rules.resizes_logits()) launch_resample(stream, l);
     if (l.spec->mask_logits == DType::f16) {
         launch_masks<__half>(stream, l);

@@ -15,13 +15,17 @@ namespace {
 
 constexpr int32_t kNodeRows = 8;
 
+// Whose planes are made: candidates', or those of all queries that take part; of queries that rows are of.
+enum class Planes { of_candidates, of_queries, of_scored };
+
 // Instances: a plane for each candidate, in the order of their slots, where their probabilities will be.
 // Semantic: one for each query that takes part. Beside the nodes that the frame takes, the last ones are
 // repeated.
-template <class T, bool semantic>
+template <class T, Planes of>
 __global__ void __launch_bounds__(kThreads)
     resample(const ImageParams* __restrict__ params, const T* __restrict__ mask_logits, Size masks,
              int32_t queries, Size grid, float* __restrict__ resampled) {
+    constexpr bool semantic = of != Planes::of_candidates;
     const ImageParams& image = params[blockIdx.y];
     if (!image.active) return;
     const int32_t chunks = (grid.height + kNodeRows - 1) / kNodeRows;
@@ -32,7 +36,7 @@ __global__ void __launch_bounds__(kThreads)
     for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
         const auto slot = static_cast<int32_t>(item / chunks);
         const int32_t q = semantic ? slot : image.candidates[slot];
-        if (image.queries[q].rejected) continue;
+        if ((of == Planes::of_scored ? image.scored : image.queries)[q].rejected) continue;
         const int64_t first = static_cast<int64_t>(blockIdx.y) * queries;
         const T* const in = mask_logits + (first + q) * plane;
         float* const out = semantic ? resampled + (first + q) * made : image.probabilities + slot * made;
@@ -56,23 +60,33 @@ __global__ void __launch_bounds__(kThreads)
     }
 }
 
-template <class T, bool semantic>
-void run(cudaStream_t stream, const PostprocessLaunch& l) {
+template <class T, Planes of>
+void run_of(cudaStream_t stream, const PostprocessLaunch& l) {
     const GraphSpec& spec = *l.network;
     // As many blocks as the device holds at once: how much there is to do is known on the device alone.
-    launch(stream, dim3(resident_blocks(resample<T, semantic>, l.multiprocessors), spec.batch),
-           dim3(kThreads), resample<T, semantic>, l.params, static_cast<const T*>(l.network_logits),
-           Size{spec.rows, spec.columns}, spec.queries, spec.rules.logits_size, l.resampled);
+    launch(stream, dim3(resident_blocks(resample<T, of>, l.multiprocessors), spec.batch), dim3(kThreads),
+           resample<T, of>, l.params, static_cast<const T*>(l.network_logits), Size{spec.rows, spec.columns},
+           spec.queries, spec.rules.logits_size, l.resampled);
+}
+
+template <class T>
+void run(cudaStream_t stream, const PostprocessLaunch& l) {
+    if (l.network->rules.exclusive) {
+        run_of<T, Planes::of_scored>(stream, l);
+    } else if (l.network->predict_all_pixels) {
+        run_of<T, Planes::of_queries>(stream, l);
+    } else {
+        run_of<T, Planes::of_candidates>(stream, l);
+    }
 }
 
 }  // namespace
 
 void launch_resample(cudaStream_t stream, const PostprocessLaunch& l) {
-    const bool half = l.network->mask_logits == DType::f16;
-    if (l.network->predict_all_pixels) {
-        half ? run<__half, true>(stream, l) : run<float, true>(stream, l);
+    if (l.network->mask_logits == DType::f16) {
+        run<__half>(stream, l);
     } else {
-        half ? run<__half, false>(stream, l) : run<float, false>(stream, l);
+        run<float>(stream, l);
     }
 }
 

@@ -37,9 +37,37 @@ __global__ void __launch_bounds__(kThreads) pack(const ImageParams* __restrict__
     }
 }
 
+// The same of labels, a word by a warp.
+template <class L>
+__global__ void __launch_bounds__(kThreads) pack_labels(const ImageParams* __restrict__ params) {
+    const ImageParams& image = params[blockIdx.y];
+    if (!image.active) return;
+    const Header header = *image.kept_header;
+    if (header.words > image.payload_words || header.count == 0) return;
+    const L* const labels = static_cast<const L*>(image.segments);
+    const int lane = threadIdx.x & 31;
+    const auto rows = static_cast<uint32_t>(header.count);
+    const uint32_t shares = gridDim.x > rows ? gridDim.x / rows : 1;  // blocks of each row
+    for (uint32_t item = blockIdx.x; item < rows * shares; item += gridDim.x) {
+        const Row& row = image.kept[item / shares];
+        const int32_t first = row.x1 / 64;
+        const auto across = static_cast<uint32_t>((row.x2 + 63) / 64 - first);
+        const uint32_t words = across * static_cast<uint32_t>(row.y2 - row.y1);
+        const L wanted = static_cast<L>(row.slot);
+        for (uint32_t i = item % shares * kWarps + threadIdx.x / 32; i < words; i += shares * kWarps) {
+            const uint32_t y = i / across;
+            const int32_t x = (first + static_cast<int32_t>(i - y * across)) * 64 + lane;
+            const L* const line = labels + (row.y1 + static_cast<int64_t>(y)) * image.size.width;
+            const unsigned low = __ballot_sync(kAllLanes, x < row.x2 && line[x] == wanted);
+            const unsigned high = __ballot_sync(kAllLanes, x + 32 < row.x2 && line[x + 32] == wanted);
+            if (lane == 0) image.payload[row.offset + i] = static_cast<uint64_t>(high) << 32 | low;
+        }
+    }
+}
+
 // What expand() knows of a row. As a parameter it needs no way to the device of its own.
 struct Expanded {
-    int32_t query, slot;
+    int32_t label, slot;
     int32_t x1, y1, x2, y2;
 };
 constexpr int kExpandedAtOnce = 128;  // of the 4 KiB that parameters may take
@@ -95,14 +123,14 @@ __global__ void __launch_bounds__(kThreads)
             const L* const labels = static_cast<const L*>(image.segments);
             if (sizeof(L) == 1 && end - begin == 16 && p % 16 == 0) {
                 const uint4 found = *reinterpret_cast<const uint4*>(labels + p);
-                const uint32_t query = static_cast<uint32_t>(row.query) * 0x01010101u;
+                const uint32_t query = static_cast<uint32_t>(row.label) * 0x01010101u;
                 *reinterpret_cast<uint4*>(mask + p) = {
                     equal_bytes(found.x, query), equal_bytes(found.y, query), equal_bytes(found.z, query),
                     equal_bytes(found.w, query)};
                 continue;
             }
             for (int32_t k = before; k < static_cast<int32_t>(end - p); ++k) {
-                bits |= static_cast<uint32_t>(labels[p + k] == static_cast<L>(row.query)) << k;
+                bits |= static_cast<uint32_t>(labels[p + k] == static_cast<L>(row.label)) << k;
             }
         } else {
             auto y = static_cast<int32_t>(static_cast<uint32_t>(begin) / width);
@@ -127,13 +155,15 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 void launch_pack(cudaStream_t stream, const PostprocessLaunch& l) {
-    launch(stream, dim3(2 * l.multiprocessors, l.spec->batch), dim3(kThreads), pack, l.params);
+    auto* kernel = pack;
+    if (l.spec->rules.exclusive) kernel = narrow(*l.spec) ? pack_labels<uint8_t> : pack_labels<uint16_t>;
+    launch(stream, dim3(2 * l.multiprocessors, l.spec->batch), dim3(kThreads), kernel, l.params);
 }
 
 void launch_expand(cudaStream_t stream, const PostprocessLaunch& l, int image, Size size, const Row* rows,
                    int count, uint8_t* out) {
     auto* kernel = expand<uint8_t, false>;
-    if (l.spec->predict_all_pixels) kernel = narrow(*l.spec) ? expand<uint8_t, true> : expand<uint16_t, true>;
+    if (writes_labels(*l.spec)) kernel = narrow(*l.spec) ? expand<uint8_t, true> : expand<uint16_t, true>;
     const int64_t pixels = static_cast<int64_t>(size.height) * size.width;
     const int64_t blocks = pixels / 16 / kThreads + 1;
     for (int begin = 0; begin < count; begin += kExpandedAtOnce) {
@@ -141,7 +171,8 @@ void launch_expand(cudaStream_t stream, const PostprocessLaunch& l, int image, S
         ExpandedRows some = {};
         for (int k = 0; k < here; ++k) {
             const Row& row = rows[begin + k];
-            some.rows[k] = {row.query, row.slot, row.x1, row.y1, row.x2, row.y2};
+            const int32_t label = l.spec->rules.exclusive ? row.slot : row.query;
+            some.rows[k] = {label, row.slot, row.x1, row.y1, row.x2, row.y2};
         }
         const dim3 grid(static_cast<unsigned>(std::min<int64_t>(blocks, 4 * l.multiprocessors)), 1, here);
         launch(stream, grid, dim3(kThreads), kernel, l.params, image, some, out + begin * pixels);

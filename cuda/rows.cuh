@@ -10,6 +10,8 @@
 namespace fai::cuda {
 
 // Which queries are kept, and where their masks go; by one block, when areas, boxes and sums are complete.
+// Of `exclusive` rows several may be of one query.
+template <bool exclusive = false>
 __device__ __forceinline__ void finish(const ImageParams& image, int32_t queries, bool semantic,
                                        int64_t min_area = math::kMinArea) {
     __shared__ int32_t rows_of_warp[kWarps];
@@ -64,7 +66,7 @@ __device__ __forceinline__ void finish(const ImageParams& image, int32_t queries
             all_words += words_of_warp[w];
         }
         if (keep) {
-            const Row row = {.query = static_cast<int32_t>(query - image.queries),
+            const Row row = {.query = exclusive ? query->query : static_cast<int32_t>(query - image.queries),
                              .class_id = query->class_id,
                              .best = query->best,
                              .largest = query->largest,

@@ -263,20 +263,7 @@ def postprocess(
     if logits_size is not None:
         logits = resized_logits(logits, logits_size, letterbox)
         letterbox = None
-    matrices = []
-    for axis in (0, 1):
-        inputs, outputs = logits.shape[1 + axis], size[axis]
-        if use_nearest:
-            network, content, offset = (1, 1, 0) if letterbox is None else (part[axis] for part in letterbox)
-            matrices.append(
-                nearest(inputs, outputs, inputs / network * content / outputs, inputs / network * offset)
-            )
-        elif letterbox is None:
-            matrices.append(stretch(inputs, outputs))
-        else:
-            network, content, offset = (letterbox[k][axis] for k in range(3))
-            center = (np.arange(outputs) + 0.5) * content / outputs + offset
-            matrices.append(interpolation(center * inputs / network - 0.5, inputs))
+    matrices = axes(logits.shape[1:], size, letterbox, use_nearest)
     if of_logits:
         m = sigmoid(matrices[0] @ np.clip(logits, -1e30, 1e30) @ matrices[1].T)
     else:
@@ -314,6 +301,25 @@ def postprocess(
         epsilon=1e-6 if of_logits or use_nearest else 0.01,
         nodes=sigmoid(logits) if use_nearest else None,
     )
+
+
+def axes(nodes, size, letterbox=None, use_nearest=False):
+    """Where the pixels of a frame of `size` lie among the (h, w) nodes of a mask: a matrix for each axis."""
+    matrices = []
+    for axis in (0, 1):
+        inputs, outputs = nodes[axis], size[axis]
+        if use_nearest:
+            network, content, offset = (1, 1, 0) if letterbox is None else (part[axis] for part in letterbox)
+            matrices.append(
+                nearest(inputs, outputs, inputs / network * content / outputs, inputs / network * offset)
+            )
+        elif letterbox is None:
+            matrices.append(stretch(inputs, outputs))
+        else:
+            network, content, offset = (letterbox[k][axis] for k in range(3))
+            center = (np.arange(outputs) + 0.5) * content / outputs + offset
+            matrices.append(interpolation(center * inputs / network - 0.5, inputs))
+    return matrices
 
 
 def resized_logits(logits, size, letterbox=None):

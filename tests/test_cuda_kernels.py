@@ -47,12 +47,13 @@ def report(name: str, tmp_path: Path) -> list[re.Match[str]]:
 
 
 KERNELS = {
+    "exclusive": {"choose_rows", "exclusive_argmax"},
     "instances": {"find_nodes", "draw_instances"},
     "panoptic": {"count_own", "panoptic_argmax", "send_segments"},
     "postprocess": {"score_queries"},
     "preprocess": {"preprocess"},
     "resample": {"resample"},
-    "rows": {"pack", "expand"},
+    "rows": {"pack", "pack_labels", "expand"},
     "semantic": {"semantic_argmax"},
     "semantic_sum": {"class_probabilities", "sum_argmax"},
 }

@@ -276,6 +276,7 @@ def ours(spec: fai_fast.ModelSpec, masks: Any, classes: Any, frame: tuple[int, i
         combine=rules.combine,
         multi_label=rules.multi_label,
         resampling=rules.resampling,
+        overlap_threshold=rules.overlap_threshold,
         letterbox=letterbox,
     )
 

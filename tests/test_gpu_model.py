@@ -1130,6 +1130,35 @@ def test_a_panoptic_model_gives_what_the_cpu_gives(overlap_threshold):
 
 
 @gpu.needed
+def test_a_model_of_instances_that_compete_gives_what_the_cpu_gives():
+    size, names = (32, 48), ("a", "b", "c")
+    rules = {"multi_label": True, "overlap_threshold": 0.1, "resampling": fai_fast.Resampling(of="logits")}
+    config = fai_fast.NetworkConfig(3, threshold=0.2, **rules)
+    spec = fai_fast.ModelSpec(name="theirs", task="instance", classes=names, config=config, im_size=size)
+    network = Sampling(size=size, mean=config.pixel_mean, std=config.pixel_std)
+    engine = FakeGpuEngine(network)
+    prepared = Prepared(
+        spec=spec, engine=engine, gpu=engine, size=size, batch_size=1, num_threads=None,
+        provenance={"precision": "fp32", "artefacts": {}}, weights=None,
+    )  # fmt: skip
+    rows = 0
+    with Model(prepared) as model:
+        for seed in range(4):
+            image = frame(seed)
+            masks, classes = network(
+                fai_fast.preprocess(
+                    image, size, mean=config.pixel_mean, std=config.pixel_std, dtype=network.dtype
+                )
+            )
+            found = model.infer(image)
+            cpu = fai_fast.postprocess(masks[0], classes[0], image.shape[:2], threshold=0.2, **rules)
+            gpu.same_rows(found, cpu)
+            assert (found.is_thing, found.label_map) == (None, None)
+            rows += len(found)
+    assert rows >= 2
+
+
+@gpu.needed
 def test_panoptic_results_are_label_maps():
     rules = {"panoptic": True, "overlap_threshold": 0.8, "weighted": True, "stuff": []}
     with pytest.raises(

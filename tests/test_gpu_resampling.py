@@ -29,24 +29,6 @@ def graph_of(mask_logits, class_logits, *, resampling, multi_label=False, size=(
     return gpu.with_logits(mask_logits, class_logits, size=size, rules=rules, **options)
 
 
-def same(ours, cpu):
-    """As gpu.same on the emulator, of rows of which several may be of one query. A real GPU's exponential may differ
-    from the CPU's in the last bits, and so may the pixels next to a decision."""
-    assert ours.size == cpu.size
-    mine, other = np.lexsort((ours.class_id, ours.query)), np.lexsort((cpu.class_id, cpu.query))
-    for name in ("query", "class_id"):
-        np.testing.assert_array_equal(getattr(ours, name)[mine], getattr(cpu, name)[other], err_msg=name)
-    exact = gpu.EMULATOR is not None
-    np.testing.assert_allclose(ours.confidence[mine], cpu.confidence[other], atol=2e-6 if exact else 1e-4)
-    order = np.lexsort((ours.class_id, ours.query, -ours.confidence))
-    assert order.tolist() == list(range(len(ours)))
-    differ = (ours.mask[mine] != cpu.mask[other]).mean() if len(ours) else 0.0
-    assert differ <= (0 if exact else 1e-4)
-    if exact:
-        for name in ("xyxy", "area"):
-            np.testing.assert_array_equal(getattr(ours, name)[mine], getattr(cpu, name)[other], err_msg=name)
-
-
 def compare(
     mask_logits,
     class_logits,
@@ -83,7 +65,7 @@ def compare(
         predict_all_pixels=predict_all_pixels,
         **options,
     )
-    same(ours, cpu)
+    gpu.same_rows(ours, cpu)
     return ours
 
 
@@ -198,7 +180,7 @@ def test_frames_of_several_shapes_through_one_graph():
             use_mask_score=True,
         )
         assert len(cpu) > 2
-        same(ours, cpu)
+        gpu.same_rows(ours, cpu)
 
 
 def test_images_of_a_batch_have_pairs_of_their_own():
@@ -218,7 +200,7 @@ def test_images_of_a_batch_have_pairs_of_their_own():
                 mask_logits[image], class_logits[image], size, threshold=0.1, multi_label=True
             )
             assert len(cpu) > len(set(cpu.query.tolist()))
-            same(ours, cpu)
+            gpu.same_rows(ours, cpu)
 
 
 def test_the_best_pairs_are_kept():
@@ -230,4 +212,4 @@ def test_the_best_pairs_are_kept():
     [everything] = gpu.take(graph)
     gpu.submit(graph, [gpu.item(frame)], threshold=0.2)
     [best] = gpu.take(graph, top_k=3)
-    same(best, everything[:3])
+    gpu.same_rows(best, everything[:3])

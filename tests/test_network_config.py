@@ -138,6 +138,11 @@ def test_what_needs_layers_refuses_a_network_without():
         ({"panoptic": {"things": (1,)}}, ValueError, "config.panoptic: got unknown fields 'things'"),
         ({"postprocessing_type": "instance"}, ValueError, "config.panoptic: got one for the task 'instance'"),
         ({"multi_label": True}, ValueError, "config.multi_label: got True"),
+        (
+            {"overlap_threshold": 0.8},
+            ValueError,
+            "config.overlap_threshold: got 0.8 for a result that is not",
+        ),
         ({"resampling": "nearest"}, TypeError, "config.resampling: got str"),
         ({"resampling": Resampling(nearest=True)}, ValueError, "config.resampling.nearest: got True"),
         ({"resize": "crop"}, ValueError, "config.resize: got 'crop'"),
@@ -163,6 +168,16 @@ def test_what_sums_refuse_is_known_before_a_frame_is(changes, message):
     by_sum = NetworkConfig(3, postprocessing_type="semantic", combine="sum")
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(by_sum, **changes)
+
+
+def test_what_instances_that_compete_refuse_is_known_before_a_frame_is():
+    rules = {"overlap_threshold": 0.8, "resampling": Resampling(of="logits")}
+    competing = NetworkConfig(3, **rules)
+    assert NetworkConfig(3, **rules, multi_label=True).overlap_threshold == 0.8
+    with pytest.raises(ValueError, match=r"^config\.use_mask_score: got True with overlap_threshold"):
+        dataclasses.replace(competing, use_mask_score=True)
+    with pytest.raises(ValueError, match=r"^config\.resampling\.of: got 'probabilities' with overlap_"):
+        dataclasses.replace(competing, resampling=None)
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,8 @@ inline Rules rules_of(const pybind11::dict& given, int64_t classes) {
             }
         } else if (name == "multi_label") {
             rules.multi_label = value.cast<bool>();
+        } else if (name == "exclusive") {
+            rules.exclusive = value.cast<bool>();
         } else if (name == "logits_size") {
             const auto size = value.cast<std::array<int64_t, 2>>();
             ops::check_sides("resampling.logits_size", size[0], size[1]);

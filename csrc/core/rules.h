@@ -26,6 +26,11 @@ struct Rules {
     // Instances: a query may be a row for each of several classes.
     bool multi_label = false;
 
+    // Instances: rows compete for pixels with their scores times their mask logits, of which no sigmoid is
+    // taken (of_logits). What is a row's own are the pixels where that product is at least mask_threshold; it
+    // is kept where it has won more than overlap_threshold of them, with all that it won.
+    bool exclusive = false;
+
     // Mask logits are first resized to this, bilinearly; 0 x 0 where they are not.
     Size logits_size;
     bool resizes_logits() const { return logits_size.height > 0; }

@@ -160,6 +160,10 @@ struct SemanticTask {
     bool wide;                   // uint16
     bool want_sum;
     bool of_logits;  // logits are interpolated, not probabilities
+    // No sigmoid is taken of them: they compete times their scores. Labels are uint16, positions among the
+    // competitors, of which several may be of one query, and ties go to the first of them. With `own`, of
+    // which nothing is sure; not with only_own or want_sum.
+    bool by_logit;
     // A pixel is nobody's where its winner's probability is below mask_threshold; not with want_sum. `won`
     // counts what each has won all the same.
     bool only_own;

@@ -170,7 +170,7 @@ FAI_HD void each_run(uint32_t ones, const Use& use) {
 }
 
 // The pixels of cells [a, b) of a block that are a query's own, `above` and `below` its nodes.
-template <bool of_logits>
+template <bool of_logits, bool by_logit>
 int64_t count_in_cells(const SemanticTask& task, const F32& above, const F32& below, float weight,
                        int32_t block, int32_t i, int32_t a, int32_t b) {
     const int32_t x1 = task.x.first[block + a], x2 = task.x.first[block + b];
@@ -188,7 +188,7 @@ int64_t count_in_cells(const SemanticTask& task, const F32& above, const F32& be
             const F32 left = math::lerp(above_left, below_left, down);
             const F32 right = math::lerp(above_right, below_right, down);
             F32 m = math::lerp(left, right, across);
-            if constexpr (of_logits) m = math::sigmoid(m);
+            if constexpr (of_logits && !by_logit) m = math::sigmoid(m);
             count += __builtin_popcount(bits(math::inside(math::own_worth(m, weights), threshold)) & lanes);
         }
     }

@@ -5,6 +5,7 @@
 // per node that is used; pixels cost only where a boundary passes.
 
 #include <cstring>
+#include <limits>
 
 #include "csrc/cpu/kernels.h"
 #include "csrc/cpu/simd.h"
@@ -34,6 +35,10 @@ FAI_HD void grow(Region& region, int32_t x1, int32_t y1, int32_t x2, int32_t y2)
     region.y2 = max_i32(region.y2, y2);
 }
 
+// Less than any score times a probability, or by_logit times a logit.
+template <bool by_logit>
+inline constexpr float kWorthNothing = by_logit ? -std::numeric_limits<float>::infinity() : -1.0f;
+
 // What is gathered about the pixels that are won.
 enum class Gather {
     areas,
@@ -62,20 +67,20 @@ FAI_HD Region& give(const SemanticTask& task, const Candidate& candidate, int32_
 // the `count` contestants (indices of candidates, in order of their queries) with these scores. `corners`
 // holds four vectors per contestant: its nodes above left, above right, below left and below right of each
 // column.
-template <class L, Gather gather, bool of_logits>
+template <class L, Gather gather, bool of_logits, bool by_logit>
 FAI_HD void semantic_argmax(const SemanticTask& task, const int32_t* contestants, const float* scores,
                             int32_t count, const float* corners, int32_t x, int n, int32_t y1, int32_t y2) {
     const F32 across = load(task.x.fraction + x);
     for (int32_t y = y1; y < y2; ++y) {
         const F32 down = broadcast(task.y.fraction[y]);
-        F32 best = broadcast(-1.0f), best_m = broadcast(0.0f);
+        F32 best = broadcast(kWorthNothing<by_logit>), best_m = broadcast(0.0f);
         I32 winner = broadcast_int(0);
         for (int32_t c = 0; c < count; ++c) {
             const float* corner = corners + static_cast<int64_t>(c) * 4 * kLanes;
             const F32 left = math::lerp(load(corner), load(corner + 2 * kLanes), down);
             const F32 right = math::lerp(load(corner + kLanes), load(corner + 3 * kLanes), down);
             F32 m = math::lerp(left, right, across);
-            if constexpr (of_logits) m = math::sigmoid(m);
+            if constexpr (of_logits && !by_logit) m = math::sigmoid(m);
             const F32 worth = m * broadcast(scores[c]);
             const Mask wins = math::wins(worth, best);
             best = select(wins, worth, best);
@@ -124,13 +129,13 @@ struct Bounds {
 // come in order of falling score: once a score itself is below that in every cell of the block, all that
 // follow are out without being read. The winners of the cell row above are looked at first, since they mostly
 // win again.
-template <class T, class L, bool of_logits, bool resampled>
+template <class T, class L, bool of_logits, bool resampled, bool by_logit = false>
 void draw_segments_of(const SemanticTask& task) {
     const NodeGrid& grid = task.grid;
     const int32_t competitors = task.competitors;
     // The interpolation may round past a corner by a unit in the last place; of logits, which are larger, by
-    // more.
-    constexpr float kSlack = of_logits ? 1.0001f : 1.000001f;
+    // more. By logit the bounds themselves have room for that, and products round monotonically.
+    constexpr float kSlack = by_logit ? 1.0f : of_logits ? 1.0001f : 1.000001f;
     const F32 slack = broadcast(kSlack);
     const F32 surely_own = broadcast(task.mask_threshold * kSlack);
     const F32 threshold = broadcast(task.mask_threshold);
@@ -188,8 +193,8 @@ void draw_segments_of(const SemanticTask& task) {
             if constexpr (of_logits) {
                 // Steep ones round by a part of what lies between them.
                 const F32 room = (most - least) * broadcast(1e-6f);
-                least = math::sigmoid(least - room);
-                most = math::sigmoid(most + room);
+                least = by_logit ? least - room : math::sigmoid(least - room);
+                most = by_logit ? most + room : math::sigmoid(most + room);
             }
             return Bounds{least, most};
         };
@@ -201,7 +206,8 @@ void draw_segments_of(const SemanticTask& task) {
             if (y1 == y2) continue;
             const int32_t below = min_i32(i + 1, grid.rows - 1);
             // Lanes without a cell never keep a competitor in.
-            F32 guaranteed = select(mask_of(valid), broadcast(-1.0f), broadcast(2.0f));
+            F32 guaranteed = select(mask_of(valid), broadcast(kWorthNothing<by_logit>),
+                                    broadcast(by_logit ? -kWorthNothing<by_logit> : 2.0f));
             int32_t survivors = 0;
             const auto contend = [&](int32_t position, const Bounds& bounds) {
                 const F32 score = broadcast(task.score[position]);
@@ -252,9 +258,9 @@ void draw_segments_of(const SemanticTask& task) {
                                 (y2 - y1);
                     });
                     each_run(valid & ~(full | empty), [&](int32_t from, int32_t to) {
-                        area +=
-                            count_in_cells<of_logits>(task, nodes_of(position, i), nodes_of(position, below),
-                                                      weight, block, i, from, to);
+                        area += count_in_cells<of_logits, by_logit>(task, nodes_of(position, i),
+                                                                    nodes_of(position, below), weight, block,
+                                                                    i, from, to);
                     });
                     own->pixels[position] += area;
                     contend(position, bounds);
@@ -292,7 +298,7 @@ void draw_segments_of(const SemanticTask& task) {
                 const uint32_t can_win =
                     bits(load(upper + static_cast<int64_t>(position) * kLanes) >= guaranteed) & valid;
                 if (!can_win) continue;
-                const Candidate candidate{position, task.query[position], can_win};
+                const Candidate candidate{position, by_logit ? position : task.query[position], can_win};
                 int32_t at = count++;
                 for (; at > 0 && candidates[at - 1].query > candidate.query; --at) {
                     candidates[at] = candidates[at - 1];
@@ -347,9 +353,10 @@ void draw_segments_of(const SemanticTask& task) {
                         store(corner + 2 * kLanes, permute(b, index));
                         store(corner + 3 * kLanes, permute(next_lane(b), index));
                     }
-                    const auto argmax = task.only_own   ? semantic_argmax<L, Gather::own, of_logits>
-                                        : task.want_sum ? semantic_argmax<L, Gather::sums, of_logits>
-                                                        : semantic_argmax<L, Gather::areas, of_logits>;
+                    const auto argmax = by_logit        ? semantic_argmax<L, Gather::areas, true, by_logit>
+                                        : task.only_own ? semantic_argmax<L, Gather::own, of_logits, false>
+                                        : task.want_sum ? semantic_argmax<L, Gather::sums, of_logits, false>
+                                                        : semantic_argmax<L, Gather::areas, of_logits, false>;
                     argmax(task, list, scores, contestants, corners, x, n, y1, y2);
                 }
             }
@@ -359,10 +366,11 @@ void draw_segments_of(const SemanticTask& task) {
 
 template <class T, bool resampled>
 void draw_segments_on(const SemanticTask& task) {
-    const auto draw = task.of_logits ? (task.wide ? draw_segments_of<T, uint16_t, true, resampled>
-                                                  : draw_segments_of<T, uint8_t, true, resampled>)
-                                     : (task.wide ? draw_segments_of<T, uint16_t, false, resampled>
-                                                  : draw_segments_of<T, uint8_t, false, resampled>);
+    const auto draw = task.by_logit    ? draw_segments_of<T, uint16_t, true, resampled, true>
+                      : task.of_logits ? (task.wide ? draw_segments_of<T, uint16_t, true, resampled>
+                                                    : draw_segments_of<T, uint8_t, true, resampled>)
+                                       : (task.wide ? draw_segments_of<T, uint16_t, false, resampled>
+                                                    : draw_segments_of<T, uint8_t, false, resampled>);
     draw(task);
 }
 

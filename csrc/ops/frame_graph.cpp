@@ -31,7 +31,7 @@ void check_spec(const cuda::GraphSpec& spec) {
     check_sides("size", spec.input_size.height, spec.input_size.width);
     check_sides("mask_logits", spec.rows, spec.columns);
     check_count("mask_logits' queries", spec.queries,
-                spec.predict_all_pixels ? kMaxSemanticQueries : kMaxInstanceQueries);
+                cuda::writes_labels(spec) ? kMaxSemanticQueries : kMaxInstanceQueries);
     check_count("class_logits' columns", spec.class_columns - spec.softmax, int64_t{1} << 24);
     if (spec.rules.by_sum && spec.class_columns - spec.softmax > kMaxSumClasses) {
         throw ValueError(message("class_logits: got ", spec.class_columns - spec.softmax,
@@ -246,7 +246,7 @@ std::vector<FrameResult> FrameGraph::results(int64_t top_k) {
             kept.push_back({static_cast<float>(score), class_id, &row});
         };
         const auto rows = std::span(taken[i]->rows(), static_cast<size_t>(taken[i]->count()));
-        if (spec.rules.multi_label) {
+        if (spec.rules.multi_label && !spec.rules.exclusive) {
             // The device has drawn the masks of all queries that a pair may be of.
             row_of_query_.assign(static_cast<size_t>(spec.queries), nullptr);
             for (const cuda::Row& row : rows) row_of_query_[row.query] = &row;

@@ -39,18 +39,24 @@ Canvas canvas_of(const cpu::Extent& extent, const Axes& axes) {
 
 }  // namespace
 
+void choose_instances(const PostprocessArguments& arguments, std::vector<ScoredQuery>& queries) {
+    if (!arguments.rules.multi_label) {
+        std::erase_if(queries, [&](const ScoredQuery& query) {
+            return !math::above(query.score, arguments.threshold);
+        });
+        return;
+    }
+    queries.clear();
+    for (const ClassPair& pair :
+         best_class_pairs(arguments.class_logits, arguments.softmax, arguments.threshold)) {
+        queries.push_back({pair.query, pair.score, pair.class_id});
+    }
+}
+
 void draw_instances(const PostprocessArguments& arguments, const MaskLogits& logits,
                     const cpu::Kernels& kernels, int threads, std::vector<ScoredQuery>& queries,
                     Postprocessed& result) {
-    std::erase_if(queries,
-                  [&](const ScoredQuery& query) { return !math::above(query.score, arguments.threshold); });
-    if (arguments.rules.multi_label) {
-        queries.clear();
-        for (const ClassPair& pair :
-             best_class_pairs(arguments.class_logits, arguments.softmax, arguments.threshold)) {
-            queries.push_back({pair.query, pair.score, pair.class_id});
-        }
-    }
+    choose_instances(arguments, queries);
     const double wanted = arguments.mask_threshold;
     if (wanted > 1.0 || queries.empty()) {
         std::erase_if(queries, [&](ScoredQuery& query) { return !keep(arguments, query); });

@@ -68,6 +68,7 @@ void relabel(const std::vector<ScoredQuery>& queries, const std::vector<int32_t>
 cpu::Surely OwnPixels::surely(float score) const {
     constexpr float kInfinity = std::numeric_limits<float>::infinity();
     constexpr float kNever = std::numeric_limits<float>::quiet_NaN();
+    if (by_logit) return {kNever, kNever};
     const float weight = weighted ? score : 1.0f;
     if (mask_threshold <= 0.0f) return {-kInfinity, -kInfinity};
     if (weight == 0.0f) return {kNever, kInfinity};

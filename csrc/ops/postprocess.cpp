@@ -105,6 +105,12 @@ void check_rules(const Rules& rules, bool use_mask_score) {
             "use_mask_score: got True with panoptic, expected False: a segment's confidence is its class "
             "score");
     }
+    if (rules.exclusive && use_mask_score) {
+        throw ValueError(
+            "use_mask_score: got True with overlap_threshold, expected False: an instance that competes for "
+            "its "
+            "pixels has its class score as confidence");
+    }
     if (rules.by_sum && use_mask_score) {
         throw ValueError(
             "use_mask_score: got True with combine='sum', expected False: a class's confidence is its mean "
@@ -139,6 +145,9 @@ void postprocess(const PostprocessArguments& arguments, void* segments, Postproc
             return !math::competes(query.has_class, query.score, arguments.threshold);
         });
         draw_panoptic(arguments, logits, kernels, threads, queries, segments);
+    } else if (arguments.rules.exclusive) {
+        choose_instances(arguments, queries);
+        draw_exclusive(arguments, logits, kernels, threads, queries, result);
     } else if (arguments.predict_all_pixels) {
         draw_semantic(arguments, logits, kernels, threads, queries, segments);
     } else {

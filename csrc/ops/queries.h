@@ -52,6 +52,7 @@ struct CallerScratch {
     Scratch<uint8_t> has_nan;
     Resampled resampled;
     Scratch<int64_t> won, own;
+    Scratch<uint16_t> labels;
 };
 struct WorkerScratch {
     Scratch<float> floats;
@@ -85,6 +86,10 @@ bool keep(const PostprocessArguments& arguments, ScoredQuery& query);
 // By the score as it is handed out, so that equal ones are in order of their queries, then classes.
 void sort_by_score(std::vector<ScoredQuery>& queries);
 
+// Those of the queries that may be rows of an instance result, one for each of its classes where a query may
+// be several.
+void choose_instances(const PostprocessArguments& arguments, std::vector<ScoredQuery>& queries);
+
 // Instances: rows into `queries`, masks into `result`.
 void draw_instances(const PostprocessArguments& arguments, const MaskLogits& logits,
                     const cpu::Kernels& kernels, int threads, std::vector<ScoredQuery>& queries,
@@ -103,14 +108,16 @@ struct OwnPixels {
     bool weighted;
     bool only;  // a pixel that is not the winner's own is nobody's, and in no region
     float mask_threshold;
-    double slack;  // of probabilities
+    double slack;           // of probabilities
+    bool by_logit = false;  // those where its score times its mask logit does; none is sure
 
     // The logits that are surely inside and surely outside, of a query with this score.
     cpu::Surely surely(float score) const;
 };
 
 // Gives every pixel to one of the queries, which are in order of falling score then, and have their regions.
-// Counts their own pixels where `own` is not null.
+// Counts their own pixels where `own` is not null. Labels are the queries; of rules.exclusive their places in
+// `queries`, in uint16.
 Contest hold_contest(const PostprocessArguments& arguments, const MaskLogits& logits, const Drawn& drawn,
                      const cpu::Kernels& kernels, int threads, const OwnPixels* own,
                      std::vector<ScoredQuery>& queries, void* segments);
@@ -124,6 +131,11 @@ void draw_semantic(const PostprocessArguments& arguments, const MaskLogits& logi
 void draw_panoptic(const PostprocessArguments& arguments, const MaskLogits& logits,
                    const cpu::Kernels& kernels, int threads, std::vector<ScoredQuery>& queries,
                    void* segments);
+
+// Instances that share no pixel, of those that compete: rows into `queries`, masks into `result`.
+void draw_exclusive(const PostprocessArguments& arguments, const MaskLogits& logits,
+                    const cpu::Kernels& kernels, int threads, std::vector<ScoredQuery>& queries,
+                    Postprocessed& result);
 
 // Semantic by sum: a row for each class that has won pixels into `rows`, classes into `segments`.
 void draw_by_sum(const PostprocessArguments& arguments, const MaskLogits& logits, const cpu::Kernels& kernels,

@@ -22,7 +22,7 @@ Contest hold_contest(const PostprocessArguments& arguments, const MaskLogits& lo
     sort_by_score(queries);
     const cpu::NodeGrid& grid = drawn.grid;
     const bool only_own = own && own->only;
-    const bool wide = segment_item_size(arguments) == 2;
+    const bool wide = arguments.rules.exclusive || segment_item_size(arguments) == 2;
     const int32_t stretched = std::max(1, grid.rows / logits.rows);
     const auto rows_per_task = static_cast<int32_t>(std::max<int64_t>(
         kCellRowsPerTask * stretched, int64_t{grid.rows} * logits.queries / kMaxTaskRegions));
@@ -72,6 +72,7 @@ Contest hold_contest(const PostprocessArguments& arguments, const MaskLogits& lo
              .wide = wide,
              .want_sum = arguments.use_mask_score,
              .of_logits = arguments.rules.of_logits,
+             .by_logit = arguments.rules.exclusive,
              .only_own = only_own,
              .mask_threshold = static_cast<float>(arguments.mask_threshold),
              .won = won + (only_own ? mine : 0),

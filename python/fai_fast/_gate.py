@@ -255,6 +255,7 @@ class Comparison:
             combine=self._rules.combine,
             multi_label=self._rules.multi_label,
             resampling=self._rules.resampling,
+            overlap_threshold=self._rules.overlap_threshold,
             num_threads=self._num_threads,
         )
 

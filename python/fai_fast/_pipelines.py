@@ -150,6 +150,7 @@ class CpuPipeline(Pipeline):
             "panoptic": rules.panoptic,
             "multi_label": rules.multi_label,
             "resampling": rules.resampling,
+            "overlap_threshold": rules.overlap_threshold,
         }
         self.contexts = ContextPool(engine.context, MAX_CONTEXTS)
         self._guard = ProcessGuard(engine.name)

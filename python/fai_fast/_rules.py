@@ -90,6 +90,7 @@ class Rules:
     panoptic: Panoptic | None = None
     multi_label: bool = False
     resampling: Resampling = Resampling()
+    overlap_threshold: float | None = None
 
     def plain(self) -> dict[str, Any]:
         """The arguments of ``_core``, by name; those that say nothing are left out."""
@@ -103,6 +104,9 @@ class Rules:
             plain["stuff"] = list(self.panoptic.stuff)
         if self.multi_label:
             plain["multi_label"] = True
+        if self.overlap_threshold is not None:
+            plain["exclusive"] = True
+            plain["overlap_threshold"] = self.overlap_threshold
         if self.resampling.logits_size is not None:
             plain["logits_size"] = self.resampling.logits_size
         if self.resampling.of == "logits":
@@ -117,6 +121,7 @@ def check_rules(
     panoptic: object,
     multi_label: object,
     resampling: object,
+    overlap_threshold: object,
     *,
     predict_all_pixels: bool,
 ) -> Rules:
@@ -140,7 +145,20 @@ def check_rules(
         raise ValueError("multi_label: got True for a result that is not of instances, expected False")
     if resampling.nearest and (panoptic is not None or predict_all_pixels):
         raise ValueError("resampling.nearest: got True for a result that is not of instances, expected False")
-    return Rules(combine, panoptic, multi_label, resampling)
+    if overlap_threshold is not None:
+        overlap_threshold = check_fraction("overlap_threshold", overlap_threshold)
+        if panoptic is not None or predict_all_pixels:
+            raise ValueError(
+                f"overlap_threshold: got {overlap_threshold:g} for a result that is not of instances, expected None"
+            )
+        if resampling.of != "logits":
+            raise ValueError(
+                f"resampling.of: got {resampling.of!r} with overlap_threshold, expected 'logits': instances compete "
+                "with their logits"
+            )
+        if resampling.nearest:
+            raise ValueError("resampling.nearest: got True with overlap_threshold, expected False")
+    return Rules(combine, panoptic, multi_label, resampling, overlap_threshold)
 
 
 def rules_of(config: Any) -> Rules:
@@ -150,4 +168,5 @@ def rules_of(config: Any) -> Rules:
         getattr(config, "panoptic", None),
         getattr(config, "multi_label", False),
         getattr(config, "resampling", None) or Resampling(),
+        getattr(config, "overlap_threshold", None),
     )

@@ -236,6 +236,7 @@ def postprocess(
     combine: Combine = "contest",
     multi_label: bool = False,
     resampling: Resampling | None = None,
+    overlap_threshold: float | None = None,
     letterbox: Letterbox | None = None,
     num_threads: int | None = None,
 ) -> Detections:
@@ -265,6 +266,11 @@ def postprocess(
         multi_label: instances: a query is a row for each of its classes; of all pairs of query and class as many as
             there are queries are considered, the best.
         resampling: how masks get their size; None for the way of docs/postprocess.md.
+        overlap_threshold: instances: 0 to 1 for masks that do not overlap; None for those that may. Instances compete
+            for each pixel with their score times their mask logit, without a sigmoid, and one is kept where the pixels
+            that it won are more than this share of those where that product is at least ``mask_threshold``; with
+            ``resampling`` of "logits" alone. Source: OneFormer's ``post_process_instance_segmentation`` of
+            transformers.
         letterbox: the geometry that :func:`preprocess` returned, where it letterboxed or padded the frame.
         num_threads: at most this many threads; None for all cores. The result does not depend on it.
 
@@ -290,6 +296,7 @@ def postprocess(
         combine=combine,
         multi_label=multi_label,
         resampling=resampling,
+        overlap_threshold=overlap_threshold,
         num_threads=num_threads,
     )[0]
 
@@ -309,6 +316,7 @@ def postprocess_batch(
     combine: Combine = "contest",
     multi_label: bool = False,
     resampling: Resampling | None = None,
+    overlap_threshold: float | None = None,
     letterbox: Letterbox | Sequence[Letterbox | None] | None = None,
     num_threads: int | None = None,
 ) -> list[Detections]:
@@ -339,6 +347,7 @@ def postprocess_batch(
         combine=combine,
         multi_label=multi_label,
         resampling=resampling,
+        overlap_threshold=overlap_threshold,
         num_threads=num_threads,
     )
 
@@ -423,12 +432,15 @@ def _postprocess(
     combine: Combine = "contest",
     multi_label: bool = False,
     resampling: Resampling | None = None,
+    overlap_threshold: float | None = None,
     min_area: int = 2,
 ) -> list[Detections]:
     softmax = check_choice("class_activation", class_activation, ACTIVATIONS) == "softmax"
     names = check_names("class_names", class_names)
     check_bool("predict_all_pixels", predict_all_pixels)
-    rules = check_rules(combine, panoptic, multi_label, resampling, predict_all_pixels=predict_all_pixels)
+    rules = check_rules(
+        combine, panoptic, multi_label, resampling, overlap_threshold, predict_all_pixels=predict_all_pixels
+    )
     if panoptic is not None and predict_all_pixels:
         raise ValueError("predict_all_pixels: got True with panoptic, expected False: one or the other")
     results = _core.postprocess(

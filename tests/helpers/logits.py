@@ -64,6 +64,17 @@ panoptic_options_of = st.fixed_dictionaries(
 """Of a panoptic result, for :func:`panoptic_options`."""
 
 
+exclusive_options_of = st.fixed_dictionaries(
+    {
+        "threshold": st.sampled_from([0.8, 0.5, 0.3, 0.05, 0.0, 1.0, -1.0]) | st.floats(0, 1),
+        "mask_threshold": st.sampled_from([0.5, 0.5, 0.3, 0.0, 1.0, -0.5]) | st.floats(0, 1),
+        "overlap_threshold": st.sampled_from([0.8, 0.5, 0.1, 0.0, 1.0]) | st.floats(0, 1),
+        "multi_label": st.booleans(),
+    }
+)
+"""Of instances that compete for pixels."""
+
+
 def panoptic_options(options, class_logits, activation):
     """With the ids of stuff, of which there are as many as the network has classes, for a share and a seed."""
     share, seed = options["stuff"]

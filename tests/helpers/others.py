@@ -144,6 +144,7 @@ def found(logits, given, frame):
         panoptic=rules.panoptic,
         multi_label=rules.multi_label,
         resampling=rules.resampling,
+        overlap_threshold=rules.overlap_threshold,
         class_names=given.classes,
     )
 

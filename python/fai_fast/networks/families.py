@@ -152,7 +152,7 @@ def _rules(family: str, task: str, size: tuple[int, int], fields: Mapping[str, A
     if task == "panoptic":
         return {"resampling": None if logits_size is None else Resampling(logits_size=logits_size)}
     if family == "oneformer":
-        return {}
+        return {"multi_label": True, "overlap_threshold": 0.8, "resampling": Resampling(of="logits")}
     return {
         "multi_label": True,
         "use_mask_score": True,

@@ -38,7 +38,7 @@ class NetworkConfig:
         top_k: objects at most in an instance result, the best; None for all.
         combine: of a semantic result, "contest" or "sum", see :func:`fai_fast.postprocess`.
         panoptic: of a panoptic result; left out, one in which all classes are things.
-        multi_label: of an instance result, see :func:`fai_fast.postprocess`.
+        multi_label, overlap_threshold: of an instance result, see :func:`fai_fast.postprocess`.
         resampling: how masks get their size, where that is not our way.
         resize: how frames become the input, "stretch", "letterbox" or "pad", see :func:`fai_fast.preprocess`.
         stride: what the input's sides must be multiples of.
@@ -73,6 +73,7 @@ class NetworkConfig:
     input_name: str | None = None
     mask_logits_name: str | None = None
     class_logits_name: str | None = None
+    overlap_threshold: float | None = None
 
     def __post_init__(self) -> None:
         for name, kind in (("panoptic", Panoptic), ("resampling", Resampling)):
@@ -124,12 +125,15 @@ class NetworkConfig:
                 self.panoptic,
                 self.multi_label,
                 self.resampling,
+                self.overlap_threshold,
                 predict_all_pixels=self.predict_all_pixels,
             )
         except (TypeError, ValueError) as error:
             raise type(error)(f"config.{error}") from None
         if self.combine == "sum" and self.use_mask_score:
             raise ValueError("config.use_mask_score: got True with combine='sum', expected False")
+        if self.overlap_threshold is not None and self.use_mask_score:
+            raise ValueError("config.use_mask_score: got True with overlap_threshold, expected False")
         if self.combine == "sum" and self.resampling is not None and self.resampling.of == "logits":
             raise ValueError(
                 "config.resampling.of: got 'logits' with combine='sum', expected 'probabilities': sums are resized, "
