@@ -29,10 +29,10 @@ from fai_fast._options import (
 )
 from fai_fast._pictures import MOST, Pictures
 from fai_fast._pipelines import (
-    ContextPool,
     CpuPipeline,
     GpuPipeline,
     InferFuture,
+    Pending,
     Pipeline,
     Request,
     preprocess_into,
@@ -208,8 +208,8 @@ class Model:
         self.batch_size = prepared.batch_size
         self._users = Users(self._engine) if users is None else users
         self._closed = False
-        self._raw: ContextPool | None = None
-        self._raw_lock = SignalSafeLock()
+        self._host: CpuPipeline | None = None
+        self._host_lock = SignalSafeLock()
         try:
             self._pipeline: Pipeline = (
                 CpuPipeline(self.spec, self._engine, prepared.num_threads)
@@ -479,7 +479,7 @@ class Model:
         self._check_open()
         resize = resize_of(self.spec, resize)
         frame = frame_of(image, max_pixels)
-        with self._contexts().borrow() as context:
+        with self._on_host().contexts.borrow() as context:
             letterbox = preprocess_into(self.spec, context, 0, frame, {"color": color, "resize": resize})
             context.run()
             mask_logits, class_logits = context.mask_logits[:1].copy(), context.class_logits[:1].copy()
@@ -510,16 +510,26 @@ class Model:
             raise FaiFastError("the model is closed; load it again")
         self._guard.check()
 
-    def _contexts(self) -> ContextPool:
-        """Contexts of the engine alone, between arrays of the host."""
+    def _submit_combined(
+        self, image: Any, combines: Sequence[Combine], **options: Unpack[InferOptions]
+    ) -> Pending:
+        """:meth:`submit` of a semantic model, with a result for each of these ways, all of one run of the network.
+
+        They are made on the CPU, also where the engine is on a GPU.
+        """
+        request = self._request([image], options)
+        return self._on_host().submit_combined(request, combines)
+
+    def _on_host(self) -> CpuPipeline:
+        """What runs the engine between arrays of the host. Raises FaiFastError where the model is closed."""
         if isinstance(self._pipeline, CpuPipeline):
-            return self._pipeline.contexts
-        with self._raw_lock:
-            if self._raw is None:
-                self._raw = ContextPool(self._engine.context, 1)
-                if self._closed:
-                    self._raw.close()
-            return self._raw
+            return self._pipeline
+        with self._host_lock:
+            if self._closed:
+                raise FaiFastError("the model is closed; load it again")
+            if self._host is None:
+                self._host = CpuPipeline(self.spec, self._engine, self._prepared.num_threads)
+            return self._host
 
     # ----------------------------------------------------------------------------------------- measure, tell
 
@@ -620,7 +630,7 @@ class Model:
     def _sharing(self, prepared: Prepared) -> Model:
         """Another model on this one's engine, of which something else was prepared."""
         self._guard.check()
-        with self._raw_lock:
+        with self._host_lock:
             # Asked of this model, as other clones may keep the engine alive.
             if self._closed:
                 raise FaiFastError("the model is closed; load it again")
@@ -672,12 +682,12 @@ class Model:
         if self._guard.inherited:
             self._closed = True
             return
-        with self._raw_lock:
+        with self._host_lock:
             if self._closed:
                 return
             self._closed = True
-            if self._raw is not None:
-                self._raw.close()
+        if self._host is not None:
+            self._host.close()
         self._pipeline.close()
         self._users.leave()
 

@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fai_fast._arguments import check_choice, check_fraction
+from fai_fast._rules import COMBINES, Combine, rules_of
 from fai_fast.detections import Detections
 from fai_fast.evaluate.report import AdeReport, Figures, Int64, SizeEffect
-from fai_fast.evaluate.running import _account, _check_limit, _check_missing
+from fai_fast.evaluate.running import Submit, _account, _check_limit, _check_missing
 from fai_fast.evaluate.shapes import (
     BUCKETS,
     COMPARED,
@@ -68,8 +69,8 @@ def ade(
             that was loaded with ``im_size`` or ``frame``, or from a file of :func:`fai_fast.export`.
         compare_sizes: how many pictures, spread evenly, are also run in the model's own size, which tells what the
             other sizes changed; 0 for none.
-        combine: "contest" or "sum", see :func:`fai_fast.postprocess`; "both" measures one after the other, in twice the
-            time, and has the sums' report as ``other``; None for the model's own way.
+        combine: "contest" or "sum", see :func:`fai_fast.postprocess`; "both" measures one beside the other, of one
+            run of the network, and has the sums' report as ``other``; None for the model's own way.
 
     Raises:
         TypeError, ValueError: an argument, a label image or a picture is wrong, or their sizes differ.
@@ -152,17 +153,17 @@ class AdeData:
         if combine is not None:
             check_choice("combine", combine, COMBINED)
             self.check(model.spec)
-            options: dict[str, Any] = {"threshold": threshold, "progress": progress, "max_pixels": max_pixels}
-            options |= {"buckets": buckets, "compare_sizes": compare_sizes}
-            with model._combining("sum" if combine == "sum" else "contest") as first:
-                report = self.measure(first, stop=stop, **options)
-            # Figures of fewer pictures than the first one's would not stand beside them.
-            if combine != "both" or report.images < len(self.pairs):
-                return report
-            with model._combining("sum") as second:
-                # What sizes change is known from the first.
-                other = self.measure(second, stop=stop, **{**options, "compare_sizes": 0})
-            return replace(report, other=other) if other.images == report.images else report
+        if combine is not None and combine != "both":
+            with model._combining(combine) as one:
+                return self.measure(
+                    one,
+                    threshold=threshold,
+                    progress=progress,
+                    max_pixels=max_pixels,
+                    stop=stop,
+                    buckets=buckets,
+                    compare_sizes=compare_sizes,
+                )
         most, compared = _check_buckets(buckets, compare_sizes)
         threshold, max_pixels = check_fraction("threshold", threshold), check_max_pixels(max_pixels)
         self.check(model.spec)
@@ -175,23 +176,27 @@ class AdeData:
             _log.info("%s: the network's input (height x width) is %s pictures", model.spec.name, _told(plan))
         sample, others = _sample(plan, model.size, len(paths), compared)
         again = set(sample) if others.pictures and compared else set()
-        confusion = np.zeros((n, n + 1), np.int64)
+        ways = COMBINES if combine == "both" else (rules_of(model.spec.config).combine,)
+        submit = _combining(threshold, ways) if len(ways) > 1 else _in_own_way(threshold)
+        confusions = np.zeros((len(ways), n, n + 1), np.int64)
         # Of the pictures that are run again; those of the other size take the place of these one after another.
-        shaped = np.zeros_like(confusion)
-        own = np.zeros_like(confusion)
+        shaped = np.zeros_like(confusions[0])
+        own = np.zeros_like(confusions[0])
         done: list[int] = []
-        for index, found in _infer_buckets(model, plan, paths, threshold, progress, max_pixels, stop):
+        for index, found in _infer_buckets(model, plan, paths, submit, progress, max_pixels, stop):
             done.append(index)
-            counts = self._confusion(index, found, n, max_pixels)
-            confusion += counts
+            counts = self._confusions(index, found, n, max_pixels)
+            confusions += counts
             if index in again:
-                shaped += counts
-                own += counts if index not in others.pictures else 0
+                shaped += counts[0]
+                own += counts[0] if index not in others.pictures else 0
         effect = None
         if again and len(done) == len(paths):
             compared_again = 0
-            for index, found in _infer_buckets(model, [others], paths, threshold, progress, max_pixels, stop):
-                own += self._confusion(index, found, n, max_pixels)
+            # What sizes change is told of the first way.
+            submit = _combining(threshold, ways[:1]) if len(ways) > 1 else submit
+            for index, found in _infer_buckets(model, [others], paths, submit, progress, max_pixels, stop):
+                own += self._confusions(index, found, n, max_pixels)[0]
                 compared_again += 1
             if compared_again == len(others.pictures):
                 effect = SizeEffect(
@@ -200,36 +205,59 @@ class AdeData:
                     _headline(_semantic_figures(shaped)),
                     _headline(_semantic_figures(own)),
                 )
-        metrics, per_class = _semantic_figures(confusion)
-        return AdeReport(
-            **_account(model, threshold),
-            images=len(done),
-            missing=self.missing,
-            metrics=metrics,
-            per_class=dict(zip(classes, per_class, strict=True)),
-            pixels=int(confusion.sum()),
-            confusion=confusion,
-            combine=getattr(model.spec.config, "combine", "contest"),
-            sizes=_sizes_of(plan, done) if is_shaped else (),
-            size_effect=effect,
-        )
+        reports: list[AdeReport] = []
+        for way, confusion in zip(ways, confusions, strict=True):
+            metrics, per_class = _semantic_figures(confusion)
+            reports.append(
+                AdeReport(
+                    **_account(model, threshold),
+                    images=len(done),
+                    missing=self.missing,
+                    metrics=metrics,
+                    per_class=dict(zip(classes, per_class, strict=True)),
+                    pixels=int(confusion.sum()),
+                    confusion=confusion,
+                    combine=way,
+                    sizes=_sizes_of(plan, done) if is_shaped else (),
+                    size_effect=None if reports else effect,
+                )
+            )
+        return replace(reports[0], other=reports[1]) if len(reports) > 1 else reports[0]
 
-    def _confusion(self, index: int, found: Detections, classes: int, max_pixels: int | None) -> Int64:
-        """Pixels (C, C + 1) of one picture, by truth and prediction."""
+    def _confusions(
+        self, index: int, found: Sequence[Detections], classes: int, max_pixels: int | None
+    ) -> Int64:
+        """Pixels (N, C, C + 1) of one picture, by truth and prediction, of each of N results."""
         picture, path = self.pairs[index]
         truth = _read_labels(path, classes, max_pixels)
-        if truth.shape != found.size:
-            raise ValueError(
-                f"{path}: {truth.shape[0]}x{truth.shape[1]} pixels (height x width), expected "
-                f"{found.size[0]}x{found.size[1]} as of {picture}"
-            )
-        predicted = found.label_map
-        assert predicted is not None
         labeled = truth > 0
-        true, got = truth[labeled].astype(np.int64) - 1, predicted[labeled].astype(np.int64)
-        got[got < 0] = classes
-        counts = np.bincount(true * (classes + 1) + got, minlength=classes * (classes + 1))
-        return counts.reshape(classes, classes + 1)
+        true = truth[labeled].astype(np.int64) - 1
+        counts = []
+        for result in found:
+            if truth.shape != result.size:
+                raise ValueError(
+                    f"{path}: {truth.shape[0]}x{truth.shape[1]} pixels (height x width), expected "
+                    f"{result.size[0]}x{result.size[1]} as of {picture}"
+                )
+            predicted = result.label_map
+            assert predicted is not None
+            got = predicted[labeled].astype(np.int64)
+            got[got < 0] = classes
+            counts.append(np.bincount(true * (classes + 1) + got, minlength=classes * (classes + 1)))
+        return np.stack(counts).reshape(len(found), classes, classes + 1)
+
+
+def _in_own_way(threshold: float) -> Submit[Sequence[Detections]]:
+    def submit(model: Model, frame: Any) -> Callable[[], Sequence[Detections]]:
+        future = model.submit(frame, threshold=threshold)
+        return lambda: [future.result()]
+
+    return submit
+
+
+def _combining(threshold: float, ways: Sequence[Combine]) -> Submit[Sequence[Detections]]:
+    """A result for each of these ways, of one run of the network."""
+    return lambda model, frame: model._submit_combined(frame, ways, threshold=threshold).results
 
 
 def _headline(figures: tuple[Figures, list[float | None]]) -> float | None:

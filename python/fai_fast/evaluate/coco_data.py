@@ -19,7 +19,7 @@ from fai_fast._arguments import MAX_SIDE, check_fraction
 from fai_fast._extras import install
 from fai_fast.detections import Detections
 from fai_fast.evaluate.report import CocoReport, Figures, SizeEffect, _some
-from fai_fast.evaluate.running import _account, _check_limit, _check_missing
+from fai_fast.evaluate.running import _account, _check_limit, _check_missing, _submitting
 from fai_fast.evaluate.shapes import (
     BUCKETS,
     COMPARED,
@@ -183,15 +183,16 @@ class CocoData:
         is_shaped = any(bucket.size != model.size for bucket in plan)
         if is_shaped:
             _log.info("%s: the network's input (height x width) is %s pictures", model.spec.name, _told(plan))
+        submit = _submitting(threshold)
         found_in: dict[int, list[dict[str, Any]]] = {}
-        for index, found in _infer_buckets(model, plan, paths, threshold, progress, max_pixels, stop):
+        for index, found in _infer_buckets(model, plan, paths, submit, progress, max_pixels, stop):
             found_in[index] = self._rows(index, found, category_of)
         effect = None
         sample, others = _sample(plan, model.size, len(paths), compared)
         if compared and others.pictures and len(found_in) == len(paths):
             own = {index: found_in[index] for index in sample}
             again = 0
-            for index, found in _infer_buckets(model, [others], paths, threshold, progress, max_pixels, stop):
+            for index, found in _infer_buckets(model, [others], paths, submit, progress, max_pixels, stop):
                 own[index] = self._rows(index, found, category_of)
                 again += 1
             if again == len(others.pictures):

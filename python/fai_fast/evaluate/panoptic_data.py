@@ -37,7 +37,7 @@ from fai_fast.evaluate.report import (
     _figures,
     quality_lines,
 )
-from fai_fast.evaluate.running import _account, _check_limit, _check_missing
+from fai_fast.evaluate.running import _account, _check_limit, _check_missing, _submitting
 from fai_fast.evaluate.shapes import (
     BUCKETS,
     COMPARED,
@@ -272,12 +272,13 @@ class PanopticData:
         if is_shaped:
             _log.info("%s: the network's input (height x width) is %s pictures", model.spec.name, _told(plan))
         sample, others = _sample(plan, model.size, len(paths), compared)
+        submit = _submitting(level)
         again = set(sample) if others.pictures and compared else set()
         # Of the pictures that are run again; those of the other size take the place of these one after another.
         total = shaped = own = Tally.empty(len(self.categories))
         predicted = 0
         done: list[int] = []
-        for index, found in _infer_buckets(model, plan, paths, level, progress, max_pixels, stop):
+        for index, found in _infer_buckets(model, plan, paths, submit, progress, max_pixels, stop):
             done.append(index)
             counted = self._tally(index, self._prediction(index, found, places), max_pixels)
             predicted += len(found)
@@ -288,7 +289,7 @@ class PanopticData:
         effect = None
         if again and len(done) == len(paths):
             compared_again = 0
-            for index, found in _infer_buckets(model, [others], paths, level, progress, max_pixels, stop):
+            for index, found in _infer_buckets(model, [others], paths, submit, progress, max_pixels, stop):
                 own += self._tally(index, self._prediction(index, found, places), max_pixels)
                 compared_again += 1
             if compared_again == len(others.pictures):

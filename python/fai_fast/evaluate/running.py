@@ -6,7 +6,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fai_fast._arguments import check_int
 from fai_fast.detections import Detections
@@ -17,27 +17,36 @@ from fai_fast.model import Model
 # The model's own threads overlap so many pictures; each holds a decoded one.
 IN_FLIGHT = 3
 
+Found = TypeVar("Found")
+Submit = Callable[[Model, Any], Callable[[], Found]]
+"""Starts a model on a frame; what it returns waits for what was found."""
+
+
+def _submitting(threshold: float) -> Submit[Detections]:
+    """The model's own results."""
+    return lambda model, frame: model.submit(frame, threshold=threshold).result
+
 
 def _infer(
     model: Model,
     paths: Sequence[Path],
-    threshold: float,
+    submit: Submit[Found],
     bar: Any,
     max_pixels: int | None,
     stop: Callable[[], bool] | None,
-) -> Iterator[Detections]:
+) -> Iterator[Found]:
     """The pictures' results in order, a few of them on their way at a time; `bar` is tqdm's."""
-    waiting: deque[Any] = deque()
+    waiting: deque[Callable[[], Found]] = deque()
     for index, path in enumerate(paths):
         if index and stop is not None and stop():
             break
         frame = read_image(path, max_pixels=max_pixels)
-        waiting.append(model.submit(frame, threshold=threshold))
+        waiting.append(submit(model, frame))
         if len(waiting) == IN_FLIGHT:
-            yield waiting.popleft().result()
+            yield waiting.popleft()()
             bar.update()
     while waiting:
-        yield waiting.popleft().result()
+        yield waiting.popleft()()
         bar.update()
 
 

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from fai_fast._arguments import check_int
 from fai_fast._sizes import aspects_differ, fit_size, size_text
-from fai_fast.detections import Detections
-from fai_fast.evaluate.running import _bar, _infer
+from fai_fast.evaluate.running import Found, Submit, _bar, _infer
 from fai_fast.model import Model
 
 BUCKETS = 4
@@ -101,11 +100,11 @@ def _infer_buckets(
     model: Model,
     plan: Iterable[_Bucket],
     paths: Sequence[Path],
-    threshold: float,
+    submit: Submit[Found],
     progress: bool | None,
     max_pixels: int | None,
     stop: Callable[[], bool] | None,
-) -> Iterator[tuple[int, Detections]]:
+) -> Iterator[tuple[int, Found]]:
     """The place of each picture and what was found in it, bucket after bucket; one model beside the own at a time.
 
     ``stop`` is asked before every picture but the first.
@@ -119,10 +118,10 @@ def _infer_buckets(
             resized = nullcontext(model) if bucket.size == model.size else model._with_size(bucket.size)
             with resized as one:
                 chosen = [paths[index] for index in bucket.pictures]
-                found = _infer(one, chosen, threshold, bar, max_pixels, stop)
-                for detections, index in zip(found, bucket.pictures, strict=False):
+                found = _infer(one, chosen, submit, bar, max_pixels, stop)
+                for result, index in zip(found, bucket.pictures, strict=False):
                     done += 1
-                    yield index, detections
+                    yield index, result
 
 
 def _sample(plan: Sequence[_Bucket], own: Size, count: int, most: int) -> tuple[list[int], _Bucket]:
