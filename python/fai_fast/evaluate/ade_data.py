@@ -2,39 +2,39 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from fai_fast._arguments import check_choice, check_fraction
+from fai_fast._options import check_options
 from fai_fast._rules import COMBINES, Combine, rules_of
 from fai_fast.detections import Detections
-from fai_fast.evaluate.report import AdeReport, Figures, Int64, SizeEffect
-from fai_fast.evaluate.running import Submit, _account, _check_limit, _check_missing
-from fai_fast.evaluate.shapes import (
-    BUCKETS,
-    COMPARED,
-    _check_buckets,
-    _infer_buckets,
-    _plan,
-    _sample,
-    _sizes_of,
-    _told,
-)
+from fai_fast.evaluate.report import AdeReport, Figures, Int64
+from fai_fast.evaluate.running import MeasureOptions, Submit, _account, _check_limit, _check_missing
+from fai_fast.evaluate.shapes import BUCKETS, COMPARED, _Passes
 from fai_fast.images import check_max_pixels, picture_size, read_labels
 from fai_fast.model import Model
 from fai_fast.registry import ModelSpec
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 Combined = Literal["contest", "sum", "both"]
 COMBINED: tuple[Combined, ...] = get_args(Combined)
 
-_log = logging.getLogger("fai_fast")
+
+class AdeOptions(MeasureOptions, total=False):
+    """And those of :meth:`AdeData.measure` alone."""
+
+    combine: Combined | None
+
+
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
@@ -134,91 +134,63 @@ class AdeData:
                 "predict_all_pixels; measure it with coco()"
             )
 
-    def measure(
-        self,
-        model: Model,
-        *,
-        threshold: float = 0.0,
-        progress: bool | None = False,
-        max_pixels: int | None = None,
-        stop: Callable[[], bool] | None = None,
-        buckets: int = BUCKETS,
-        compare_sizes: int = COMPARED,
-        combine: Combined | None = None,
-    ) -> AdeReport:
-        """Runs the model on every picture. Arguments and errors as of :func:`ade`.
+    def measure(self, model: Model, **options: Unpack[AdeOptions]) -> AdeReport:
+        """Runs the model on every picture.
 
-        ``stop`` is asked before every picture but the first; where it says True, the report is of those before.
+        Args:
+            model: a semantic model.
+            options: as of :func:`ade`; and ``stop``, which is asked before every picture but the first: where it says
+                True, the report is of those before.
+
+        Raises:
+            Exception: what :func:`ade` raises.
         """
+        check_options("measure", options, AdeOptions)
+        combine = options.get("combine")
         if combine is not None:
             check_choice("combine", combine, COMBINED)
-            self.check(model.spec)
+        threshold = check_fraction("threshold", options.get("threshold", 0.0))
+        max_pixels = check_max_pixels(options.get("max_pixels"))
+        self.check(model.spec)
         if combine is not None and combine != "both":
             with model._combining(combine) as one:
-                return self.measure(
-                    one,
-                    threshold=threshold,
-                    progress=progress,
-                    max_pixels=max_pixels,
-                    stop=stop,
-                    buckets=buckets,
-                    compare_sizes=compare_sizes,
-                )
-        most, compared = _check_buckets(buckets, compare_sizes)
-        threshold, max_pixels = check_fraction("threshold", threshold), check_max_pixels(max_pixels)
-        self.check(model.spec)
+                return self.measure(one, **cast(AdeOptions, {**options, "combine": None}))
         classes = model.spec.classes
         n = len(classes)
         paths = [picture for picture, _ in self.pairs]
-        plan = _plan(model, lambda: [picture_size(path) for path in paths], len(paths), most)
-        is_shaped = any(bucket.size != model.size for bucket in plan)
-        if is_shaped:
-            _log.info("%s: the network's input (height x width) is %s pictures", model.spec.name, _told(plan))
-        sample, others = _sample(plan, model.size, len(paths), compared)
-        again = set(sample) if others.pictures and compared else set()
+        passes = _Passes(model, paths, lambda: [picture_size(path) for path in paths], options)
         ways = COMBINES if combine == "both" else (rules_of(model.spec.config).combine,)
-        submit = _combining(threshold, ways) if len(ways) > 1 else _in_own_way(threshold)
+        in_ways, in_first = _in_own_way(threshold), _in_own_way(threshold)
+        if combine == "both":
+            in_ways, in_first = _combining(threshold, ways), _combining(threshold, ways[:1])
         confusions = np.zeros((len(ways), n, n + 1), np.int64)
-        # Of the pictures that are run again; those of the other size take the place of these one after another.
-        shaped = np.zeros_like(confusions[0])
-        own = np.zeros_like(confusions[0])
-        done: list[int] = []
-        for index, found in _infer_buckets(model, plan, paths, submit, progress, max_pixels, stop):
-            done.append(index)
+        # Of the sample, in the first way; pictures in the model's own size take the place of those in another.
+        shaped, own = np.zeros_like(confusions[0]), np.zeros_like(confusions[0])
+        for index, found in passes.first(in_ways):
             counts = self._confusions(index, found, n, max_pixels)
             confusions += counts
-            if index in again:
+            if index in passes.sample:
                 shaped += counts[0]
-                own += counts[0] if index not in others.pictures else 0
+                own += 0 if passes.is_run_again(index) else counts[0]
+        for index, found in passes.again(in_first):
+            own += self._confusions(index, found, n, max_pixels)[0]
         effect = None
-        if again and len(done) == len(paths):
-            compared_again = 0
-            # What sizes change is told of the first way.
-            submit = _combining(threshold, ways[:1]) if len(ways) > 1 else submit
-            for index, found in _infer_buckets(model, [others], paths, submit, progress, max_pixels, stop):
-                own += self._confusions(index, found, n, max_pixels)[0]
-                compared_again += 1
-            if compared_again == len(others.pictures):
-                effect = SizeEffect(
-                    len(again),
-                    model.size,
-                    _headline(_semantic_figures(shaped)),
-                    _headline(_semantic_figures(own)),
-                )
+        if passes.is_compared:
+            effect = passes.effect(_headline(_semantic_figures(shaped)), _headline(_semantic_figures(own)))
         reports: list[AdeReport] = []
         for way, confusion in zip(ways, confusions, strict=True):
             metrics, per_class = _semantic_figures(confusion)
             reports.append(
                 AdeReport(
                     **_account(model, threshold),
-                    images=len(done),
+                    images=len(passes.done),
                     missing=self.missing,
                     metrics=metrics,
                     per_class=dict(zip(classes, per_class, strict=True)),
                     pixels=int(confusion.sum()),
                     confusion=confusion,
                     combine=way,
-                    sizes=_sizes_of(plan, done) if is_shaped else (),
+                    sizes=passes.sizes,
                     size_effect=None if reports else effect,
                 )
             )

@@ -6,7 +6,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 from fai_fast._arguments import check_int
 from fai_fast.detections import Detections
@@ -16,6 +16,21 @@ from fai_fast.model import Model
 
 # The model's own threads overlap so many pictures; each holds a decoded one.
 IN_FLIGHT = 3
+
+
+class MeasureOptions(TypedDict, total=False):
+    """Keyword arguments of every ``measure``; what is left out is as of the function beside it, such as ``coco``.
+
+    ``stop`` is asked before every picture but the first; where it says True, the report is of those before.
+    """
+
+    threshold: float | None
+    progress: bool | None
+    max_pixels: int | None
+    stop: Callable[[], bool] | None
+    buckets: int
+    compare_sizes: int
+
 
 Found = TypeVar("Found")
 Submit = Callable[[Model, Any], Callable[[], Found]]
