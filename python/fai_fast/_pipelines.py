@@ -21,11 +21,11 @@ from fai_fast._arguments import check_wait
 from fai_fast._foreign import explained, from_signal_handler
 from fai_fast._forks import ProcessGuard
 from fai_fast._locks import SignalSafeLock
-from fai_fast._rules import Combine, rules_of
+from fai_fast._rules import Combine, arguments_of, rules_of
 from fai_fast.detections import Detections, Latency, Source
 from fai_fast.detections.selection import Selection
 from fai_fast.engines.base import Context, Engine
-from fai_fast.engines.gpu import GpuContext, GpuEngine
+from fai_fast.engines.gpu import GpuContext, GpuEngine, buffers_of
 from fai_fast.errors import FaiFastError
 from fai_fast.letterbox import Letterbox
 from fai_fast.ops import frame_arguments, postprocess_batch, preprocess_frame
@@ -144,13 +144,7 @@ class CpuPipeline(Pipeline):
     def __init__(self, spec: ModelSpec, engine: Engine, num_threads: int | None) -> None:
         self._spec = spec
         self._num_threads = num_threads
-        rules = rules_of(spec.config)
-        self._rules: dict[str, Any] = {
-            "combine": rules.combine,
-            "panoptic": rules.panoptic,
-            "multi_label": rules.multi_label,
-            "resampling": rules.resampling,
-        }
+        self._rules = arguments_of(spec.config)
         self.contexts = ContextPool(engine.context, MAX_CONTEXTS)
         self._guard = ProcessGuard(engine.name)
         self._lock = SignalSafeLock()
@@ -163,10 +157,11 @@ class CpuPipeline(Pipeline):
         return "one stage after the other"
 
     def run(self, request: Request) -> list[Detections]:
-        return self._run(request, [self._rules])
+        return self._run(request, [{}])
 
     def _run(self, request: Request, ways: Sequence[Mapping[str, Any]]) -> list[Detections]:
-        """The frames' results by each of these rules: all frames' by the first, then by the next."""
+        """The frames' results by the model's rules with each of these changes: all by the first, then by the next."""
+        asked = {"mask_threshold": request.mask_threshold, "use_mask_score": request.use_mask_score}
         letterboxed = request.layout.get("resize", "stretch") != "stretch"
         with self.contexts.borrow() as context:
             started = time.perf_counter()
@@ -179,18 +174,14 @@ class CpuPipeline(Pipeline):
             ran = time.perf_counter()
             results = [
                 result
-                for rules in ways
+                for way in ways
                 for result in postprocess_batch(
                     context.mask_logits[: len(request.frames)],
                     context.class_logits[: len(request.frames)],
                     [letterbox.frame for letterbox in letterboxes],
                     letterbox=letterboxes if letterboxed else None,
                     threshold=request.threshold,
-                    mask_threshold=request.mask_threshold,
-                    use_mask_score=request.use_mask_score,
-                    predict_all_pixels=self._spec.config.predict_all_pixels,
-                    class_activation="sigmoid" if self._spec.config.cls_sigmoid else "softmax",
-                    **rules,
+                    **{**self._rules, **asked, **way},
                     class_names=self._spec.classes,
                     num_threads=self._num_threads,
                 )
@@ -216,7 +207,7 @@ class CpuPipeline(Pipeline):
 
     def submit_combined(self, request: Request, combines: Sequence[Combine]) -> Pending:
         """:meth:`submit` of frames whose semantic results are wanted in several ways, of one run of the engine."""
-        ways = [{**self._rules, "combine": combine} for combine in combines]
+        ways = [{"combine": combine} for combine in combines]
         return self._submit(lambda: self._run(request, ways))
 
     def _submit(self, run: Callable[[], list[Detections]]) -> Pending:
@@ -437,20 +428,12 @@ class _Slot:
     """A frame graph, the engine's context in it, and the frame that it is working on."""
 
     def __init__(self, spec: ModelSpec, engine: GpuEngine) -> None:
-        [images] = engine.inputs
-        masks, classes = engine.outputs
         rules = rules_of(spec.config)
         self.lock = SignalSafeLock()
         self.guard = ProcessGuard(engine.name)
         self.graph = _core.FrameGraph(
             device=engine.device,
-            batch=images.shape[0],
-            size=images.shape[2:],
-            dtype=images.dtype,
-            mask_logits=masks.shape[1:],
-            mask_dtype=masks.dtype,
-            class_logits=classes.shape[1:],
-            class_dtype=classes.dtype,
+            **buffers_of(*engine.inputs, *engine.outputs),
             mean=spec.config.pixel_mean,
             std=spec.config.pixel_std,
             # A panoptic result is a label map, as semantic ones are.
