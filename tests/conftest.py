@@ -50,6 +50,16 @@ def host(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Hos
 
 
 @pytest.fixture
+def builder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorRT-RTX without TensorRT, which is tested elsewhere: its engine is the graph itself."""
+    from fai_fast.exporter import tensorrt
+
+    flavour = tensorrt.FLAVOURS["tensorrt_rtx"]
+    monkeypatch.setattr(flavour, "version", lambda: "1")
+    monkeypatch.setattr(flavour, "build", lambda path, **_: path.read_bytes())
+
+
+@pytest.fixture
 def put_on(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Host]:
     """Puts this process on the host of that name, as often as it is called."""
 

@@ -110,10 +110,11 @@ def test_a_model_on_a_gpu():
         use_mask_score=False,
         threshold=0.1,
         combine="sum",
+        num_classes=3,
     )
     engine = FakeGpuEngine(Sampling(size=size, columns=4, mean=config.pixel_mean, std=config.pixel_std))
     prepared = Prepared(
-        spec=dataclasses.replace(spec, task="semantic", config=config),
+        spec=dataclasses.replace(spec, task="semantic", classes=spec.classes[:3], config=config),
         engine=engine,
         gpu=engine,
         size=size,
@@ -127,7 +128,12 @@ def test_a_model_on_a_gpu():
         found = model.infer(image)
         with pytest.raises(ValueError, match=r"use_mask_score: got True with combine='sum'"):
             model.infer(image, use_mask_score=True)
+        runs = engine.runs
+        contest, again = model._submit_combined(image, ("contest", "sum")).results()
+        assert engine.runs == runs + 1
     assert len(found) > 1
+    assert again == found
+    assert set(contest.query.tolist()) != set(found.query.tolist())
     tensor = fai_fast.preprocess(image, size, mean=config.pixel_mean, std=config.pixel_std)
     masks, classes = engine.network(tensor)
     expected = fai_fast.postprocess(
@@ -195,16 +201,36 @@ def test_both_ways_beside_each_other(model, folder):
         evaluate.ade(model, folder, combine="mean")
 
 
-def test_both_are_not_told_of_part_of_the_pictures(model, folder):
-    asked = []
+@pytest.fixture
+def runs(model, monkeypatch):
+    """Grows by one for each run of the network, of clones that are made from here on."""
+    counted = []
+    make = model._engine.context
 
-    def stop():
-        asked.append(None)
-        return True
+    def context():
+        made = make()
+        run = made.run
+        monkeypatch.setattr(made, "run", lambda: counted.append(run()))
+        return made
 
-    report = evaluate.AdeData.read(folder).measure(model, combine="both", stop=stop)
-    assert asked
-    assert (report.images, report.other) == (1, None)
+    monkeypatch.setattr(model._engine, "context", context)
+    return counted
+
+
+def test_both_ways_are_of_one_run_of_the_network(model, folder, runs):
+    with model.clone() as one:
+        evaluate.ade(one, folder)
+        alone = len(runs)
+        assert alone == 2  # pictures
+        report = evaluate.ade(one, folder, combine="both")
+    assert report.other is not None
+    assert len(runs) - alone == alone
+
+
+def test_both_are_told_of_the_same_pictures(model, folder):
+    report = evaluate.AdeData.read(folder).measure(model, combine="both", stop=lambda: True)
+    assert (report.images, report.other.images) == (1, 1)
+    assert report.pixels == report.other.pixels
 
 
 def test_the_command(model, folder, monkeypatch, capsys, tmp_path):

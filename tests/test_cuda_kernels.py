@@ -85,15 +85,10 @@ RANGES = ("upload", "prepare", "preprocess", "engine", "postprocess", "launch", 
 
 @pytest.mark.parametrize("named", [True, False])
 def test_a_frames_stages_are_named_for_profilers_where_asked(named, tmp_path):
-    out = tmp_path / "out.o"
+    files = [str(ROOT / f"cuda/{name}.cu") for name in ("device_graph", "frame_upload", "frame_results")]
     command = [str(NVCC), *FLAGS, "-arch=sm_90", *(["-DFAI_FAST_NVTX=1"] if named else [])]
-    done = subprocess.run(
-        [*command, "-c", str(ROOT / "cuda/device_graph.cu"), "-o", str(out)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = subprocess.run([*command, "-c", *files], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    code = out.read_bytes()
+    code = b"".join(path.read_bytes() for path in tmp_path.glob("*.o"))
     for name in RANGES:
         assert (f"fai_fast {name}\0".encode() in code) == named

@@ -21,6 +21,7 @@ import pytest
 from fai_fast import Detections, PackedMasks, evaluate
 from fai_fast.errors import EngineError
 from fai_fast.evaluate import coco_data
+from helpers.results import Ticket
 from PIL import Image
 
 coco_mask = pytest.importorskip("pycocotools.mask")
@@ -32,14 +33,6 @@ TOOLS = Path(__file__).parents[1] / "tools"
 SHAPES = fai_fast.spec("fai-mf-n-shapes")
 ADE = fai_fast.spec("fai-mf-m-ade")
 SIZE = (24, 32)
-
-
-class Ticket:
-    def __init__(self, found):
-        self._found = found
-
-    def result(self, timeout=None):
-        return self._found
 
 
 class Oracle:

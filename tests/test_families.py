@@ -10,7 +10,7 @@ import fai_fast
 import numpy as np
 import pytest
 from fai_fast._coco import CATEGORIES, STUFF
-from fai_fast._rules import rules_of
+from fai_fast._rules import arguments_of
 from fai_fast.letterbox import Letterbox
 from fai_fast.networks.families import FAMILIES, describe
 
@@ -256,7 +256,7 @@ def outputs(seed: int, size: tuple[int, int], columns: int, largest: float = 0.6
 
 
 def ours(spec: fai_fast.ModelSpec, masks: Any, classes: Any, frame: tuple[int, int]) -> fai_fast.Detections:
-    settings, rules = spec.config, rules_of(spec.config)
+    settings = spec.config
     letterbox = None
     if settings.resize == "pad":
         picture = np.zeros((*frame, 3), np.uint8)
@@ -267,16 +267,8 @@ def ours(spec: fai_fast.ModelSpec, masks: Any, classes: Any, frame: tuple[int, i
         classes.numpy(),
         frame,
         threshold=settings.threshold,
-        mask_threshold=settings.mask_threshold,
-        use_mask_score=settings.use_mask_score,
-        predict_all_pixels=settings.predict_all_pixels,
-        class_activation="sigmoid" if settings.cls_sigmoid else "softmax",
         class_names=spec.classes,
-        panoptic=rules.panoptic,
-        combine=rules.combine,
-        multi_label=rules.multi_label,
-        resampling=rules.resampling,
-        overlap_threshold=rules.overlap_threshold,
+        **arguments_of(settings),
         letterbox=letterbox,
     )
 

@@ -60,7 +60,7 @@ loop.start()
 def hold():
     pipeline, feed = model._pipeline, streams[0]._feed
     with (
-        model._raw_lock, model._users._lock, pipeline._lock, pipeline.contexts._changed,
+        model._host_lock, model._users._lock, pipeline._lock, pipeline.contexts._changed,
         feed._changed, unopened._turn, unopened._feed._changed, images._raised,
     ):
         held.set()

@@ -17,6 +17,7 @@ from fai_fast.errors import CudaError, EngineError
 from helpers import gpu, scenes
 from helpers.frames import frame as any_frame
 from helpers.gpu import item
+from helpers.results import same_bits
 
 LONG = os.environ.get("FAI_FAST_LONG") == "1"
 ANYWHERE = "a uint8 array .* in the memory of the CPU or of the model's GPU"
@@ -175,7 +176,7 @@ def test_uncaptured_frames_are_the_same(logits, semantic, batch):
         for graph in graphs:
             gpu.submit(graph, frames, threshold=0.2)
         for one, other in zip(*map(gpu.take, graphs), strict=True):
-            gpu.same_bits(one, other)
+            same_bits(one, other)
             gpu.same(one, expected(logits, size, predict_all_pixels=semantic))
     shape = (batch, 3, 8, 8)
     captured, uncaptured = (gpu.download(graph.images, shape, "float32") for graph in graphs)
@@ -362,7 +363,7 @@ def test_a_frame_begins_after_the_one_that_it_follows(logits):
     [last] = gpu.take(graphs[2])  # which ends all of them
     assert order == [0, 1, 2]
     for graph in graphs[:2]:
-        gpu.same_bits(gpu.take(graph)[0], last)
+        same_bits(gpu.take(graph)[0], last)
     gpu.submit(graphs[0], [item(BLACK)], after=graphs[0])
     gpu.take(graphs[0])
     graphs[2].close()
@@ -1028,13 +1029,13 @@ def test_out_of_memory_says_so_and_the_process_goes_on(logits):
             match=r"out of memory on the GPU \(0 MiB of \d+ MiB are free\) .* smaller im_size, batch_size or frame",
         ):
             gpu.submit(graph, [item(large)])
-        gpu.same_bits(check(graph, logits, BLACK), small)
+        same_bits(check(graph, logits, BLACK), small)
         with pytest.raises(CudaError, match="out of memory on the GPU"):
             gpu.frame_graph((100, 80, 80), (100, 10))
         gpu.submit(graph, [item(BLACK)], threshold=0.2)
         with pytest.raises(CudaError, match="out of memory on the GPU"):
             gpu.take(graph, masks_device=True)
-        gpu.same_bits(check(graph, logits, BLACK), small)
+        same_bits(check(graph, logits, BLACK), small)
     check(graph, logits, large)
     check(graph, logits, BLACK)
 

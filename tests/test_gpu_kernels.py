@@ -13,6 +13,7 @@ from helpers.frames import frame as any_frame
 from helpers.golden import CASES, load, settings_of, truth_of
 from helpers.gpu import MEAN, STD
 from helpers.logits import networks, options_of
+from helpers.results import same_bits
 from hypothesis import given, settings
 
 pytestmark = gpu.needed
@@ -416,4 +417,4 @@ def test_the_best_rows_are_kept():
     for top in (0, 1, 4, len(everything)):
         gpu.submit(graph, [gpu.item(frame)], threshold=0.1)
         [found] = gpu.take(graph, top_k=top)
-        gpu.same_bits(found, everything[:top])
+        same_bits(found, everything[:top])

@@ -23,6 +23,7 @@ from fai_fast.errors import CudaError, EngineError, ExportError, FaiFastError
 from fai_fast.model import Model
 from helpers import gpu, scenes
 from helpers.gpu import FakeGpuEngine, Sampling
+from helpers.results import same_bits
 from PIL import Image
 
 SIZE = (32, 48)
@@ -279,14 +280,14 @@ def test_batches(task):
         for image, ours in zip(images, found, strict=True):
             assert ours.size == image.shape[:2]
             gpu.same(ours, expected(model, image, threshold=0.3))
-            gpu.same_bits(ours, single.infer(image, threshold=0.3))
+            same_bits(ours, single.infer(image, threshold=0.3))
         assert model.infer_batch([]) == []
         check(model, images[0])
         with pytest.raises(TypeError, match="images: got ndarray"):
             model.infer_batch(images[0])
         with pytest.raises(ValueError, match="image"):
             model.infer_batch([images[0], images[1][:0]])
-        gpu.same_bits(model.infer_batch(images, threshold=0.3)[4], found[4])
+        same_bits(model.infer_batch(images, threshold=0.3)[4], found[4])
 
 
 # ------------------------------------------------------------------------------------------ several frames
@@ -303,7 +304,7 @@ def test_tickets_give_what_infer_gives(model):
         assert tickets[index].done()
         gpu.same(found, expected(model, images[index], threshold=0.3))
     assert tickets[0].result().latency.total > 0
-    gpu.same_bits(model.infer(images[2], threshold=0.3), tickets[2].result())
+    same_bits(model.infer(images[2], threshold=0.3), tickets[2].result())
 
 
 @gpu.needed
@@ -523,11 +524,11 @@ def test_frame_buffers(model, color, shape):
     assert (buffer.shape, buffer.dtype, buffer.any()) == (shape, np.uint8, False)
     buffer[...] = scenes.image(1, shape)
     found = model.infer(buffer, color=color)
-    gpu.same_bits(found, model.infer(np.array(buffer), color=color))
+    same_bits(found, model.infer(np.array(buffer), color=color))
     gpu.same(found, expected(model, buffer, color=color))
     if color != "nv12":
         upside_down = buffer[::-1]
-        gpu.same_bits(model.infer(upside_down, color=color), model.infer(np.array(upside_down), color=color))
+        same_bits(model.infer(upside_down, color=color), model.infer(np.array(upside_down), color=color))
 
 
 @gpu.needed

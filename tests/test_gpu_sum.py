@@ -9,6 +9,7 @@ import pytest
 import reference
 from helpers import gpu, scenes
 from helpers.logits import networks
+from helpers.results import same_bits
 from hypothesis import given, settings
 
 pytestmark = gpu.needed
@@ -34,7 +35,7 @@ def same(ours, mask_logits, class_logits, size, *, letterbox=None, activation="s
         combine="sum",
         **options,
     )
-    gpu.same_bits(ours, cpu)
+    same_bits(ours, cpu)
 
 
 def compare(mask_logits, class_logits, size, *, letterbox=None, activation="softmax", threshold=0.5):
@@ -190,7 +191,7 @@ def test_logits_that_are_resized_first(dtype, resize):
         resampling=fai_fast.Resampling(logits_size=(45, 50)),
     )
     assert len(ours) > 2
-    gpu.same_bits(ours, cpu)
+    same_bits(ours, cpu)
 
 
 def test_what_cannot_be_done_is_refused():

@@ -13,6 +13,7 @@ import reference_panoptic
 from fai_fast import Panoptic
 from helpers import scenes
 from helpers.logits import few, networks, panoptic_options, panoptic_options_of, sides
+from helpers.results import same_bits
 from hypothesis import assume, currently_in_test_context, given, settings
 
 WEIGHTED = pytest.mark.parametrize("weighted", [True, False], ids=["weighted", "unweighted"])
@@ -56,14 +57,6 @@ def check(mask_logits, class_logits, size, **options):
         expected[mask] = class_id
     np.testing.assert_array_equal(result.label_map, expected)
     return result
-
-
-def same_bits(a, b):
-    for name in ("query", "class_id", "confidence", "xyxy", "mask", "area", "label_map"):
-        x, y = np.asarray(getattr(a, name)), np.asarray(getattr(b, name))
-        assert x.dtype == y.dtype
-        assert x.shape == y.shape
-        assert x.tobytes() == y.tobytes(), name
 
 
 # ------------------------------------------------------------------------------------------- properties

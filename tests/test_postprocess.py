@@ -14,6 +14,7 @@ from fai_fast.ops import raw_queries
 from helpers import scenes
 from helpers.guard import run_to_done
 from helpers.logits import networks, options_of, sides
+from helpers.results import same_bits
 from hypothesis import given, settings
 
 INSTANCE = {"predict_all_pixels": False}
@@ -50,17 +51,6 @@ def check_label_map(truth, result):
         expected[mask] = class_id
     assert result.label_map.dtype == np.int16
     np.testing.assert_array_equal(result.label_map, expected)
-
-
-def same_bits(a, b):
-    for name in ("query", "class_id", "confidence", "xyxy", "mask", "area"):
-        x, y = np.asarray(getattr(a, name)), np.asarray(getattr(b, name))
-        assert x.dtype == y.dtype
-        assert x.shape == y.shape
-        assert x.tobytes() == y.tobytes(), name
-    assert (a.label_map is None) == (b.label_map is None)
-    if a.label_map is not None:
-        np.testing.assert_array_equal(a.label_map, b.label_map)
 
 
 # ------------------------------------------------------------------------------------------- properties

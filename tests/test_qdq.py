@@ -210,14 +210,6 @@ def test_a_graph_that_cannot_be_run_is_an_export_error():
 # ------------------------------------------------------------------------------------------------- export
 
 
-@pytest.fixture
-def builder(monkeypatch):
-    """TensorRT is tested elsewhere: here its engine is the graph itself."""
-    flavour = tensorrt.FLAVOURS["tensorrt_rtx"]
-    monkeypatch.setattr(flavour, "version", lambda: "1")
-    monkeypatch.setattr(flavour, "build", lambda path, **_: path.read_bytes())
-
-
 def export(weights, folder, **options):
     given = {
         "format": "tensorrt",

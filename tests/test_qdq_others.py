@@ -380,14 +380,6 @@ def test_a_linear_layer_is_that_of_the_integers(turned):
 # ------------------------------------------------------------------------------------------------- export
 
 
-@pytest.fixture
-def builder(monkeypatch):
-    """TensorRT is tested elsewhere: here its engine is the graph itself."""
-    flavour = tensorrt.FLAVOURS["tensorrt_rtx"]
-    monkeypatch.setattr(flavour, "version", lambda: "1")
-    monkeypatch.setattr(flavour, "build", lambda path, **_: path.read_bytes())
-
-
 def export(model, folder, **options):
     given = {"format": "tensorrt", "target": "sm75", "precision": "int8", "pictures": PICTURES}
     return fai_fast.export(model, folder / "m.engine", **(given | options))

@@ -11,6 +11,7 @@ import pytest
 import reference
 from helpers import scenes
 from helpers.logits import networks, sides
+from helpers.results import same_bits
 from hypothesis import given, settings
 
 thresholds = st.sampled_from([0.5, 0.3, 0.05, 0.0, 1.0, -1.0]) | st.floats(0, 1)
@@ -33,13 +34,6 @@ def check(mask_logits, class_logits, size, *, letterbox=None, num_threads=None, 
         labels[mask] = class_id
     np.testing.assert_array_equal(result.label_map, labels)
     return result
-
-
-def same_bits(a, b):
-    for name in ("query", "class_id", "confidence", "xyxy", "mask", "area", "label_map"):
-        x, y = np.asarray(getattr(a, name)), np.asarray(getattr(b, name))
-        assert x.shape == y.shape
-        assert x.tobytes() == y.tobytes(), name
 
 
 # ------------------------------------------------------------------------------------------- properties

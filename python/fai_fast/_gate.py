@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fai_fast._pictures import Pictures
-from fai_fast._rules import rules_of
+from fai_fast._rules import arguments_of, rules_of
 from fai_fast.detections import Detections
 from fai_fast.engines.base import Engine
 from fai_fast.ops import postprocess, preprocess_frame
@@ -179,7 +179,6 @@ class Comparison:
         self._spec = spec
         self._size = size
         self._num_threads = num_threads
-        self._rules = rules_of(spec.config)
         threshold = spec.config.threshold
         # Rows between the two are near the threshold.
         self._unsure = max(threshold - SCORE_MARGIN, 0.0)
@@ -204,7 +203,7 @@ class Comparison:
         self._ratios += _signal_to_noise(ours, theirs, self._spec.config.cls_sigmoid)
         if self._spec.config.predict_all_pixels:
             config = self._spec.config
-            segments = _sums if self._rules.combine == "sum" else _segments
+            segments = _sums if rules_of(self._spec.config).combine == "sum" else _segments
             self._add_pixels(segments(ours, config.cls_sigmoid), segments(theirs, config.cls_sigmoid))
         else:
             self._add_rows(self._found(ours), self._found(theirs))
@@ -241,21 +240,12 @@ class Comparison:
 
     def _found(self, logits: Logits) -> Detections:
         """Also what is a little below the threshold."""
-        config = self._spec.config
         return postprocess(
             logits.masks,
             logits.classes,
             self._size,
             threshold=self._unsure,
-            mask_threshold=config.mask_threshold,
-            use_mask_score=config.use_mask_score,
-            predict_all_pixels=config.predict_all_pixels,
-            class_activation="sigmoid" if config.cls_sigmoid else "softmax",
-            panoptic=self._rules.panoptic,
-            combine=self._rules.combine,
-            multi_label=self._rules.multi_label,
-            resampling=self._rules.resampling,
-            overlap_threshold=self._rules.overlap_threshold,
+            **arguments_of(self._spec.config),
             num_threads=self._num_threads,
         )
 

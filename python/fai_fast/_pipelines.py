@@ -21,11 +21,11 @@ from fai_fast._arguments import check_wait
 from fai_fast._foreign import explained, from_signal_handler
 from fai_fast._forks import ProcessGuard
 from fai_fast._locks import SignalSafeLock
-from fai_fast._rules import rules_of
+from fai_fast._rules import Combine, arguments_of, rules_of
 from fai_fast.detections import Detections, Latency, Source
 from fai_fast.detections.selection import Selection
 from fai_fast.engines.base import Context, Engine
-from fai_fast.engines.gpu import GpuContext, GpuEngine
+from fai_fast.engines.gpu import GpuContext, GpuEngine, buffers_of
 from fai_fast.errors import FaiFastError
 from fai_fast.letterbox import Letterbox
 from fai_fast.ops import frame_arguments, postprocess_batch, preprocess_frame
@@ -144,14 +144,7 @@ class CpuPipeline(Pipeline):
     def __init__(self, spec: ModelSpec, engine: Engine, num_threads: int | None) -> None:
         self._spec = spec
         self._num_threads = num_threads
-        rules = rules_of(spec.config)
-        self._rules: dict[str, Any] = {
-            "combine": rules.combine,
-            "panoptic": rules.panoptic,
-            "multi_label": rules.multi_label,
-            "resampling": rules.resampling,
-            "overlap_threshold": rules.overlap_threshold,
-        }
+        self._rules = arguments_of(spec.config)
         self.contexts = ContextPool(engine.context, MAX_CONTEXTS)
         self._guard = ProcessGuard(engine.name)
         self._lock = SignalSafeLock()
@@ -164,6 +157,12 @@ class CpuPipeline(Pipeline):
         return "one stage after the other"
 
     def run(self, request: Request) -> list[Detections]:
+        return self._run(request, [{}])
+
+    def _run(self, request: Request, ways: Sequence[Mapping[str, Any]]) -> list[Detections]:
+        """The frames' results by the model's rules with each of these changes: all by the first, then by the next."""
+        asked = {"mask_threshold": request.mask_threshold, "use_mask_score": request.use_mask_score}
+        letterboxed = request.layout.get("resize", "stretch") != "stretch"
         with self.contexts.borrow() as context:
             started = time.perf_counter()
             letterboxes = [
@@ -173,20 +172,20 @@ class CpuPipeline(Pipeline):
             preprocessed = time.perf_counter()
             context.run()
             ran = time.perf_counter()
-            results = postprocess_batch(
-                context.mask_logits[: len(request.frames)],
-                context.class_logits[: len(request.frames)],
-                [letterbox.frame for letterbox in letterboxes],
-                letterbox=letterboxes if request.layout.get("resize", "stretch") != "stretch" else None,
-                threshold=request.threshold,
-                mask_threshold=request.mask_threshold,
-                use_mask_score=request.use_mask_score,
-                predict_all_pixels=self._spec.config.predict_all_pixels,
-                class_activation="sigmoid" if self._spec.config.cls_sigmoid else "softmax",
-                **self._rules,
-                class_names=self._spec.classes,
-                num_threads=self._num_threads,
-            )
+            results = [
+                result
+                for way in ways
+                for result in postprocess_batch(
+                    context.mask_logits[: len(request.frames)],
+                    context.class_logits[: len(request.frames)],
+                    [letterbox.frame for letterbox in letterboxes],
+                    letterbox=letterboxes if letterboxed else None,
+                    threshold=request.threshold,
+                    **{**self._rules, **asked, **way},
+                    class_names=self._spec.classes,
+                    num_threads=self._num_threads,
+                )
+            ]
         if request.look is not None:
             for letterbox in letterboxes:
                 request.look(letterbox.frame)
@@ -197,19 +196,28 @@ class CpuPipeline(Pipeline):
             1e3 * (ran - preprocessed),
             1e3 * (time.perf_counter() - ran),
         )
+        sources = [*(request.sources or [None] * len(request.frames))] * len(ways)
         return [
             result._with_latency(latency)._with_source(source)
-            for result, source in zip(results, request.sources or [None] * len(results), strict=True)
+            for result, source in zip(results, sources, strict=True)
         ]
 
     def submit(self, request: Request) -> Pending:
+        return self._submit(lambda: self.run(request))
+
+    def submit_combined(self, request: Request, combines: Sequence[Combine]) -> Pending:
+        """:meth:`submit` of frames whose semantic results are wanted in several ways, of one run of the engine."""
+        ways = [{"combine": combine} for combine in combines]
+        return self._submit(lambda: self._run(request, ways))
+
+    def _submit(self, run: Callable[[], list[Detections]]) -> Pending:
         with self._lock:
             self.contexts.check_open()
             if self._workers is None:
                 # Two, so that the stages around one frame's engine overlap with the other's.
                 self._workers = ThreadPoolExecutor(2, thread_name_prefix="fai_fast")
             ended: list[list[Detections]] = []
-            future = self._workers.submit(lambda: ended.append(self.run(request)))
+            future = self._workers.submit(lambda: ended.append(run()))
             return _CpuPending(future, ended, self._guard)
 
     def close(self) -> None:
@@ -420,20 +428,12 @@ class _Slot:
     """A frame graph, the engine's context in it, and the frame that it is working on."""
 
     def __init__(self, spec: ModelSpec, engine: GpuEngine) -> None:
-        [images] = engine.inputs
-        masks, classes = engine.outputs
         rules = rules_of(spec.config)
         self.lock = SignalSafeLock()
         self.guard = ProcessGuard(engine.name)
         self.graph = _core.FrameGraph(
             device=engine.device,
-            batch=images.shape[0],
-            size=images.shape[2:],
-            dtype=images.dtype,
-            mask_logits=masks.shape[1:],
-            mask_dtype=masks.dtype,
-            class_logits=classes.shape[1:],
-            class_dtype=classes.dtype,
+            **buffers_of(*engine.inputs, *engine.outputs),
             mean=spec.config.pixel_mean,
             std=spec.config.pixel_std,
             # A panoptic result is a label map, as semantic ones are.

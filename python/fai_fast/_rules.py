@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 from fai_fast._arguments import check_bool, check_choice, check_fraction, check_int, check_items, check_size
 
-__all__ = ["COMBINES", "Combine", "Panoptic", "Resampling", "Rules", "rules_of"]
+__all__ = ["COMBINES", "Combine", "Panoptic", "Resampling", "Rules", "arguments_of", "rules_of"]
 
 Combine = Literal["contest", "sum"]
 Resampled = Literal["probabilities", "logits"]
@@ -159,6 +159,22 @@ def check_rules(
         if resampling.nearest:
             raise ValueError("resampling.nearest: got True with overlap_threshold, expected False")
     return Rules(combine, panoptic, multi_label, resampling, overlap_threshold)
+
+
+def arguments_of(config: Any) -> dict[str, Any]:
+    """What a network's configuration says of results, as :func:`fai_fast.postprocess` takes it, but the threshold."""
+    rules = rules_of(config)
+    return {
+        "mask_threshold": config.mask_threshold,
+        "use_mask_score": config.use_mask_score,
+        "predict_all_pixels": config.predict_all_pixels,
+        "class_activation": "sigmoid" if config.cls_sigmoid else "softmax",
+        "combine": rules.combine,
+        "panoptic": rules.panoptic,
+        "multi_label": rules.multi_label,
+        "resampling": rules.resampling,
+        "overlap_threshold": rules.overlap_threshold,
+    }
 
 
 def rules_of(config: Any) -> Rules:

@@ -254,15 +254,6 @@ def same_rows(ours, cpu):
             np.testing.assert_array_equal(getattr(ours, name)[mine], getattr(cpu, name)[other], err_msg=name)
 
 
-def same_bits(a, b):
-    """Two results of the GPU's are the same to the last bit."""
-    for name in ("query", "class_id", "confidence", "xyxy", "area", "mask", "label_map"):
-        x, y = getattr(a, name), getattr(b, name)
-        assert (x is None) == (y is None), name
-        if x is not None:
-            np.testing.assert_array_equal(x, y, err_msg=name)
-
-
 # ----------------------------------------------------------------------------------------------- engines
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fai_fast
 import numpy as np
 import onnx
-from fai_fast._rules import rules_of
+from fai_fast._rules import arguments_of
 from fai_fast.ops import postprocess, preprocess
 from onnx import TensorProto, helper, numpy_helper
 
@@ -131,20 +131,11 @@ def expected(model, given, frame, size, **options):
 
 def found(logits, given, frame):
     """The same of its outputs."""
-    config, rules = given.config, rules_of(given.config)
     return postprocess(
         *(values[0] for values in logits),
         frame.shape[:2],
-        threshold=config.threshold,
-        mask_threshold=config.mask_threshold,
-        use_mask_score=config.use_mask_score,
-        predict_all_pixels=config.predict_all_pixels,
-        class_activation="sigmoid" if config.cls_sigmoid else "softmax",
-        combine=rules.combine,
-        panoptic=rules.panoptic,
-        multi_label=rules.multi_label,
-        resampling=rules.resampling,
-        overlap_threshold=rules.overlap_threshold,
+        threshold=given.config.threshold,
+        **arguments_of(given.config),
         class_names=given.classes,
     )
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 from fai_fast import _core
 from fai_fast.engines import torch_cuda
+from fai_fast.engines.gpu import buffers_of
 
 
 def array_at(address, shape, dtype):
@@ -67,16 +68,7 @@ class HostGraph:
 
 def frame_graph(ports):
     """A HostGraph for an engine's ports."""
-    images, masks, classes = ports.values()
-    return HostGraph(
-        batch=images.shape[0],
-        size=images.shape[2:],
-        dtype=images.dtype,
-        mask_logits=masks.shape[1:],
-        mask_dtype=masks.dtype,
-        class_logits=classes.shape[1:],
-        class_dtype=classes.dtype,
-    )
+    return HostGraph(**buffers_of(*ports.values()))
 
 
 def with_two_gpus(monkeypatch):

@@ -101,8 +101,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         choices=("contest", "sum", "both"),
         help="with --ade: how each pixel's class comes about. contest: the class of the query with the largest score "
         "times mask probability. sum: the class with the largest sum of class probability times mask probability over "
-        "all queries, as published mIoU is measured. both: one beside the other, in twice the time; default: the "
-        "model's own way",
+        "all queries, as published mIoU is measured. both: one beside the other, of one run of the network; "
+        "default: the model's own way",
     )
     group.add_argument("--limit", type=count, metavar="N", help="the first N pictures")
     group.add_argument(

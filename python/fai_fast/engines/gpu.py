@@ -37,6 +37,7 @@ __all__ = [
     "HostContext",
     "OpenGpuContext",
     "OpenGpuEngine",
+    "buffers_of",
     "depends",
     "device",
     "devices",
@@ -108,6 +109,26 @@ def unsupported(engine: str, index: int) -> str:
         f"{found.name} has compute capability {major}.{minor}, on which TensorRT-RTX does not run; "
         "use the engine tensorrt or torch-cuda"
     )
+
+
+class _Tensor(Protocol):
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> Any: ...
+
+
+def buffers_of(images: _Tensor, masks: _Tensor, classes: _Tensor) -> dict[str, Any]:
+    """The arguments of ``_core.FrameGraph`` that say which buffers it owns, for ports or arrays like these."""
+    return {
+        "batch": images.shape[0],
+        "size": images.shape[2:],
+        "dtype": str(images.dtype),
+        "mask_logits": masks.shape[1:],
+        "mask_dtype": str(masks.dtype),
+        "class_logits": classes.shape[1:],
+        "class_dtype": str(classes.dtype),
+    }
 
 
 class GpuContext(Protocol):
@@ -284,17 +305,9 @@ class HostContext(OpenContext):
 
     def __init__(self, engine: OpenGpuEngine, arrays: Mapping[str, Array]) -> None:
         super().__init__(engine, arrays)
-        batch, _, height, width = arrays[INPUT].shape
-        masks, classes = (arrays[name] for name in OUTPUTS)
         self._graph: _core.FrameGraph | None = _core.FrameGraph(
             device=engine.device,
-            batch=batch,
-            size=(height, width),
-            dtype=str(arrays[INPUT].dtype),
-            mask_logits=masks.shape[1:],
-            mask_dtype=str(masks.dtype),
-            class_logits=classes.shape[1:],
-            class_dtype=str(classes.dtype),
+            **buffers_of(*(arrays[name] for name in (INPUT, *OUTPUTS))),
             mean=(0.0, 0.0, 0.0),
             std=(1.0, 1.0, 1.0),
             predict_all_pixels=False,

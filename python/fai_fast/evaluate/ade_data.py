@@ -2,38 +2,39 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from fai_fast._arguments import check_choice, check_fraction
+from fai_fast._options import check_options
+from fai_fast._rules import COMBINES, Combine, rules_of
 from fai_fast.detections import Detections
-from fai_fast.evaluate.report import AdeReport, Figures, Int64, SizeEffect
-from fai_fast.evaluate.running import _account, _check_limit, _check_missing
-from fai_fast.evaluate.shapes import (
-    BUCKETS,
-    COMPARED,
-    _check_buckets,
-    _infer_buckets,
-    _plan,
-    _sample,
-    _sizes_of,
-    _told,
-)
+from fai_fast.evaluate.report import AdeReport, Figures, Int64
+from fai_fast.evaluate.running import MeasureOptions, Submit, _account, _check_limit, _check_missing
+from fai_fast.evaluate.shapes import BUCKETS, COMPARED, _Passes
 from fai_fast.images import check_max_pixels, picture_size, read_labels
 from fai_fast.model import Model
 from fai_fast.registry import ModelSpec
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 Combined = Literal["contest", "sum", "both"]
 COMBINED: tuple[Combined, ...] = get_args(Combined)
 
-_log = logging.getLogger("fai_fast")
+
+class AdeOptions(MeasureOptions, total=False):
+    """And those of :meth:`AdeData.measure` alone."""
+
+    combine: Combined | None
+
+
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
@@ -68,8 +69,8 @@ def ade(
             that was loaded with ``im_size`` or ``frame``, or from a file of :func:`fai_fast.export`.
         compare_sizes: how many pictures, spread evenly, are also run in the model's own size, which tells what the
             other sizes changed; 0 for none.
-        combine: "contest" or "sum", see :func:`fai_fast.postprocess`; "both" measures one after the other, in twice the
-            time, and has the sums' report as ``other``; None for the model's own way.
+        combine: "contest" or "sum", see :func:`fai_fast.postprocess`; "both" measures one beside the other, of one
+            run of the network, and has the sums' report as ``other``; None for the model's own way.
 
     Raises:
         TypeError, ValueError: an argument, a label image or a picture is wrong, or their sizes differ.
@@ -133,103 +134,102 @@ class AdeData:
                 "predict_all_pixels; measure it with coco()"
             )
 
-    def measure(
-        self,
-        model: Model,
-        *,
-        threshold: float = 0.0,
-        progress: bool | None = False,
-        max_pixels: int | None = None,
-        stop: Callable[[], bool] | None = None,
-        buckets: int = BUCKETS,
-        compare_sizes: int = COMPARED,
-        combine: Combined | None = None,
-    ) -> AdeReport:
-        """Runs the model on every picture. Arguments and errors as of :func:`ade`.
+    def measure(self, model: Model, **options: Unpack[AdeOptions]) -> AdeReport:
+        """Runs the model on every picture.
 
-        ``stop`` is asked before every picture but the first; where it says True, the report is of those before.
+        Args:
+            model: a semantic model.
+            options: as of :func:`ade`; and ``stop``, which is asked before every picture but the first: where it says
+                True, the report is of those before.
+
+        Raises:
+            Exception: what :func:`ade` raises.
         """
+        check_options("measure", options, AdeOptions)
+        combine = options.get("combine")
         if combine is not None:
             check_choice("combine", combine, COMBINED)
-            self.check(model.spec)
-            options: dict[str, Any] = {"threshold": threshold, "progress": progress, "max_pixels": max_pixels}
-            options |= {"buckets": buckets, "compare_sizes": compare_sizes}
-            with model._combining("sum" if combine == "sum" else "contest") as first:
-                report = self.measure(first, stop=stop, **options)
-            # Figures of fewer pictures than the first one's would not stand beside them.
-            if combine != "both" or report.images < len(self.pairs):
-                return report
-            with model._combining("sum") as second:
-                # What sizes change is known from the first.
-                other = self.measure(second, stop=stop, **{**options, "compare_sizes": 0})
-            return replace(report, other=other) if other.images == report.images else report
-        most, compared = _check_buckets(buckets, compare_sizes)
-        threshold, max_pixels = check_fraction("threshold", threshold), check_max_pixels(max_pixels)
+        threshold = check_fraction("threshold", options.get("threshold", 0.0))
+        max_pixels = check_max_pixels(options.get("max_pixels"))
         self.check(model.spec)
+        if combine is not None and combine != "both":
+            with model._combining(combine) as one:
+                return self.measure(one, **cast(AdeOptions, {**options, "combine": None}))
         classes = model.spec.classes
         n = len(classes)
         paths = [picture for picture, _ in self.pairs]
-        plan = _plan(model, lambda: [picture_size(path) for path in paths], len(paths), most)
-        is_shaped = any(bucket.size != model.size for bucket in plan)
-        if is_shaped:
-            _log.info("%s: the network's input (height x width) is %s pictures", model.spec.name, _told(plan))
-        sample, others = _sample(plan, model.size, len(paths), compared)
-        again = set(sample) if others.pictures and compared else set()
-        confusion = np.zeros((n, n + 1), np.int64)
-        # Of the pictures that are run again; those of the other size take the place of these one after another.
-        shaped = np.zeros_like(confusion)
-        own = np.zeros_like(confusion)
-        done: list[int] = []
-        for index, found in _infer_buckets(model, plan, paths, threshold, progress, max_pixels, stop):
-            done.append(index)
-            counts = self._confusion(index, found, n, max_pixels)
-            confusion += counts
-            if index in again:
-                shaped += counts
-                own += counts if index not in others.pictures else 0
+        passes = _Passes(model, paths, lambda: [picture_size(path) for path in paths], options)
+        ways = COMBINES if combine == "both" else (rules_of(model.spec.config).combine,)
+        in_ways, in_first = _in_own_way(threshold), _in_own_way(threshold)
+        if combine == "both":
+            in_ways, in_first = _combining(threshold, ways), _combining(threshold, ways[:1])
+        confusions = np.zeros((len(ways), n, n + 1), np.int64)
+        # Of the sample, in the first way; pictures in the model's own size take the place of those in another.
+        shaped, own = np.zeros_like(confusions[0]), np.zeros_like(confusions[0])
+        for index, found in passes.first(in_ways):
+            counts = self._confusions(index, found, n, max_pixels)
+            confusions += counts
+            if index in passes.sample:
+                shaped += counts[0]
+                own += 0 if passes.is_run_again(index) else counts[0]
+        for index, found in passes.again(in_first):
+            own += self._confusions(index, found, n, max_pixels)[0]
         effect = None
-        if again and len(done) == len(paths):
-            compared_again = 0
-            for index, found in _infer_buckets(model, [others], paths, threshold, progress, max_pixels, stop):
-                own += self._confusion(index, found, n, max_pixels)
-                compared_again += 1
-            if compared_again == len(others.pictures):
-                effect = SizeEffect(
-                    len(again),
-                    model.size,
-                    _headline(_semantic_figures(shaped)),
-                    _headline(_semantic_figures(own)),
+        if passes.is_compared:
+            effect = passes.effect(_headline(_semantic_figures(shaped)), _headline(_semantic_figures(own)))
+        reports: list[AdeReport] = []
+        for way, confusion in zip(ways, confusions, strict=True):
+            metrics, per_class = _semantic_figures(confusion)
+            reports.append(
+                AdeReport(
+                    **_account(model, threshold),
+                    images=len(passes.done),
+                    missing=self.missing,
+                    metrics=metrics,
+                    per_class=dict(zip(classes, per_class, strict=True)),
+                    pixels=int(confusion.sum()),
+                    confusion=confusion,
+                    combine=way,
+                    sizes=passes.sizes,
+                    size_effect=None if reports else effect,
                 )
-        metrics, per_class = _semantic_figures(confusion)
-        return AdeReport(
-            **_account(model, threshold),
-            images=len(done),
-            missing=self.missing,
-            metrics=metrics,
-            per_class=dict(zip(classes, per_class, strict=True)),
-            pixels=int(confusion.sum()),
-            confusion=confusion,
-            combine=getattr(model.spec.config, "combine", "contest"),
-            sizes=_sizes_of(plan, done) if is_shaped else (),
-            size_effect=effect,
-        )
+            )
+        return replace(reports[0], other=reports[1]) if len(reports) > 1 else reports[0]
 
-    def _confusion(self, index: int, found: Detections, classes: int, max_pixels: int | None) -> Int64:
-        """Pixels (C, C + 1) of one picture, by truth and prediction."""
+    def _confusions(
+        self, index: int, found: Sequence[Detections], classes: int, max_pixels: int | None
+    ) -> Int64:
+        """Pixels (N, C, C + 1) of one picture, by truth and prediction, of each of N results."""
         picture, path = self.pairs[index]
         truth = _read_labels(path, classes, max_pixels)
-        if truth.shape != found.size:
-            raise ValueError(
-                f"{path}: {truth.shape[0]}x{truth.shape[1]} pixels (height x width), expected "
-                f"{found.size[0]}x{found.size[1]} as of {picture}"
-            )
-        predicted = found.label_map
-        assert predicted is not None
         labeled = truth > 0
-        true, got = truth[labeled].astype(np.int64) - 1, predicted[labeled].astype(np.int64)
-        got[got < 0] = classes
-        counts = np.bincount(true * (classes + 1) + got, minlength=classes * (classes + 1))
-        return counts.reshape(classes, classes + 1)
+        true = truth[labeled].astype(np.int64) - 1
+        counts = []
+        for result in found:
+            if truth.shape != result.size:
+                raise ValueError(
+                    f"{path}: {truth.shape[0]}x{truth.shape[1]} pixels (height x width), expected "
+                    f"{result.size[0]}x{result.size[1]} as of {picture}"
+                )
+            predicted = result.label_map
+            assert predicted is not None
+            got = predicted[labeled].astype(np.int64)
+            got[got < 0] = classes
+            counts.append(np.bincount(true * (classes + 1) + got, minlength=classes * (classes + 1)))
+        return np.stack(counts).reshape(len(found), classes, classes + 1)
+
+
+def _in_own_way(threshold: float) -> Submit[Sequence[Detections]]:
+    def submit(model: Model, frame: Any) -> Callable[[], Sequence[Detections]]:
+        future = model.submit(frame, threshold=threshold)
+        return lambda: [future.result()]
+
+    return submit
+
+
+def _combining(threshold: float, ways: Sequence[Combine]) -> Submit[Sequence[Detections]]:
+    """A result for each of these ways, of one run of the network."""
+    return lambda model, frame: model._submit_combined(frame, ways, threshold=threshold).results
 
 
 def _headline(figures: tuple[Figures, list[float | None]]) -> float | None:

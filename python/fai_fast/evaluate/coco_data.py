@@ -7,32 +7,26 @@ import json
 import logging
 import re
 import reprlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from fai_fast._arguments import MAX_SIDE, check_fraction
 from fai_fast._extras import install
+from fai_fast._options import check_options
 from fai_fast.detections import Detections
-from fai_fast.evaluate.report import CocoReport, Figures, SizeEffect, _some
-from fai_fast.evaluate.running import _account, _check_limit, _check_missing
-from fai_fast.evaluate.shapes import (
-    BUCKETS,
-    COMPARED,
-    _check_buckets,
-    _infer_buckets,
-    _plan,
-    _sample,
-    _sizes_of,
-    _told,
-)
-from fai_fast.images import check_max_pixels
+from fai_fast.evaluate.report import CocoReport, Figures, _some
+from fai_fast.evaluate.running import MeasureOptions, _account, _check_limit, _check_missing, _submitting
+from fai_fast.evaluate.shapes import BUCKETS, COMPARED, _Passes
 from fai_fast.model import Model
 from fai_fast.registry import ModelSpec
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 # COCO's evaluator, and FocoosAI's, look at this many detections of a picture.
 TOP_K = 100
@@ -160,51 +154,39 @@ class CocoData:
             _log.warning("%s: objects without a mask are left out: %s", file, _some(unusable))
         return cls(str(file), found, categories, kept, tuple(absent), tuple(unusable))
 
-    def measure(
-        self,
-        model: Model,
-        *,
-        threshold: float = 0.0,
-        progress: bool | None = False,
-        max_pixels: int | None = None,
-        stop: Callable[[], bool] | None = None,
-        buckets: int = BUCKETS,
-        compare_sizes: int = COMPARED,
-    ) -> CocoReport:
-        """Runs the model on every picture. Arguments and errors as of :func:`coco`.
+    def measure(self, model: Model, **options: Unpack[MeasureOptions]) -> CocoReport:
+        """Runs the model on every picture.
 
-        ``stop`` is asked before every picture but the first; where it says True, the report is of those before.
+        Args:
+            model: an instance model.
+            options: as of :func:`coco`; and ``stop``, which is asked before every picture but the first: where it says
+                True, the report is of those before.
+
+        Raises:
+            Exception: what :func:`coco` raises.
         """
-        most, compared = _check_buckets(buckets, compare_sizes)
-        threshold, max_pixels = check_fraction("threshold", threshold), check_max_pixels(max_pixels)
+        check_options("measure", options, MeasureOptions)
+        threshold = check_fraction("threshold", options.get("threshold", 0.0))
         category_of = self.check(model.spec)
         paths = [path for _, path, _ in self.images]
-        plan = _plan(model, lambda: [size for _, _, size in self.images], len(paths), most)
-        is_shaped = any(bucket.size != model.size for bucket in plan)
-        if is_shaped:
-            _log.info("%s: the network's input (height x width) is %s pictures", model.spec.name, _told(plan))
-        found_in: dict[int, list[dict[str, Any]]] = {}
-        for index, found in _infer_buckets(model, plan, paths, threshold, progress, max_pixels, stop):
-            found_in[index] = self._rows(index, found, category_of)
+        passes = _Passes(model, paths, lambda: [size for _, _, size in self.images], options)
+        submit = _submitting(threshold)
+        found_in = {index: self._rows(index, found, category_of) for index, found in passes.first(submit)}
+        again = {index: self._rows(index, found, category_of) for index, found in passes.again(submit)}
         effect = None
-        sample, others = _sample(plan, model.size, len(paths), compared)
-        if compared and others.pictures and len(found_in) == len(paths):
-            own = {index: found_in[index] for index in sample}
-            again = 0
-            for index, found in _infer_buckets(model, [others], paths, threshold, progress, max_pixels, stop):
-                own[index] = self._rows(index, found, category_of)
-                again += 1
-            if again == len(others.pictures):
-                some = self._only(sample)
-                effect = SizeEffect(
-                    len(sample),
-                    model.size,
-                    *(_mean(some._precision(_numbered(rows, sample))[..., 0]) for rows in (found_in, own)),
+        if passes.is_compared:
+            sample = sorted(passes.sample)
+            some = self._only(sample)
+            effect = passes.effect(
+                *(
+                    _mean(some._precision(_numbered(rows, sample))[..., 0])
+                    for rows in (found_in, {**found_in, **again})
                 )
+            )
         return CocoReport(
             **_account(model, threshold),
             **self._figures(found_in, model.spec.classes, category_of),
-            sizes=_sizes_of(plan, found_in) if is_shaped else (),
+            sizes=passes.sizes,
             size_effect=effect,
         )
 

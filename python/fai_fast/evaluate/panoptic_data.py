@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from fai_fast._arguments import check_fraction
+from fai_fast._options import check_options
 from fai_fast.detections import Detections
 from fai_fast.detections.panoptic import check_id, read_ids, rows_of_ids
 from fai_fast.evaluate.coco_data import (
@@ -33,24 +34,17 @@ from fai_fast.evaluate.report import (
     Figures,
     Int64,
     PanopticReport,
-    SizeEffect,
     _figures,
     quality_lines,
 )
-from fai_fast.evaluate.running import _account, _check_limit, _check_missing
-from fai_fast.evaluate.shapes import (
-    BUCKETS,
-    COMPARED,
-    _check_buckets,
-    _infer_buckets,
-    _plan,
-    _sample,
-    _sizes_of,
-    _told,
-)
+from fai_fast.evaluate.running import MeasureOptions, _account, _check_limit, _check_missing, _submitting
+from fai_fast.evaluate.shapes import BUCKETS, COMPARED, _Passes
 from fai_fast.images import check_max_pixels, pixel_limit
 from fai_fast.model import Model
 from fai_fast.registry import ModelSpec
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _log = logging.getLogger("fai_fast")
 
@@ -247,52 +241,39 @@ class PanopticData:
             )
         return places
 
-    def measure(
-        self,
-        model: Model,
-        *,
-        threshold: float | None = None,
-        progress: bool | None = False,
-        max_pixels: int | None = None,
-        stop: Callable[[], bool] | None = None,
-        buckets: int = BUCKETS,
-        compare_sizes: int = COMPARED,
-    ) -> PanopticReport:
-        """Runs the model on every picture. Arguments and errors as of :func:`panoptic`.
+    def measure(self, model: Model, **options: Unpack[MeasureOptions]) -> PanopticReport:
+        """Runs the model on every picture.
 
-        ``stop`` is asked before every picture but the first; where it says True, the report is of those before.
+        Args:
+            model: a panoptic model.
+            options: as of :func:`panoptic`; and ``stop``, which is asked before every picture but the first: where it
+                says True, the report is of those before.
+
+        Raises:
+            Exception: what :func:`panoptic` raises.
         """
-        most, compared = _check_buckets(buckets, compare_sizes)
-        max_pixels = check_max_pixels(max_pixels)
-        level = model.spec.config.threshold if threshold is None else check_fraction("threshold", threshold)
+        check_options("measure", options, MeasureOptions)
+        level = options.get("threshold")
+        level = model.spec.config.threshold if level is None else check_fraction("threshold", level)
         places = self.check(model.spec)
-        paths = [item.path for item in self.images]
-        plan = _plan(model, lambda: [item.size for item in self.images], len(paths), most)
-        is_shaped = any(bucket.size != model.size for bucket in plan)
-        if is_shaped:
-            _log.info("%s: the network's input (height x width) is %s pictures", model.spec.name, _told(plan))
-        sample, others = _sample(plan, model.size, len(paths), compared)
-        again = set(sample) if others.pictures and compared else set()
-        # Of the pictures that are run again; those of the other size take the place of these one after another.
+        max_pixels = check_max_pixels(options.get("max_pixels"))
+        passes = _Passes(
+            model, [item.path for item in self.images], lambda: [item.size for item in self.images], options
+        )
+        submit = _submitting(level)
+        # Of the sample; pictures in the model's own size take the place of those in another.
         total = shaped = own = Tally.empty(len(self.categories))
         predicted = 0
-        done: list[int] = []
-        for index, found in _infer_buckets(model, plan, paths, level, progress, max_pixels, stop):
-            done.append(index)
+        for index, found in passes.first(submit):
             counted = self._tally(index, self._prediction(index, found, places), max_pixels)
             predicted += len(found)
             total += counted
-            if index in again:
+            if index in passes.sample:
                 shaped += counted
-                own += counted if index not in others.pictures else Tally.empty(len(self.categories))
-        effect = None
-        if again and len(done) == len(paths):
-            compared_again = 0
-            for index, found in _infer_buckets(model, [others], paths, level, progress, max_pixels, stop):
-                own += self._tally(index, self._prediction(index, found, places), max_pixels)
-                compared_again += 1
-            if compared_again == len(others.pictures):
-                effect = SizeEffect(len(again), model.size, shaped.mean().pq, own.mean().pq)
+                own += Tally.empty(len(self.categories)) if passes.is_run_again(index) else counted
+        for index, found in passes.again(submit):
+            own += self._tally(index, self._prediction(index, found, places), max_pixels)
+        effect = passes.effect(shaped.mean().pq, own.mean().pq) if passes.is_compared else None
         qualities = total.of_classes()
         nothing = Tally.empty(1).mean()
         quality = {
@@ -301,14 +282,14 @@ class PanopticData:
         }
         return PanopticReport(
             **_account(model, level),
-            images=len(done),
+            images=len(passes.done),
             missing=self.missing,
             metrics=total.figures(self.things),
             per_class={name: item.pq for name, item in quality.items()},
-            segments=sum(len(self.images[index].ids) for index in done),
+            segments=sum(len(self.images[index].ids) for index in passes.done),
             predicted=predicted,
             quality=quality,
-            sizes=_sizes_of(plan, done) if is_shaped else (),
+            sizes=passes.sizes,
             size_effect=effect,
         )
 

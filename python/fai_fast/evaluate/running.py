@@ -6,7 +6,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, TypeVar
 
 from fai_fast._arguments import check_int
 from fai_fast.detections import Detections
@@ -18,26 +18,50 @@ from fai_fast.model import Model
 IN_FLIGHT = 3
 
 
+class MeasureOptions(TypedDict, total=False):
+    """Keyword arguments of every ``measure``; what is left out is as of the function beside it, such as ``coco``.
+
+    ``stop`` is asked before every picture but the first; where it says True, the report is of those before.
+    """
+
+    threshold: float | None
+    progress: bool | None
+    max_pixels: int | None
+    stop: Callable[[], bool] | None
+    buckets: int
+    compare_sizes: int
+
+
+Found = TypeVar("Found")
+Submit = Callable[[Model, Any], Callable[[], Found]]
+"""Starts a model on a frame; what it returns waits for what was found."""
+
+
+def _submitting(threshold: float) -> Submit[Detections]:
+    """The model's own results."""
+    return lambda model, frame: model.submit(frame, threshold=threshold).result
+
+
 def _infer(
     model: Model,
     paths: Sequence[Path],
-    threshold: float,
+    submit: Submit[Found],
     bar: Any,
     max_pixels: int | None,
     stop: Callable[[], bool] | None,
-) -> Iterator[Detections]:
+) -> Iterator[Found]:
     """The pictures' results in order, a few of them on their way at a time; `bar` is tqdm's."""
-    waiting: deque[Any] = deque()
+    waiting: deque[Callable[[], Found]] = deque()
     for index, path in enumerate(paths):
         if index and stop is not None and stop():
             break
         frame = read_image(path, max_pixels=max_pixels)
-        waiting.append(model.submit(frame, threshold=threshold))
+        waiting.append(submit(model, frame))
         if len(waiting) == IN_FLIGHT:
-            yield waiting.popleft().result()
+            yield waiting.popleft()()
             bar.update()
     while waiting:
-        yield waiting.popleft().result()
+        yield waiting.popleft()()
         bar.update()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,14 +12,17 @@ from pathlib import Path
 
 from fai_fast._arguments import check_int
 from fai_fast._sizes import aspects_differ, fit_size, size_text
-from fai_fast.detections import Detections
-from fai_fast.evaluate.running import _bar, _infer
+from fai_fast.evaluate.report import SizeEffect
+from fai_fast.evaluate.running import Found, MeasureOptions, Submit, _bar, _infer
+from fai_fast.images import check_max_pixels
 from fai_fast.model import Model
 
 BUCKETS = 4
 """Sizes of the network's input that one evaluation makes at most."""
 COMPARED = 200
 """Pictures that are run in the model's own size too, to tell what the others change."""
+
+_log = logging.getLogger("fai_fast")
 
 # Of a frame of some aspect, to be given to fit_size(); exact enough for any.
 _HEIGHT = 10_000
@@ -101,11 +105,11 @@ def _infer_buckets(
     model: Model,
     plan: Iterable[_Bucket],
     paths: Sequence[Path],
-    threshold: float,
+    submit: Submit[Found],
     progress: bool | None,
     max_pixels: int | None,
     stop: Callable[[], bool] | None,
-) -> Iterator[tuple[int, Detections]]:
+) -> Iterator[tuple[int, Found]]:
     """The place of each picture and what was found in it, bucket after bucket; one model beside the own at a time.
 
     ``stop`` is asked before every picture but the first.
@@ -119,10 +123,85 @@ def _infer_buckets(
             resized = nullcontext(model) if bucket.size == model.size else model._with_size(bucket.size)
             with resized as one:
                 chosen = [paths[index] for index in bucket.pictures]
-                found = _infer(one, chosen, threshold, bar, max_pixels, stop)
-                for detections, index in zip(found, bucket.pictures, strict=False):
+                found = _infer(one, chosen, submit, bar, max_pixels, stop)
+                for result, index in zip(found, bucket.pictures, strict=False):
                     done += 1
-                    yield index, detections
+                    yield index, result
+
+
+class _Passes:
+    """The passes of an evaluation: all pictures, each in the size of its bucket, then a sample in the model's own size.
+
+    Attributes:
+        sample: places of the pictures of which the two are compared; none where no size differs, or none is asked for.
+        done: places of the pictures of the first pass, so far.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        paths: Sequence[Path],
+        sizes: Callable[[], Sequence[Size | None]],
+        options: MeasureOptions,
+    ) -> None:
+        most, compared = _check_buckets(
+            options.get("buckets", BUCKETS), options.get("compare_sizes", COMPARED)
+        )
+        self._model = model
+        self._paths = paths
+        self._progress = options.get("progress", False)
+        self._max_pixels = check_max_pixels(options.get("max_pixels"))
+        self._stop = options.get("stop")
+        self._plan = _plan(model, sizes, len(paths), most)
+        self._is_shaped = any(bucket.size != model.size for bucket in self._plan)
+        if self._is_shaped:
+            _log.info(
+                "%s: the network's input (height x width) is %s pictures", model.spec.name, _told(self._plan)
+            )
+        sample, self._others = _sample(self._plan, model.size, len(paths), compared)
+        self.sample = frozenset(sample if compared and self._others.pictures else ())
+        self.done: list[int] = []
+        self._again = 0
+
+    def first(self, submit: Submit[Found]) -> Iterator[tuple[int, Found]]:
+        """The place of each picture, and what was found in it."""
+        for index, found in self._infer(self._plan, submit):
+            self.done.append(index)
+            yield index, found
+
+    def again(self, submit: Submit[Found]) -> Iterator[tuple[int, Found]]:
+        """The same of the sample's pictures that had another size; nothing where pictures were left out."""
+        if self.sample and len(self.done) == len(self._paths):
+            for index, found in self._infer([self._others], submit):
+                self._again += 1
+                yield index, found
+
+    def is_run_again(self, index: int) -> bool:
+        """Whether a picture of the sample had another size than the model's own."""
+        return index in self._others.pictures
+
+    @property
+    def is_compared(self) -> bool:
+        """Whether all of the sample was run again that had to be."""
+        return bool(self.sample) and self._again == len(self._others.pictures)
+
+    def effect(self, shaped: float | None, own: float | None) -> SizeEffect:
+        """What the sizes changed, by the headline of the sample in either way."""
+        return SizeEffect(len(self.sample), self._model.size, shaped, own)
+
+    @property
+    def sizes(self) -> tuple[tuple[Size, int], ...]:
+        """The sizes, and how many of the pictures that are done had each; () where all had the model's own."""
+        if not self._is_shaped:
+            return ()
+        finished = set(self.done)
+        counts = Counter({bucket.size: len(finished.intersection(bucket.pictures)) for bucket in self._plan})
+        return tuple((size, number) for size, number in counts.items() if number)
+
+    def _infer(self, plan: Sequence[_Bucket], submit: Submit[Found]) -> Iterator[tuple[int, Found]]:
+        return _infer_buckets(
+            self._model, plan, self._paths, submit, self._progress, self._max_pixels, self._stop
+        )
 
 
 def _sample(plan: Sequence[_Bucket], own: Size, count: int, most: int) -> tuple[list[int], _Bucket]:
@@ -140,13 +219,6 @@ def _check_buckets(buckets: object, compare_sizes: object) -> tuple[int, int]:
     if compared < 0:
         raise ValueError(f"compare_sizes: got {compared}, expected a number of pictures, or 0 for none")
     return most, compared
-
-
-def _sizes_of(plan: Iterable[_Bucket], done: Iterable[int]) -> tuple[tuple[Size, int], ...]:
-    """The sizes, and how many of the pictures that are done had each."""
-    finished = set(done)
-    counts = Counter({bucket.size: len(finished.intersection(bucket.pictures)) for bucket in plan})
-    return tuple((size, number) for size, number in counts.items() if number)
 
 
 def _told(plan: Sequence[_Bucket]) -> str:

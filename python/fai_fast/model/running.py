@@ -1,4 +1,4 @@
-"""From a picture to Detections: :func:`load` makes a :class:`Model` ready, ``model.infer(image)`` runs it."""
+"""What a model that is ready does, until it is closed."""
 
 from __future__ import annotations
 
@@ -17,27 +17,23 @@ from fai_fast._locks import SignalSafeLock
 from fai_fast._options import (
     BatchOptions,
     Color,
-    Device,
-    EngineName,
     InferOptions,
-    Precision,
     Resize,
     StreamOptions,
     YuvMatrix,
     YuvRange,
     check_options,
 )
-from fai_fast._pictures import MOST, Pictures
 from fai_fast._pipelines import (
-    ContextPool,
     CpuPipeline,
     GpuPipeline,
     InferFuture,
+    Pending,
     Pipeline,
     Request,
     preprocess_into,
 )
-from fai_fast._prepare import Prepared, prepare
+from fai_fast._prepare import Prepared
 from fai_fast._requests import (
     OF_STREAM_RESULTS,
     AspectNotice,
@@ -49,15 +45,12 @@ from fai_fast._requests import (
     stream_settings_of,
 )
 from fai_fast._rules import Combine, rules_of
-from fai_fast._sizes import step_of
 from fai_fast.detections import Detections
 from fai_fast.engines.base import Engine
 from fai_fast.engines.users import Users
 from fai_fast.errors import FaiFastError, WeightsError
 from fai_fast.ops import frame_shape, raw_queries
-from fai_fast.quantizer import PRECISION as INT8
-from fai_fast.quantizer import SUBSET
-from fai_fast.registry import ModelSpec, stride_of
+from fai_fast.registry import ModelSpec
 from fai_fast.weights import Weights
 
 if TYPE_CHECKING:
@@ -65,112 +58,9 @@ if TYPE_CHECKING:
 
     from fai_fast.stream import Stream
 
-__all__ = ["Model", "load"]
+__all__ = ["Model"]
 
 STAGES = ("decode", "preprocess", "engine", "postprocess", "total")
-
-
-def load(
-    name_or_path: Any,
-    *,
-    weights: Any = None,
-    engine: EngineName = "auto",
-    device: Device | int = "auto",
-    precision: Precision = "auto",
-    im_size: int | Sequence[int] | None = None,
-    frame: Sequence[int] | None = None,
-    num_threads: int | None = None,
-    cache_dir: Any = None,
-    batch_size: int = 1,
-    pictures: Any = None,
-    verify_precision: bool = True,
-    spec: Any = None,
-    processor: Any = None,
-    task: str | None = None,
-) -> Model:
-    """Makes a model ready to run.
-
-    The first time, weights are fetched, the deployed graph is exported, verified against the reference network, and
-    compiled for the engine; all of it is kept in the cache, so that the next start takes a moment.
-
-    Args:
-        name_or_path: a name of :func:`fai_fast.models`; a folder or file with FocoosAI's ``model_info.json``; a
-            :class:`fai_fast.ModelSpec`; or an ``.onnx`` or ``.engine`` file that :func:`fai_fast.export` wrote; or,
-            with `spec`, a network of somebody else: an ``.onnx`` file or a ``torch.nn.Module`` (docs/foreign.md). Or a
-            network of transformers: a model, a folder of ``save_pretrained``, or a name such as
-            "facebook/mask2former-swin-tiny-coco-instance" (docs/networks.md).
-        weights: a path (.pth, .safetensors), an http(s) address, a state dict, "random" (to measure speed), or None
-            for those that belong to the model. A .pth file and "random" need PyTorch, the extra ``torch``.
-        engine: "auto", or one that ``fai-fast doctor`` lists, such as "tensorrt", "torch-cuda" and "openvino".
-        device: "auto", "cpu", "cuda" or "cuda:1", which the number 1 says too; "auto" is the first GPU where one can be
-            used.
-        precision: "fp32", "fp16", "bf16", or "auto": the fastest that the device computes natively and that finds on
-            pictures what fp32 finds (docs/low_precision.md); ``info()["precision_reason"]`` has the figures.
-        im_size: the network's input, an int for a square or (height, width), multiples of 32; None for the size that
-            the model was trained at.
-        frame: in place of ``im_size``: (height, width) of the camera's frames, for which :func:`fai_fast.fit_size`
-            chooses the size, with about as many pixels as the model's own. Frames of other sizes are taken too. With
-            neither, the first frame whose aspect is more than 1.2 times the input's, or less than its 1.2th, is told in
-            one line at level INFO. docs/frame_shape.md says what a frame's shape does to accuracy.
-        num_threads: of the engine and of postprocessing; None for all cores that this process may use.
-        cache_dir: where weights, graphs and compiled engines are kept; None for ``FAI_FAST_CACHE`` in the environment,
-            else the platform's usual place.
-        batch_size: frames that the engine takes at once, for :meth:`Model.infer_batch`.
-        pictures: those to hold a low precision against fp32 on: a folder, or several pictures, each as
-            :meth:`Model.infer` takes it. Up to 32 are looked at, spread evenly. None for shapes that are drawn.
-        verify_precision: False takes a precision that is asked for by its name as it is, in order to measure it.
-        spec: of a network of somebody else, what it is: a :class:`fai_fast.ModelSpec`, what its ``to_dict()`` gives,
-            or a JSON file of that.
-        processor: of a network of transformers, its image processor; None for the one beside it, or what networks of
-            its kind have by default (docs/networks.md).
-        task: of a network of transformers, "instance", "semantic" or "panoptic"; None for what its name, its processor
-            or its classes say.
-
-    Raises:
-        TypeError, ValueError: an argument is wrong; the text names it.
-        WeightsError, ExportError, EngineError: weights, export or engine failed; the text says what to do.
-        CudaError: a GPU is asked for, and there is none, or its driver is too old, or its memory is full.
-
-    Example:
-        >>> with fai_fast.load("fai-mf-n-shapes") as model:  # doctest: +SKIP
-        ...     print(model.infer("shapes.jpg"))
-    """
-    arguments = {
-        "name_or_path": name_or_path,
-        "weights": weights,
-        "engine": engine,
-        "device": device,
-        "precision": precision,
-        "im_size": im_size,
-        "frame": frame,
-        "num_threads": num_threads,
-        "cache_dir": cache_dir,
-        "batch_size": batch_size,
-        "verify_precision": verify_precision,
-        "spec": spec,
-        "processor": processor,
-        "task": task,
-    }
-    # Ranges for int8 are taken from more of them than a verdict is.
-    most = SUBSET if precision == INT8 else MOST
-    chosen = None if pictures is None else Pictures.given(pictures, most)
-    prepared = prepare(**arguments, pictures=chosen)
-    model = Model(prepared)
-    model._arguments = _again.kept({**arguments, "pictures": None if chosen is None else chosen.argument})
-    # A file of export() has no other size, and whoever asked for one knows it.
-    if im_size is None and frame is None and prepared.resizable:
-        step = step_of(stride_of(prepared.spec.config))
-        model._look = AspectNotice(prepared.spec.name, prepared.size, step)
-    return model
-
-
-def _loaded_again(arguments: dict[str, Any], combine: Combine | None = None) -> Model:
-    """The model of these arguments, or a clone of it, where it combines semantic results otherwise."""
-    model = load(**arguments)
-    if combine is None or model.spec.config.combine == combine:
-        return model
-    with model:
-        return model._combining(combine)
 
 
 class Model:
@@ -208,8 +98,8 @@ class Model:
         self.batch_size = prepared.batch_size
         self._users = Users(self._engine) if users is None else users
         self._closed = False
-        self._raw: ContextPool | None = None
-        self._raw_lock = SignalSafeLock()
+        self._host: CpuPipeline | None = None
+        self._host_lock = SignalSafeLock()
         try:
             self._pipeline: Pipeline = (
                 CpuPipeline(self.spec, self._engine, prepared.num_threads)
@@ -479,7 +369,7 @@ class Model:
         self._check_open()
         resize = resize_of(self.spec, resize)
         frame = frame_of(image, max_pixels)
-        with self._contexts().borrow() as context:
+        with self._on_host().contexts.borrow() as context:
             letterbox = preprocess_into(self.spec, context, 0, frame, {"color": color, "resize": resize})
             context.run()
             mask_logits, class_logits = context.mask_logits[:1].copy(), context.class_logits[:1].copy()
@@ -510,16 +400,26 @@ class Model:
             raise FaiFastError("the model is closed; load it again")
         self._guard.check()
 
-    def _contexts(self) -> ContextPool:
-        """Contexts of the engine alone, between arrays of the host."""
+    def _submit_combined(
+        self, image: Any, combines: Sequence[Combine], **options: Unpack[InferOptions]
+    ) -> Pending:
+        """:meth:`submit` of a semantic model, with a result for each of these ways, all of one run of the network.
+
+        They are made on the CPU, also where the engine is on a GPU.
+        """
+        request = self._request([image], options)
+        return self._on_host().submit_combined(request, combines)
+
+    def _on_host(self) -> CpuPipeline:
+        """What runs the engine between arrays of the host. Raises FaiFastError where the model is closed."""
         if isinstance(self._pipeline, CpuPipeline):
-            return self._pipeline.contexts
-        with self._raw_lock:
-            if self._raw is None:
-                self._raw = ContextPool(self._engine.context, 1)
-                if self._closed:
-                    self._raw.close()
-            return self._raw
+            return self._pipeline
+        with self._host_lock:
+            if self._closed:
+                raise FaiFastError("the model is closed; load it again")
+            if self._host is None:
+                self._host = CpuPipeline(self.spec, self._engine, self._prepared.num_threads)
+            return self._host
 
     # ----------------------------------------------------------------------------------------- measure, tell
 
@@ -620,7 +520,7 @@ class Model:
     def _sharing(self, prepared: Prepared) -> Model:
         """Another model on this one's engine, of which something else was prepared."""
         self._guard.check()
-        with self._raw_lock:
+        with self._host_lock:
             # Asked of this model, as other clones may keep the engine alive.
             if self._closed:
                 raise FaiFastError("the model is closed; load it again")
@@ -641,6 +541,8 @@ class Model:
 
     def _with_size(self, size: tuple[int, int]) -> Model:
         """The model once more, of the same files and options, with an input of (height, width)."""
+        from fai_fast.model.loading import _loaded_again
+
         assert self._arguments is not None
         arguments = {**self._arguments, "im_size": size, "frame": None}
         return _loaded_again(arguments, self.spec.config.combine)
@@ -661,6 +563,8 @@ class Model:
             raise FaiFastError("the model is closed; load it again")
         if self._arguments is None:
             raise FaiFastError("only models of fai_fast.load() can be pickled, and this one is not")
+        from fai_fast.model.loading import _loaded_again
+
         arguments = _again.pickled(self._arguments, self._prepared.graph)
         return _loaded_again, (arguments, self.spec.config.combine)
 
@@ -672,12 +576,12 @@ class Model:
         if self._guard.inherited:
             self._closed = True
             return
-        with self._raw_lock:
+        with self._host_lock:
             if self._closed:
                 return
             self._closed = True
-            if self._raw is not None:
-                self._raw.close()
+        if self._host is not None:
+            self._host.close()
         self._pipeline.close()
         self._users.leave()
 
