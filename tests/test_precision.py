@@ -125,6 +125,14 @@ def test_what_is_asked_for_is_given_without_a_question_or_refused(host, load, as
         assert f"openvino: precision {asked!r} was asked for, expected one of {native}" in str(raised.value)
 
 
+@pytest.mark.usefixtures("verdicts")
+def test_what_is_slower_than_fp32_is_given_where_it_is_asked_for(put_on, load, monkeypatch):
+    put_on("amx")
+    monkeypatch.setattr(cpu, "precisions", lambda _: ("fp32", "fp16"))
+    assert load(precision="fp16")["precision"] == "fp16"
+    assert load()["precision"] == "fp32"
+
+
 def test_a_cache_that_moves_between_cpus_has_something_for_each(put_on, load, verdicts):
     """Kernels that were compiled, and verdicts that were measured, are one machine's."""
     found = {}
