@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from fai_fast import _gate, cache, doctor
 from fai_fast._gate import Verdict
-from fai_fast.engines import openvino, precision
+from fai_fast.engines import cpu, openvino, precision
 from helpers.networks import small_spec
 
 pytest.importorskip("openvino")
@@ -50,6 +50,22 @@ def load(graph, tmp_path):
             return model.info()
 
     return run
+
+
+@pytest.mark.parametrize(
+    ("features", "fastest"),
+    [
+        (("amx_bf16", "amx_fp16", "avx512_fp16"), ("bf16", "fp16", "fp32")),
+        (("amx_bf16", "avx512_fp16"), ("bf16", "fp32")),
+        (("asimd", "asimdhp"), ("bf16", "fp16", "fp32")),
+    ],
+)
+def test_fp16_that_is_computed_in_float32_is_given_but_not_tried(monkeypatch, features, fastest):
+    """As with AVX512-FP16 alone, where it is slower than fp32."""
+    monkeypatch.setattr(cpu, "features", lambda: features)
+    assert set(cpu.precisions(["FP32", "FP16", "BF16", "INT8"])) == {"bf16", "fp16", "fp32"}
+    monkeypatch.setattr(openvino, "native_precisions", lambda: cpu.precisions(["FP32", "FP16", "BF16"]))
+    assert precision.candidates("openvino") == fastest
 
 
 def test_the_fastest_that_agrees_is_taken(host, load, verdicts):
@@ -107,6 +123,14 @@ def test_what_is_asked_for_is_given_without_a_question_or_refused(host, load, as
             load(engine="openvino", precision=asked)
         native = ", ".join(map(repr, host.precisions))
         assert f"openvino: precision {asked!r} was asked for, expected one of {native}" in str(raised.value)
+
+
+@pytest.mark.usefixtures("verdicts")
+def test_what_is_slower_than_fp32_is_given_where_it_is_asked_for(put_on, load, monkeypatch):
+    put_on("amx")
+    monkeypatch.setattr(cpu, "precisions", lambda _: ("fp32", "fp16"))
+    assert load(precision="fp16")["precision"] == "fp16"
+    assert load()["precision"] == "fp32"
 
 
 def test_a_cache_that_moves_between_cpus_has_something_for_each(put_on, load, verdicts):

@@ -18,6 +18,7 @@ from fai_fast import _gate, doctor, quantization, quantizer, registry
 from fai_fast._gate import Verdict
 from fai_fast.cli import main
 from fai_fast.engines import openvino, openvino_file
+from fai_fast.engines.precision import candidates
 from fai_fast.errors import EngineError, ExportError
 from fai_fast.quantizer import calibration, read_info
 from fai_fast.weights import load_weights
@@ -85,7 +86,7 @@ def verdicts(gate, quick):
 
 def rests() -> int:
     """In how many ways the rest of a quantized graph can be computed here."""
-    return len(openvino.native_precisions())
+    return len(candidates("openvino"))
 
 
 # ------------------------------------------------------------------------------------------------- what is made
@@ -226,6 +227,22 @@ def test_what_openvino_does_not_compile_is_made_again_with_the_rest_kept(
     monkeypatch.setattr(openvino, "load", load)
     report = fai_fast.quantize(graph, PICTURES, tmp_path / "a.openvino", progress=False)
     assert report.kept == calibration.ATTEMPTS[1].name
+
+
+def test_a_rest_that_openvino_does_not_compile_is_left_out(graph, tmp_path, verdicts, monkeypatch, put_on):
+    put_on("bf16")
+    verdicts.append(GOOD)
+    whole = openvino.load
+
+    def load(path, *, precision="fp32", **options):
+        if precision == "int8+bf16":
+            raise EngineError("openvino: cannot be compiled")
+        return whole(path, precision=precision, **options)
+
+    monkeypatch.setattr(openvino, "load", load)
+    report = fai_fast.quantize(graph, PICTURES, tmp_path / "a.openvino", progress=False)
+    assert report.kept == calibration.ATTEMPTS[0].name
+    assert report.rest == tuple(report.verification) == ("fp32",)
 
 
 @pytest.mark.usefixtures("quick")

@@ -374,7 +374,7 @@ def _fastest(
     if precision == INT8:
         return _asked_for_int8(graph, name, threads, trial)
     if precision != "auto":
-        native = precisions.candidates(name)
+        native = select.module(name).native_precisions()
         if precision not in native:
             raise EngineError(
                 f"{name}: precision {precision!r} was asked for, expected one of {', '.join(map(repr, native))}, which "

@@ -39,7 +39,10 @@ def precisions(found: Iterable[str]) -> tuple[str, ...]:
             knows for which instructions it has kernels.
     """
     names = {name.lower() for name in found}
-    return tuple(name for name in ("bf16", "fp16", "fp32") if name in names)
+    # With AVX512-FP16 alone, a product of fp16 is computed in float32 after its numbers were converted.
+    converted = "avx512_fp16" in features() and "amx_fp16" not in features()
+    order = ("bf16", "fp32", "fp16") if converted else ("bf16", "fp16", "fp32")
+    return tuple(name for name in order if name in names)
 
 
 def int8_instructions() -> tuple[str, ...]:

@@ -9,10 +9,14 @@ are written and read three times.
 A sample is a weighted sum of four rows of channels, and so is the whole attention of one query and head a weighted sum
 of 4 x levels x points rows. That is what EmbeddingBagPackedSum computes: it reads each row where it is and writes the
 sum alone.
+
+Where the graph is computed in bfloat16, which has eight bits, a place near 100 would be off by a quarter of a pixel. So
+whole pixels are kept apart, and what has to be rounded are a few pixels that the network adds to them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +27,7 @@ __all__ = ["NAME", "VERSION", "rewrite_deformable_attention"]
 
 NAME = "deformable_attention"
 """What the names of all new nodes begin with."""
-VERSION = 1
+VERSION = 2
 """Of what :func:`rewrite_deformable_attention` makes: what was compiled with another one is not the same."""
 # Of a factor that is one but for rounding.
 _ONE = 1e-6
@@ -74,8 +78,9 @@ def rewrite_deformable_attention(model: Any, opset: Any) -> int:
         if node.get_type_name() == "ReduceSum" and (attention := _attention(node)) is not None
     ]
     there = {node.get_name() for node in model.get_ordered_ops()}
+    constants = _Constants(opset)
     for index, attention in enumerate(found):
-        summed = _rows_summed(attention, opset)
+        summed = _rows_summed(attention, opset, constants)
         _name(summed.get_node(), there, f"{NAME}{index}")
         for user in list(attention.result.get_target_inputs()):
             user.replace_source_output(summed)
@@ -129,7 +134,7 @@ def _of_maps(node: Any, maps: Any, weighing: Any) -> _Attention | None:
         or tuple(maps.get_output_shape(0)) not in _joined(batch * heads, channels, queries, levels, points)
         or tuple(weighing.get_output_shape(0)) != (batch * heads, 1, queries, levels * points)
         or tuple(node.get_output_shape(0)) != (batch * heads, channels, queries)
-        or batch * positions * heads > _INT32
+        or batch * sum((height + 2) * (width + 2) for height, width in sizes) * heads > _INT32
     ):
         return None
     shaped = _only_user(node, "Reshape")
@@ -247,51 +252,64 @@ def _is(value: Any, ranks: list[int], wanted: list[int]) -> bool:
 # ------------------------------------------------------------------------------------------------ to build
 
 
-def _rows_summed(found: _Attention, op: Any) -> Any:
+class _Constants:
+    """Constants of a graph, each once: all layers of an encoder have the same places."""
+
+    def __init__(self, op: Any) -> None:
+        self._op = op
+        self._made: dict[tuple[Any, ...], Any] = {}
+
+    def number(self, value: Any) -> Any:
+        return self._constant(np.array(value, np.float32))
+
+    def whole(self, value: Any) -> Any:
+        return self._constant(np.array(value, np.int32))
+
+    def _constant(self, value: npt.NDArray[Any]) -> Any:
+        key = (value.dtype.char, value.shape, value.tobytes())
+        if key not in self._made:
+            self._made[key] = self._op.constant(value)
+        return self._made[key]
+
+
+def _rows_summed(found: _Attention, op: Any, constants: _Constants) -> Any:
     """The same attention as sums of rows: (B, Q, H * C)."""
-    batch, positions, heads, channels = found.values.get_shape()
+    number, whole = constants.number, constants.whole
+    batch, _, heads, channels = found.values.get_shape()
     _, queries, _, levels, points, _ = found.grid.get_shape()
     every = levels * points
-    heights, widths = (
-        np.repeat(np.array(sides, np.int64), points).reshape(1, 1, 1, every)
-        for sides in zip(*found.sizes, strict=True)
-    )
-    areas = [height * width for height, width in found.sizes]
+    # What is outside of a map is read from a border of zeros around it.
+    sides = [(height + 2, width + 2) for height, width in found.sizes]
+    areas = [height * width for height, width in sides]
+    positions = sum(areas)
     first = np.repeat(np.cumsum([0, *areas[:-1]]), points).reshape(1, 1, 1, every)
-
-    def number(value: Any) -> Any:
-        return op.constant(np.array(value, np.float32))
-
-    def whole(value: Any) -> Any:
-        return op.constant(np.array(value, np.int32))
+    heights, widths = (
+        np.repeat(np.array(lengths, np.int64), points).reshape(1, 1, 1, every)
+        for lengths in zip(*found.sizes, strict=True)
+    )
 
     def shaped(value: Any, *shape: int) -> Any:
         return op.reshape(value, whole(shape), False)
 
-    def across(
-        place: Any, factor: Array, more: Array, sides: npt.NDArray[np.int64], step: Array
-    ) -> tuple[Any, Any]:
-        """Of points on one axis, (B * Q, H, 1, L * P): the node before them, and the shares of their four nodes.
-
-        What is outside of the map has no share.
+    def along(
+        place: Any, factor: Array, more: Array, length: npt.NDArray[np.int64]
+    ) -> tuple[Any, Any, npt.NDArray[np.int64]]:
+        """Of points on one axis, (B * Q, H, 1, L * P): the node before them, how far they are beyond it, and what whole
+        number is to be added to that node.
         """
         # From -1..1, edge to edge, to pixels, of which the first one's centre is 0.
-        factor, more = factor * (sides / 2), (more + 1) * (sides / 2) - 0.5
+        factor, more = factor * (length / 2), (more + 1) * (length / 2) - 0.5
+        known = np.floor(more)
         exact = place if (np.abs(factor - 1) < _ONE).all() else op.multiply(place, number(factor))
-        exact = op.add(exact, number(more))
+        exact = op.add(exact, number(more - known))
+        # All that is outside is in the border. What is no number becomes one of the two ends.
+        exact = op.minimum(op.maximum(exact, number(-1 - known)), number(length - known))
         before = op.floor(exact)
-        beyond = op.subtract(exact, before)
-        shares = []
-        for share, start, last in (
-            (op.subtract(number(1), beyond), 0, sides - 1),
-            (beyond, -1, sides - 2),
-        ):
-            inside = op.logical_and(
-                op.greater_equal(before, number(start)), op.less_equal(before, number(last))
-            )
-            shares.append(op.select(inside, share, number(0)))
-        # Without a Concat: that one copies such short parts number by number.
-        return before, op.add(op.multiply(shares[0], number(1 - step)), op.multiply(shares[1], number(step)))
+        return before, op.subtract(exact, before), known.astype(np.int64)
+
+    def shares(beyond: Any, step: Array) -> Any:
+        """Of the four nodes around: one less what is beyond, or what is beyond."""
+        return op.add(op.multiply(beyond, number(2 * step - 1)), number(1 - step))
 
     inner, factor, more = _affine(found.grid)
     places = _columns_apart(inner, op)
@@ -303,31 +321,48 @@ def _rows_summed(found: _Attention, op: Any) -> Any:
     x, y = (shaped(parts.output(index), batch * queries, heads, 1, every) for index in range(2))
     shape = (batch, queries, heads, levels, points)
     (factor_x, factor_y), (more_x, more_y) = (_by_axis(part, shape) for part in (factor, more))
-    column, shares_across = across(x, factor_x, more_x, widths, _RIGHT)
-    row, shares_down = across(y, factor_y, more_y, heights, _BELOW)
+    column, right, known_column = along(x, factor_x, more_x, widths)
+    row, down, known_row = along(y, factor_y, more_y, heights)
     weights = op.multiply(
-        op.multiply(shares_across, shares_down), shaped(found.weights, batch * queries, heads, 1, every)
+        op.multiply(shares(right, _RIGHT), shares(down, _BELOW)),
+        shaped(found.weights, batch * queries, heads, 1, every),
     )
-    # In whole numbers, as in bfloat16, which the graph may be computed in, no number above 256 is sure.
+    stride = widths + 2
     place = op.add(
-        op.multiply(op.convert(row, "i32"), whole(widths * heads)),
+        op.multiply(op.convert(row, "i32"), whole(stride * heads)),
         op.multiply(op.convert(column, "i32"), whole(heads)),
     )
     image = np.repeat(np.arange(batch), queries).reshape(-1, 1, 1, 1) * positions
     # Without an axis that is the same for all images, nothing has to be repeated.
     image = image if batch > 1 else np.zeros((1, 1, 1, 1), np.int64)
-    start = (first + image) * heads + np.arange(heads).reshape(1, heads, 1, 1)
-    beside = (_BELOW.astype(np.int64) * widths + _RIGHT.astype(np.int64)) * heads
-    chosen = op.add(op.add(place, whole(start)), whole(beside))
-    # What has no share is read all the same, and of what is no number there is no place: some row that is there.
+    known = (first + image + (known_row + 1) * stride + known_column + 1) * heads
+    beside = (_BELOW.astype(np.int64) * stride + _RIGHT.astype(np.int64)) * heads
+    place = op.add(place, whole(known))
+    chosen = op.add(place, whole(beside + np.arange(heads).reshape(1, heads, 1, 1)))
+    # Beyond the last corner, without a share: a row that is there.
     chosen = op.minimum(op.maximum(chosen, whole(0)), whole(batch * positions * heads - 1))
     bags = batch * queries * heads
     summed = op.embedding_bag_packed_sum(
-        shaped(found.values, batch * positions * heads, channels),
+        shaped(_bordered(found, op, whole), batch * positions * heads, channels),
         shaped(chosen, bags, 4 * every),
         shaped(weights, bags, 4 * every),
     )
     return shaped(summed, batch, queries, heads * channels).output(0)
+
+
+def _bordered(found: _Attention, op: Any, whole: Callable[[Any], Any]) -> Any:
+    """The values of all maps one after the other, each map with a border of zeros: (B, S', H * C)."""
+    batch, positions, heads, channels = found.values.get_shape()
+    width_of_all = heads * channels
+    rows = op.reshape(found.values, whole([batch, positions, width_of_all]), False)
+    parts = op.variadic_split(rows, whole(1), whole([height * width for height, width in found.sizes]))
+    border = whole([0, 1, 1, 0])
+    maps = []
+    for index, (height, width) in enumerate(found.sizes):
+        image = op.reshape(parts.output(index), whole([batch, height, width, width_of_all]), False)
+        image = op.pad(image, border, border, "constant")
+        maps.append(op.reshape(image, whole([batch, (height + 2) * (width + 2), width_of_all]), False))
+    return op.concat(maps, 1)
 
 
 def _affine(value: Any) -> tuple[Any, Array, Array]:

@@ -8,7 +8,7 @@ __all__ = ["candidates"]
 
 
 def candidates(engine: str) -> tuple[str, ...]:
-    """The precisions that "auto" tries in turn: those that the engine says this CPU has natively, fastest first.
+    """The precisions that "auto" tries in turn: those that the engine says are faster than fp32 here, fastest first.
 
     The last is always "fp32", which needs no verification.
 
@@ -17,4 +17,4 @@ def candidates(engine: str) -> tuple[str, ...]:
         EngineError: the engine's package cannot be imported.
     """
     native: tuple[str, ...] = select.module(engine).native_precisions()
-    return (*(name for name in native if name != "fp32"), "fp32")
+    return (*(native[: native.index("fp32")] if "fp32" in native else native), "fp32")

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +23,7 @@ from fai_fast._core import __version__
 from fai_fast._gate import Verdict
 from fai_fast._pictures import MOST, Pictures
 from fai_fast._redaction import redacted
-from fai_fast.engines import openvino, openvino_file
+from fai_fast.engines import openvino, openvino_file, precision
 from fai_fast.engines.openvino_file import SUFFIX
 from fai_fast.errors import EngineError, ExportError
 from fai_fast.quantizer import calibration
@@ -47,6 +48,8 @@ PRECISION = "int8"
 SUBSET = 300
 """Pictures that ranges are taken from, where there are so many. More change nothing."""
 _RESTS = ("bf16", "fp16", "fp32")
+
+_log = logging.getLogger("fai_fast")
 
 Accuracy = Callable[[Path, str], tuple[str, float]]
 """Of a graph's file and a precision of the engine: the metric and its value, percent."""
@@ -133,7 +136,7 @@ def write(
         OSError, ValueError: a picture or the file.
     """
     check_installed()
-    rests = [name for name in _RESTS if name in openvino.native_precisions()]
+    rests = list(precision.candidates(openvino.NAME))
     exact = None if accuracy is None else accuracy(subject.path, "fp32")
     refused = []
     attempts = calibration.attempts_for(subject.spec)
@@ -147,12 +150,18 @@ def write(
             )
         account = _account(subject, attempt.name, pictures)
         openvino_file.write(place, model, {**account, "rest": rests, "verification": {}}, openvino.package())
-        try:
-            verification = {rest: _verified(subject, place, rest, pictures) for rest in rests}
-        except EngineError:
-            # OpenVINO's kernels do not take every scale that NNCF finds, such as for few tokens of attention.
+        verification = {}
+        for rest in rests:
+            # OpenVINO's kernels do not take every scale that NNCF finds, such as for few tokens of attention, nor all
+            # in every precision.
+            try:
+                verification[rest] = _verified(subject, place, rest, pictures)
+            except EngineError as error:
+                _log.info("%s: int8 with the rest in %s is left out: %s", subject.spec.name, rest, error)
+                failure = error
+        if "fp32" not in verification:
             if attempt is attempts[-1]:
-                raise
+                raise failure
             continue
         if accuracy is not None and exact is not None:
             for rest, said in verification.items():
