@@ -215,12 +215,12 @@ def _whole(module: Any, logits: Callable[..., tuple[Any, Any]], constants: Mappi
 
 
 def in_float32(module: Any) -> Any:
-    """The module, or where it is elsewhere or in half precision a copy that is not."""
+    """The module, or where it is elsewhere, in half or in double precision a copy that is not."""
     torch = _torch()
     half = (torch.float16, torch.bfloat16)
     if any(
         item.device.type != "cpu" or item.dtype in half for item in (*module.parameters(), *module.buffers())
-    ):
+    ) or any(item.dtype == torch.float64 for item in module.parameters()):
         return copy.deepcopy(module).to("cpu").float()
     return module
 
@@ -255,15 +255,16 @@ def _recorded(logits: Callable[[Any], tuple[Any, Any]], images: Any, shown: str)
 def _without_listings() -> Iterator[None]:
     """PyTorch's exporter prints whole graphs, thousands of lines, before it raises an error that says the same."""
     binding = _torch()._C
-    switch = getattr(binding, "_jit_set_onnx_log_enabled", None)
-    if switch is None or not getattr(binding, "_jit_is_onnx_log_enabled", bool)():
+    said = getattr(binding, "_jit_onnx_log", None)
+    if said is None:
         yield
         return
-    switch(False)
+    # PyTorch 2.13 turns the log on for each export, whatever it was before.
+    binding._jit_onnx_log = lambda *_: None
     try:
         yield
     finally:
-        switch(True)
+        binding._jit_onnx_log = said
 
 
 @contextmanager

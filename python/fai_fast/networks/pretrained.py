@@ -35,6 +35,9 @@ VERSION = 3
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _LARGEST_CONFIG = 1 << 24
 _CLOSED = -1e9
+_COMPILED = "_orig_mod."
+"""What ``torch.compile`` puts before the names of weights."""
+_PACKAGES = ("transformers", "huggingface_hub", "torch", "safetensors", "tokenizers", "pickle", "_pickle")
 
 
 @dataclass(frozen=True)
@@ -181,8 +184,7 @@ def _asked(
     tokens = _task_tokens(config, processor, said.task) if family.needs_task else None
 
     def network() -> Network:
-        kind = getattr(transformers, family.class_name)
-        module = reader.read(lambda **options: kind.from_pretrained(place, **options))
+        module = reader.module(getattr(transformers, family.class_name))
         found = _network(module, said, tokens, shown)
         if memory is not None:
             memory.keep(config, processor, found.sha256)
@@ -371,12 +373,49 @@ class _Reader:
         self._place = place
         self._local = local
 
+    def module(self, kind: Any) -> Any:
+        """The network with all its weights: those that are missing, its library would draw at random."""
+
+        def told(**more: Any) -> tuple[Any, Mapping[str, Any]]:
+            def how(**options: Any) -> Any:
+                return kind.from_pretrained(
+                    self._place, output_loading_info=True, ignore_mismatched_sizes=True, **more, **options
+                )
+
+            found: tuple[Any, Mapping[str, Any]] = self.read(how)
+            return found
+
+        module, said = told()
+        if any(str(name).startswith(_COMPILED) for name in said["unexpected_keys"]):
+            module, said = told(key_mapping={f"^{re.escape(_COMPILED)}": ""})
+        shown = f"model: the weights of {redacted(self._place)}"
+        if others := sorted(said["mismatched_keys"]):
+            name, came, expected = others[0]
+            raise WeightsError(
+                f"{shown} are of another network than its config.json: {name!r:.80} has the shape {tuple(came)}, "
+                f"expected {tuple(expected)}" + (f"; so have {len(others) - 1} more" if others[1:] else "")
+            )
+        # Tables that the network computes itself need not be there.
+        missing = sorted({*said["missing_keys"]} & {name for name, _ in module.named_parameters()})
+        if missing:
+            raise WeightsError(
+                f"{shown} have no {', '.join(map(repr, missing[:3]))}"
+                + (f" and {len(missing) - 3} more" if missing[3:] else "")
+                + f", expected all of {kind.__name__}: save_pretrained() writes them"
+            )
+        return module
+
     def read(self, how: Callable[..., Any]) -> Any:
         try:
             return how(local_files_only=True)
         except Exception as error:
-            if not explained(error, "transformers", "huggingface_hub", "torch", "safetensors", "tokenizers"):
+            if not explained(error, *_PACKAGES):
                 raise
+            if type(error).__name__ == "UnpicklingError":
+                raise WeightsError(
+                    f"model: the weights of {redacted(self._place)} hold something else than tensors, or are damaged, "
+                    "and are not read; expected a file of safetensors, or a state dict as torch.save() writes it"
+                ) from error
             if self._local:
                 raise WeightsError(
                     f"model: transformers cannot read {redacted(self._place)}: {_line(error)}"
@@ -384,7 +423,7 @@ class _Reader:
         try:
             return how()
         except Exception as error:
-            if not explained(error, "transformers", "huggingface_hub", "torch", "safetensors", "tokenizers"):
+            if not explained(error, *_PACKAGES):
                 raise
             # What the hub's library says is about accounts of its own, which nobody needs here.
             raise ValueError(
