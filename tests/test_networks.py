@@ -150,6 +150,69 @@ def test_a_network_in_double_precision_is_taken_as_float32():
     assert next(network.parameters()).dtype == torch.float64
 
 
+class _Upside(transformers.EomtForUniversalSegmentation):
+    """Of somebody whose network is the library's but for the sign of its masks."""
+
+    def forward(self, pixel_values, **more):
+        found = super().forward(pixel_values, **more)
+        found.masks_queries_logits = -found.masks_queries_logits
+        return found
+
+
+def test_what_other_code_computes_is_another_graph():
+    def digest(network: Any) -> str:
+        return pretrained.find(network, task="instance").network().sha256
+
+    def changed(change: Any) -> Any:
+        change(network := small("eomt"))
+        return network
+
+    def upside(network: Any) -> None:
+        network.__class__ = _Upside
+
+    def hooked(network: Any) -> None:
+        network.class_predictor.register_forward_hook(lambda module, given, found: 2 * found)
+
+    def patched(network: Any) -> None:
+        theirs = network.class_predictor.forward
+        network.class_predictor.forward = lambda given: 3 * theirs(given)
+
+    digests = [digest(changed(change)) for change in (id, upside, hooked, patched)]
+    assert len(set(digests)) == len(digests)
+    assert digest(changed(upside)) == digests[1]
+
+
+# Of what PyTorch itself imports for it.
+@pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")
+def test_a_compiled_model_is_the_one_that_was_compiled():
+    network = small("eomt")
+    assert pretrained.is_pretrained(torch.compile(network))
+    found = pretrained.find(torch.compile(network), task="instance").network()
+    assert found.sha256 == pretrained.find(network, task="instance").network().sha256
+
+
+def test_a_model_without_weights_or_with_others_than_tensors():
+    with torch.device("meta"):
+        empty = transformers.EomtForUniversalSegmentation(small("eomt").config)
+    with pytest.raises(
+        ValueError, match=r"Eomt\w+ has no values for '\S+', which is on the device 'meta', expected"
+    ):
+        pretrained.find(empty, task="instance").network()
+    quantized = small("eomt")
+    quantized.class_predictor = _Packed()
+    with pytest.raises(
+        ValueError, match=r"Eomt\w+ has 'class_predictor\.kind' of the type dtype among its weights"
+    ):
+        pretrained.find(quantized, task="instance").network()
+
+
+class _Packed(torch.nn.Module):
+    """What PyTorch's quantized layers leave in a state dict."""
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        destination[f"{prefix}kind"] = torch.qint8
+
+
 def test_other_weights_are_another_graph(cache):
     one, other = small("eomt"), small("eomt", seed=1)
     with load(one, cache) as first, load(other, cache) as second, load(one, cache) as again:

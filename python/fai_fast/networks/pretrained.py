@@ -56,7 +56,7 @@ class Pretrained:
 def is_pretrained(model: object) -> bool:
     """Whether it is a model of transformers; where that was not imported, nothing is."""
     kind = getattr(sys.modules.get("transformers"), "PreTrainedModel", None)
-    return kind is not None and isinstance(model, kind)
+    return kind is not None and isinstance(foreign.plain(model), kind)
 
 
 def is_folder(model: object) -> bool:
@@ -90,6 +90,7 @@ def find(
         WeightsError: transformers is not installed, or cannot read it.
     """
     if is_pretrained(model):
+        model = foreign.plain(model)
         return _of_module(model, processor, task, spec, _name_of(model), f"the {type(model).__name__}")
     if isinstance(model, str) and model in models():
         return None
@@ -226,8 +227,9 @@ def _own(spec: ModelSpec, task: str | None) -> ModelSpec:
 def _network(module: Any, spec: ModelSpec, tokens: Any, shown: str) -> Network:
     import torch
 
-    from fai_fast.networks.module import Recorder, in_float32
+    from fai_fast.networks.module import Recorder, check_weights, has_other_code, in_float32
 
+    check_weights(module, shown)
     module = in_float32(module)
     # A spec of the user's own need not name the family.
     kind = str(module.config.model_type)
@@ -245,10 +247,14 @@ def _network(module: Any, spec: ModelSpec, tokens: Any, shown: str) -> Network:
         theirs = _with_finite_masks(recorder.graph(size, batch))
         return foreign.graph_of(theirs, ours, size, batch, shown, exact=False)
 
+    digest = _digest(module, tokens, shown)
+    if has_other_code(module):
+        # As of any module, nothing but its graph says what it computes.
+        digest.update(recorder.graph(spec.input_size, 1).SerializeToString(deterministic=True))
     return Network(
         spec=spec,
         source=shown,
-        sha256=_digest(module, tokens),
+        sha256=digest.hexdigest(),
         graph=graph,
         reference=lambda size, batch: Reference(
             f"the module in PyTorch {torch.__version__}", recorder.run, exact=False
@@ -285,8 +291,8 @@ def _with_finite_masks(model: Any) -> Any:
     return model
 
 
-def _digest(module: Any, tokens: Any) -> str:
-    """Of all that a graph of the module depends on, besides its size."""
+def _digest(module: Any, tokens: Any, shown: str) -> Any:
+    """The SHA-256 of all that a graph of the module depends on, besides its size."""
     import torch
     import transformers
 
@@ -297,9 +303,14 @@ def _digest(module: Any, tokens: Any) -> str:
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
     state = {**module.state_dict(), **({} if tokens is None else {"task_inputs": tokens})}
     for name, value in state.items():
+        if not isinstance(value, torch.Tensor):
+            raise ValueError(
+                f"{shown} has {name!r:.80} of the type {type(value).__name__} among its weights, expected tensors "
+                "alone: give the model as it was before it was quantized"
+            )
         digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest
 
 
 def _task_tokens(config: Any, processor: Any, task: str) -> Any:
