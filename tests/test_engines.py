@@ -109,6 +109,71 @@ def test_outputs_are_right_and_in_the_given_arrays(engine_module, file, dtype, t
     engine.close()
 
 
+def _cosine_attention():
+    """Attention as of Swin v2, queries and keys of length one, with as many heads as places: four."""
+    weights = np.random.default_rng(0).normal(size=(3, 3, 8)).astype(np.float32)
+    make = onnx.helper.make_node
+    nodes = [
+        make("AveragePool", ["images"], ["pooled"], kernel_shape=[8, 8], strides=[8, 8]),
+        make("Reshape", ["pooled", "flat"], ["channels"]),
+        make("Transpose", ["channels"], ["places"], perm=[0, 2, 1]),
+    ]
+    for index, name in enumerate("qkv"):
+        nodes += [
+            make("MatMul", ["places", f"w{index}"], [f"{name}_flat"]),
+            make("Reshape", [f"{name}_flat", "heads"], [f"{name}_heads"]),
+            make("Transpose", [f"{name}_heads"], [name], perm=[0, 2, 1, 3]),
+        ]
+    for name in "qk":
+        nodes += [
+            make("ReduceL2", [name, "last"], [f"{name}_length"], keepdims=1),
+            make("Clip", [f"{name}_length", "least"], [f"{name}_least"]),
+            make("Expand", [f"{name}_least", "heads"], [f"{name}_divisor"]),
+            make("Div", [name, f"{name}_divisor"], [f"{name}_normal"]),
+        ]
+    nodes += [
+        make("Transpose", ["k_normal"], ["keys"], perm=[0, 1, 3, 2]),
+        make("MatMul", ["q_normal", "keys"], ["similar"]),
+        make("Mul", ["similar", "scale"], ["scaled"]),
+        make("Softmax", ["scaled"], ["shares"], axis=-1),
+        make("MatMul", ["shares", "v"], ["attended"]),
+        make("Transpose", ["attended"], ["mask_logits"], perm=[0, 2, 1, 3]),
+        make("Neg", ["places"], ["class_logits"]),
+    ]
+    constants = {
+        **{f"w{index}": value for index, value in enumerate(weights)},
+        "flat": np.array([1, 3, 4]),
+        "heads": np.array([1, 4, 4, 2]),
+        "last": np.array([-1]),
+        "least": np.array(1e-12, np.float32),
+        "scale": np.arange(1, 5, dtype=np.float32).reshape(4, 1, 1),
+    }
+    sides = {"images": (1, 3, 16, 16), "mask_logits": (1, 4, 4, 2), "class_logits": (1, 4, 3)}
+    kind = onnx.TensorProto.FLOAT
+    ports = [onnx.helper.make_tensor_value_info(name, kind, shape) for name, shape in sides.items()]
+    tensors = [onnx.numpy_helper.from_array(value, name) for name, value in constants.items()]
+    made = onnx.helper.make_graph(nodes, "attention", ports[:1], ports[1:], tensors)
+    return onnx.helper.make_model(
+        made, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9
+    ), weights
+
+
+def test_attention_of_as_many_heads_as_places(engine_module, tmp_path):
+    model, weights = _cosine_attention()
+    onnx.save(model, tmp_path / "attention.onnx")
+    engine = engine_module.load(tmp_path / "attention.onnx")
+    context = engine.context()
+    context.images[...] = image(engine.inputs[0])
+    context.run()
+    places = context.images.astype(np.float64).reshape(3, 2, 8, 2, 8).mean((2, 4)).reshape(3, 4).T
+    queries, keys, values = (places @ weights).reshape(3, 4, 4, 2).transpose(0, 2, 1, 3)
+    queries, keys = (item / np.linalg.norm(item, axis=-1, keepdims=True) for item in (queries, keys))
+    shares = np.exp(queries @ keys.transpose(0, 2, 1) * np.arange(1, 5).reshape(4, 1, 1))
+    attended = shares / shares.sum(-1, keepdims=True) @ values
+    np.testing.assert_allclose(context.mask_logits[0], attended.transpose(1, 0, 2), atol=1e-5)
+    engine.close()
+
+
 def test_arrays_that_are_not_given_are_made(engine_module, file):
     engine = engine_module.load(file())
     mask_logits = np.full(engine.outputs[0].shape, np.nan, np.float32)

@@ -257,6 +257,36 @@ def test_modules_that_are_none_of_it(module, error, text):
         fai_fast.load(module, spec=spec())
 
 
+# Of what PyTorch itself imports for it.
+@pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")
+def test_a_compiled_module_is_the_one_that_was_compiled():
+    module = Theirs().eval()
+    found = foreign.network_of(torch.compile(module), spec(), (64, 64))
+    assert found.sha256 == foreign.network_of(module, spec(), (64, 64)).sha256
+
+
+def test_a_module_without_weights():
+    module = torch.nn.Sequential(Theirs()).to("meta")
+    with pytest.raises(
+        ValueError, match=r"the module Sequential has no values for '0\.first\.weight', which is on"
+    ):
+        foreign.network_of(module, spec(), (64, 64))
+
+
+class _HasNoOperator(Theirs):
+    def forward(self, images):
+        masks, logits = super().forward(images)
+        attended = torch.nn.functional.scaled_dot_product_attention
+        mask = torch.ones(16, 16, dtype=torch.float64)
+        return attended(*[masks.double()] * 3, attn_mask=mask).float(), logits
+
+
+def test_an_exporter_that_fails_prints_no_graph(capfd):
+    with pytest.raises(ExportError, match=r"cannot be traced for images .*attn_mask"):
+        foreign.network_of(_HasNoOperator().eval(), spec(), (64, 64))
+    assert "graph(" not in "".join(capfd.readouterr())
+
+
 def test_a_module_needs_a_spec():
     with pytest.raises(ValueError, match=r"spec: got None with a Theirs, expected a fai_fast\.ModelSpec"):
         fai_fast.load(Theirs())

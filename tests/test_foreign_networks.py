@@ -254,6 +254,29 @@ def test_what_is_not_as_it_was_said(tmp_path, form, config, text):
         load(path, spec(**config))
 
 
+@pytest.mark.parametrize("training", [None, False, True])
+def test_what_is_drawn_at_random_is_refused(tmp_path, training):
+    model = others.graph()
+    last = model.graph.node[-1]
+    assert last.op_type == "Reshape"
+    last.input[0] = "drawn"
+    if training is None:
+        made = onnx.helper.make_node("RandomNormalLike", ["flat"], ["drawn"])
+    else:
+        made = onnx.helper.make_node("Dropout", ["flat", "", "training"], ["drawn"])
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(training), "training"))
+    model.graph.node.insert(len(model.graph.node) - 1, made)
+    onnx.save(model, tmp_path / "theirs.onnx")
+    network = foreign.network_of(tmp_path / "theirs.onnx", spec(), (64, 64))
+    if training is False:
+        assert network.graph((64, 64), 1)
+        return
+    with pytest.raises(
+        ValueError, match=rf"\({made.op_type}\) gives other numbers in each run, expected none"
+    ):
+        network.graph((64, 64), 1)
+
+
 def test_masks_and_classes_of_different_queries_are_no_pair(tmp_path):
     model = others.graph()
     extra = others.graph(queries=QUERIES + 1)

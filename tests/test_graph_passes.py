@@ -146,6 +146,29 @@ def test_what_would_cost_more_or_is_not_the_same_stays():
     np.testing.assert_allclose(run(cases[3])[0], run(reference)[0], rtol=1e-5, atol=1e-5)
 
 
+def test_a_part_of_masks_and_masks_that_a_branch_takes_stay():
+    part, constants = resize("small", (6, 8))
+    [how] = [item for item in part.attribute if item.name == "coordinate_transformation_mode"]
+    how.s = b"tf_crop_and_resize"
+    part.input[1] = "part"
+    whole, _ = resize("small", (6, 8))
+    branches = [
+        helper.make_graph([helper.make_node(kind, ["masks"], ["one"])], "branch", [], [_open("one")])
+        for kind in ("Neg", "Abs")
+    ]
+    chosen = helper.make_node("If", ["yes"], ["chosen"], then_branch=branches[0], else_branch=branches[1])
+    constants |= {"part": np.array([0, 0, 0.2, 0.2, 1, 1, 0.8, 0.8], np.float32), "yes": np.array(True)}
+    for nodes, outputs in (([part], ["small"]), ([whole, chosen], ["small", "chosen"])):
+        model = model_of([product(), *nodes], MASKS, outputs, constants)
+        before = model.SerializeToString(deterministic=True)
+        assert smaller_first(model) == 0
+        assert model.SerializeToString(deterministic=True) == before
+
+
+def _open(name):
+    return helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+
+
 # Constants
 
 TABLE = (4, 100, 30)

@@ -203,6 +203,7 @@ def test_a_sum_over_products():
         ("bqc,bhwc->bqhw", FEATURES),
         ("bqc,lchw->bqhw", (3, 4, 3, 5)),
         ("bqc,bcqw->bqw", (2, 4, 7, 5)),
+        ("bqc,bchw->bqhw", (2, 1, 3, 5)),
     ],
 )
 def test_other_sums_stay(equation, sides):

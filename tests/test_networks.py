@@ -146,6 +146,77 @@ def test_a_network_in_half_precision_is_taken_as_float32(cache):
     assert next(network.parameters()).dtype == torch.float16
 
 
+def test_a_network_in_double_precision_is_taken_as_float32():
+    network = small("eomt").double()
+    assert pretrained.find(network, task="instance").network().sha256 == (
+        pretrained.find(small("eomt"), task="instance").network().sha256
+    )
+    assert next(network.parameters()).dtype == torch.float64
+
+
+class _Upside(transformers.EomtForUniversalSegmentation):
+    """Of somebody whose network is the library's but for the sign of its masks."""
+
+    def forward(self, pixel_values, **more):
+        found = super().forward(pixel_values, **more)
+        found.masks_queries_logits = -found.masks_queries_logits
+        return found
+
+
+def test_what_other_code_computes_is_another_graph():
+    def digest(network: Any) -> str:
+        return pretrained.find(network, task="instance").network().sha256
+
+    def changed(change: Any) -> Any:
+        change(network := small("eomt"))
+        return network
+
+    def upside(network: Any) -> None:
+        network.__class__ = _Upside
+
+    def hooked(network: Any) -> None:
+        network.class_predictor.register_forward_hook(lambda module, given, found: 2 * found)
+
+    def patched(network: Any) -> None:
+        theirs = network.class_predictor.forward
+        network.class_predictor.forward = lambda given: 3 * theirs(given)
+
+    digests = [digest(changed(change)) for change in (id, upside, hooked, patched)]
+    assert len(set(digests)) == len(digests)
+    assert digest(changed(upside)) == digests[1]
+
+
+# Of what PyTorch itself imports for it.
+@pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")
+def test_a_compiled_model_is_the_one_that_was_compiled():
+    network = small("eomt")
+    assert pretrained.is_pretrained(torch.compile(network))
+    found = pretrained.find(torch.compile(network), task="instance").network()
+    assert found.sha256 == pretrained.find(network, task="instance").network().sha256
+
+
+def test_a_model_without_weights_or_with_others_than_tensors():
+    with torch.device("meta"):
+        empty = transformers.EomtForUniversalSegmentation(small("eomt").config)
+    with pytest.raises(
+        ValueError, match=r"Eomt\w+ has no values for '\S+', which is on the device 'meta', expected"
+    ):
+        pretrained.find(empty, task="instance").network()
+    quantized = small("eomt")
+    quantized.class_predictor = _Packed()
+    with pytest.raises(
+        ValueError, match=r"Eomt\w+ has 'class_predictor\.kind' of the type dtype among its weights"
+    ):
+        pretrained.find(quantized, task="instance").network()
+
+
+class _Packed(torch.nn.Module):
+    """What PyTorch's quantized layers leave in a state dict."""
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        destination[f"{prefix}kind"] = torch.qint8
+
+
 def test_other_weights_are_another_graph(cache):
     one, other = small("eomt"), small("eomt", seed=1)
     with load(one, cache) as first, load(other, cache) as second, load(one, cache) as again:
@@ -223,6 +294,60 @@ def test_the_command_line_takes_a_folder(folder, cache, tmp_path, monkeypatch):
     file = tmp_path / "g.onnx"
     assert main(["export", str(folder), str(file), "--task", "instance", *options]) == 0
     assert fai_fast.load(file, engine="openvino", cache_dir=cache).spec.task == "instance"
+
+
+def _with_weights(folder: Path, place: Path, change: Any) -> Path:
+    """A copy of the folder whose weights were changed."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(folder, place)
+    weights = change(load_file(place / "model.safetensors"))
+    save_file(weights, place / "model.safetensors", metadata={"format": "pt"})
+    return place
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (
+            lambda weights: {name: value for name, value in weights.items() if "predictor" not in name},
+            r"have no 'class_predictor.bias', 'class_predictor.weight', expected all of Eomt",
+        ),
+        (
+            lambda weights: {f"model.{name}": value for name, value in weights.items()},
+            r"have no '[\w.]+', '[\w.]+', '[\w.]+' and \d+ more, expected all of Eomt",
+        ),
+        (
+            lambda weights: {**weights, "query.weight": torch.zeros(7, 32)},
+            r"another network than its config.json: 'query.weight' has the shape \(7, 32\), expected \(12, 32\)$",
+        ),
+    ],
+    ids=["missing", "other-names", "other-shape"],
+)
+def test_weights_that_do_not_fit_are_refused_and_not_drawn_at_random(change, text, folder, tmp_path):
+    place = _with_weights(folder, tmp_path / "mine-instance", change)
+    with pytest.raises(WeightsError, match=text):
+        pretrained.find(place).network()
+
+
+def test_the_weights_of_a_compiled_module_are_its_own(folder, tmp_path):
+    place = _with_weights(
+        folder,
+        tmp_path / folder.name,
+        lambda weights: {f"_orig_mod.{name}": value for name, value in weights.items()},
+    )
+    assert pretrained.find(place).network().sha256 == pretrained.find(folder).network().sha256
+
+
+def test_weights_with_something_else_in_them_are_not_read(folder, tmp_path):
+    place = tmp_path / "theirs-instance"
+    shutil.copytree(folder, place)
+    (place / "model.safetensors").unlink()
+    torch.save({"weights": Path("not a tensor")}, place / "pytorch_model.bin")
+    with pytest.raises(
+        WeightsError, match="theirs-instance hold something else than tensors, or are damaged"
+    ):
+        pretrained.find(place).network()
 
 
 # ------------------------------------------------------------------------------------- the second start

@@ -12,21 +12,21 @@ from typing import Any
 from fai_fast._foreign import explained
 from fai_fast.networks.ports import inferred
 
-__all__ = ["folded", "shapes_of"]
+__all__ = ["RANDOM", "folded", "shapes_of"]
 
 LARGEST = 1 << 22
 """Elements of a value that is stored in place of its node: 16 MiB."""
 _ROUNDS = 20
-_NEVER = (
+RANDOM = (
     "Bernoulli",
-    "DequantizeLinear",
     "Multinomial",
-    "QuantizeLinear",
     "RandomNormal",
     "RandomNormalLike",
     "RandomUniform",
     "RandomUniformLike",
 )
+"""Operators that give something else in each run."""
+_NEVER = ("DequantizeLinear", "QuantizeLinear", *RANDOM)
 
 
 def folded(model: Any) -> Any:

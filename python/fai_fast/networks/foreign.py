@@ -22,10 +22,10 @@ from fai_fast.errors import EngineError, ExportError
 from fai_fast.networks import Network, Reference
 from fai_fast.networks.constants import with_small_constants
 from fai_fast.networks.deploy import deployed, drop_unused
-from fai_fast.networks.fold import folded, shapes_of
+from fai_fast.networks.fold import RANDOM, folded, shapes_of
 from fai_fast.networks.masks import smaller_first
 from fai_fast.networks.merge import merged
-from fai_fast.networks.onnx_file import check, read, tensors_of
+from fai_fast.networks.onnx_file import check, graphs_of, read, tensors_of
 from fai_fast.networks.ports import (
     Tensor,
     Wanted,
@@ -47,6 +47,7 @@ __all__ = [
     "how_to_say",
     "is_module",
     "network_of",
+    "plain",
     "spec_from",
     "with_our_names",
 ]
@@ -96,6 +97,13 @@ def is_module(model: object) -> bool:
     return kind is not None and isinstance(model, kind)
 
 
+def plain(model: Any) -> Any:
+    """The module that ``torch.compile`` was given, in place of what it made of it; anything else as it is."""
+    if is_module(model) and type(model).__name__ == "OptimizedModule":
+        return getattr(model, "_orig_mod", model)
+    return model
+
+
 def network_of(model: Any, spec: ModelSpec, size: tuple[int, int], batch: int = 1) -> Network:
     """The network that `spec` is of: an ``.onnx`` file's, or a module's.
 
@@ -113,7 +121,7 @@ def network_of(model: Any, spec: ModelSpec, size: tuple[int, int], batch: int = 
     if is_module(model):
         from fai_fast.networks import module
 
-        return module.network_of_module(model, spec, size, batch)
+        return module.network_of_module(plain(model), spec, size, batch)
     came = (
         redacted(os.fsdecode(model)) if isinstance(model, (str, os.PathLike)) else f"a {type(model).__name__}"
     )
@@ -202,6 +210,7 @@ def graph_of(
     result = folded(deployed(ready, image, outputs, size))
     with_small_constants(result)
     drop_unused(result.graph)
+    _check_certain(result.graph, shown)
     if not exact:
         if smaller_first(result):
             result = inferred(result)
@@ -240,6 +249,19 @@ def _found(
         why=f"K = {classes}" + (", with config.cls_sigmoid" if config.cls_sigmoid else " and 'no object'"),
     )
     return ready, image, find_outputs(outputs, wanted, f"{shown} in {size[0]}x{size[1]}")
+
+
+def _check_certain(graph: Any, shown: str) -> None:
+    """ValueError where something is drawn at random: engines draw each in their own way."""
+    false = {item.name for item in graph.initializer if not any(item.raw_data) and not any(item.int32_data)}
+    for one in graphs_of(graph):
+        for node in one.node:
+            dropped = node.op_type == "Dropout" and len(node.input) > 2 and node.input[2] not in ("", *false)
+            if node.op_type in RANDOM or dropped:
+                raise ValueError(
+                    f"{shown}: its node {node.name!r:.80} ({node.op_type}) gives other numbers in each run, expected "
+                    "none like that: export the network in evaluation mode"
+                )
 
 
 def _check_values(model: Any, shown: str) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from fai_fast.networks.deploy import used
 from fai_fast.networks.fold import shapes_of
 
 __all__ = ["smaller_first"]
@@ -27,7 +28,7 @@ def smaller_first(model: Any) -> int:
     graph = model.graph
     makers = {name: node for node in graph.node for name in node.output}
     users: dict[str, int] = {}
-    for name in [name for node in graph.node for name in node.input] + [item.name for item in graph.output]:
+    for name in [name for node in graph.node for name in used(node)] + [item.name for item in graph.output]:
         users[name] = users.get(name, 0) + 1
     shapes = shapes_of(graph)
     held = {item.name: item for item in graph.initializer}
@@ -100,6 +101,8 @@ def _smaller(resize: Any, shapes: dict[str, tuple[int, ...]], held: dict[str, An
         or math.prod(after) > math.prod(before)
         or said.keys() & {"axes", "antialias", "keep_aspect_ratio_policy"}
         or ("mode" in said and said["mode"].s == b"cubic")
+        # A part of each image, and a number beyond its edges.
+        or ("coordinate_transformation_mode" in said and b"crop" in said["coordinate_transformation_mode"].s)
         or any(name and name not in held for name in resize.input[1:])
         # Of scales that are not the sizes' ratio it would have to be told how they were rounded.
         or len(resize.input) < 4

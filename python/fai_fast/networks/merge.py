@@ -173,7 +173,8 @@ class _Merger:
         features = node.input[1]
         sides, turned = self._shapes.get(features), self._turned(features)
         shape = self._shapes.get(node.input[0])
-        if sides is None or shape is None or len(sides) != len(right) or shape[0] != sides[0]:
+        # A side of one may stand for any other.
+        if sides is None or shape is None or len(sides) != len(right) or (shape[0], shape[2]) != sides[:2]:
             return [node]
         count = math.prod(sides[2:])
         new = []

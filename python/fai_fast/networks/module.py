@@ -23,7 +23,7 @@ from fai_fast.networks.ports import Tensor, Wanted, find_outputs
 from fai_fast.networks.tracing import Untraceable, traced
 from fai_fast.registry import ModelSpec
 
-__all__ = ["Recorder", "evaluated", "in_float32", "network_of_module"]
+__all__ = ["Recorder", "check_weights", "evaluated", "has_other_code", "in_float32", "network_of_module"]
 
 OPSET = 18
 """The newest that PyTorch's exporter by tracing writes well, and that all engines read."""
@@ -50,6 +50,7 @@ def network_of_module(module: Any, spec: ModelSpec, size: tuple[int, int], batch
     """
     check_config(spec)
     shown = f"the module {type(module).__name__}"
+    check_weights(module, shown)
     for item in module.parameters():
         if (kind := str(item.dtype).removeprefix("torch.")) in ("bfloat16", "float64"):
             raise ValueError(
@@ -214,13 +215,35 @@ def _whole(module: Any, logits: Callable[..., tuple[Any, Any]], constants: Mappi
     return Whole()
 
 
+def check_weights(module: Any, shown: str) -> None:
+    """ValueError where a module has weights without values."""
+    for name, item in (*module.named_parameters(), *module.named_buffers()):
+        if item.is_meta:
+            raise ValueError(
+                f"{shown} has no values for {name!r:.80}, which is on the device 'meta', expected weights: load them "
+                "first"
+            )
+
+
+def has_other_code(module: Any) -> bool:
+    """Whether somebody else's code than that of PyTorch and transformers may have a part in what a module gives."""
+    for item in module.modules():
+        code = [type(item), *item._forward_hooks.values(), *item._forward_pre_hooks.values()]
+        if "forward" in vars(item):
+            code.append(vars(item)["forward"])
+        places = {str(getattr(one, "__module__", "")).partition(".")[0] for one in code}
+        if places - {"torch", "transformers"}:
+            return True
+    return False
+
+
 def in_float32(module: Any) -> Any:
-    """The module, or where it is elsewhere or in half precision a copy that is not."""
+    """The module, or where it is elsewhere, in half or in double precision a copy that is not."""
     torch = _torch()
     half = (torch.float16, torch.bfloat16)
     if any(
         item.device.type != "cpu" or item.dtype in half for item in (*module.parameters(), *module.buffers())
-    ):
+    ) or any(item.dtype == torch.float64 for item in module.parameters()):
         return copy.deepcopy(module).to("cpu").float()
     return module
 
@@ -255,15 +278,16 @@ def _recorded(logits: Callable[[Any], tuple[Any, Any]], images: Any, shown: str)
 def _without_listings() -> Iterator[None]:
     """PyTorch's exporter prints whole graphs, thousands of lines, before it raises an error that says the same."""
     binding = _torch()._C
-    switch = getattr(binding, "_jit_set_onnx_log_enabled", None)
-    if switch is None or not getattr(binding, "_jit_is_onnx_log_enabled", bool)():
+    said = getattr(binding, "_jit_onnx_log", None)
+    if said is None:
         yield
         return
-    switch(False)
+    # PyTorch 2.13 turns the log on for each export, whatever it was before.
+    binding._jit_onnx_log = lambda *_: None
     try:
         yield
     finally:
-        switch(True)
+        binding._jit_onnx_log = said
 
 
 @contextmanager

@@ -35,6 +35,9 @@ VERSION = 3
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _LARGEST_CONFIG = 1 << 24
 _CLOSED = -1e9
+_COMPILED = "_orig_mod."
+"""What ``torch.compile`` puts before the names of weights."""
+_PACKAGES = ("transformers", "huggingface_hub", "torch", "safetensors", "tokenizers", "pickle", "_pickle")
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Pretrained:
 def is_pretrained(model: object) -> bool:
     """Whether it is a model of transformers; where that was not imported, nothing is."""
     kind = getattr(sys.modules.get("transformers"), "PreTrainedModel", None)
-    return kind is not None and isinstance(model, kind)
+    return kind is not None and isinstance(foreign.plain(model), kind)
 
 
 def is_folder(model: object) -> bool:
@@ -87,6 +90,7 @@ def find(
         WeightsError: transformers is not installed, or cannot read it.
     """
     if is_pretrained(model):
+        model = foreign.plain(model)
         return _of_module(model, processor, task, spec, _name_of(model), f"the {type(model).__name__}")
     if isinstance(model, str) and model in models():
         return None
@@ -181,8 +185,7 @@ def _asked(
     tokens = _task_tokens(config, processor, said.task) if family.needs_task else None
 
     def network() -> Network:
-        kind = getattr(transformers, family.class_name)
-        module = reader.read(lambda **options: kind.from_pretrained(place, **options))
+        module = reader.module(getattr(transformers, family.class_name))
         found = _network(module, said, tokens, shown)
         if memory is not None:
             memory.keep(config, processor, found.sha256)
@@ -224,8 +227,9 @@ def _own(spec: ModelSpec, task: str | None) -> ModelSpec:
 def _network(module: Any, spec: ModelSpec, tokens: Any, shown: str) -> Network:
     import torch
 
-    from fai_fast.networks.module import Recorder, in_float32
+    from fai_fast.networks.module import Recorder, check_weights, has_other_code, in_float32
 
+    check_weights(module, shown)
     module = in_float32(module)
     # A spec of the user's own need not name the family.
     kind = str(module.config.model_type)
@@ -243,10 +247,14 @@ def _network(module: Any, spec: ModelSpec, tokens: Any, shown: str) -> Network:
         theirs = _with_finite_masks(recorder.graph(size, batch))
         return foreign.graph_of(theirs, ours, size, batch, shown, exact=False)
 
+    digest = _digest(module, tokens, shown)
+    if has_other_code(module):
+        # As of any module, nothing but its graph says what it computes.
+        digest.update(recorder.graph(spec.input_size, 1).SerializeToString(deterministic=True))
     return Network(
         spec=spec,
         source=shown,
-        sha256=_digest(module, tokens),
+        sha256=digest.hexdigest(),
         graph=graph,
         reference=lambda size, batch: Reference(
             f"the module in PyTorch {torch.__version__}", recorder.run, exact=False
@@ -283,8 +291,8 @@ def _with_finite_masks(model: Any) -> Any:
     return model
 
 
-def _digest(module: Any, tokens: Any) -> str:
-    """Of all that a graph of the module depends on, besides its size."""
+def _digest(module: Any, tokens: Any, shown: str) -> Any:
+    """The SHA-256 of all that a graph of the module depends on, besides its size."""
     import torch
     import transformers
 
@@ -295,9 +303,14 @@ def _digest(module: Any, tokens: Any) -> str:
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
     state = {**module.state_dict(), **({} if tokens is None else {"task_inputs": tokens})}
     for name, value in state.items():
+        if not isinstance(value, torch.Tensor):
+            raise ValueError(
+                f"{shown} has {name!r:.80} of the type {type(value).__name__} among its weights, expected tensors "
+                "alone: give the model as it was before it was quantized"
+            )
         digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest
 
 
 def _task_tokens(config: Any, processor: Any, task: str) -> Any:
@@ -371,12 +384,49 @@ class _Reader:
         self._place = place
         self._local = local
 
+    def module(self, kind: Any) -> Any:
+        """The network with all its weights: those that are missing, its library would draw at random."""
+
+        def told(**more: Any) -> tuple[Any, Mapping[str, Any]]:
+            def how(**options: Any) -> Any:
+                return kind.from_pretrained(
+                    self._place, output_loading_info=True, ignore_mismatched_sizes=True, **more, **options
+                )
+
+            found: tuple[Any, Mapping[str, Any]] = self.read(how)
+            return found
+
+        module, said = told()
+        if any(str(name).startswith(_COMPILED) for name in said["unexpected_keys"]):
+            module, said = told(key_mapping={f"^{re.escape(_COMPILED)}": ""})
+        shown = f"model: the weights of {redacted(self._place)}"
+        if others := sorted(said["mismatched_keys"]):
+            name, came, expected = others[0]
+            raise WeightsError(
+                f"{shown} are of another network than its config.json: {name!r:.80} has the shape {tuple(came)}, "
+                f"expected {tuple(expected)}" + (f"; so have {len(others) - 1} more" if others[1:] else "")
+            )
+        # Tables that the network computes itself need not be there.
+        missing = sorted({*said["missing_keys"]} & {name for name, _ in module.named_parameters()})
+        if missing:
+            raise WeightsError(
+                f"{shown} have no {', '.join(map(repr, missing[:3]))}"
+                + (f" and {len(missing) - 3} more" if missing[3:] else "")
+                + f", expected all of {kind.__name__}: save_pretrained() writes them"
+            )
+        return module
+
     def read(self, how: Callable[..., Any]) -> Any:
         try:
             return how(local_files_only=True)
         except Exception as error:
-            if not explained(error, "transformers", "huggingface_hub", "torch", "safetensors", "tokenizers"):
+            if not explained(error, *_PACKAGES):
                 raise
+            if type(error).__name__ == "UnpicklingError":
+                raise WeightsError(
+                    f"model: the weights of {redacted(self._place)} hold something else than tensors, or are damaged, "
+                    "and are not read; expected a file of safetensors, or a state dict as torch.save() writes it"
+                ) from error
             if self._local:
                 raise WeightsError(
                     f"model: transformers cannot read {redacted(self._place)}: {_line(error)}"
@@ -384,7 +434,7 @@ class _Reader:
         try:
             return how()
         except Exception as error:
-            if not explained(error, "transformers", "huggingface_hub", "torch", "safetensors", "tokenizers"):
+            if not explained(error, *_PACKAGES):
                 raise
             # What the hub's library says is about accounts of its own, which nobody needs here.
             raise ValueError(

@@ -22,7 +22,7 @@ from fai_fast.errors import FaiFastError
 
 __all__ = ["Facts", "Memory", "snapshot_of"]
 
-VERSION = 1
+VERSION = 2
 """Counts changes of what is kept."""
 # What transformers reads of a folder: settings, words of tokenizers, weights. Training leaves more there.
 _SETTINGS = (".json", ".txt", ".model")
