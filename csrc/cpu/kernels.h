@@ -75,6 +75,9 @@ struct ResampleTask {
     NodeGrid grid;
     float* out;      // (rows, columns)
     float* scratch;  // resample_scratch(logits.columns) floats
+    // Where not null: probabilities instead of logits, each times its row's and its column's weight.
+    const float* down = nullptr;    // (rows)
+    const float* across = nullptr;  // (columns + padding)
 };
 
 // Logits from which on a node's probability is surely inside, and below which it surely is not; between them
@@ -191,20 +194,25 @@ struct SumTask {
     const void* logits;  // (queries, rows, columns)
     int32_t rows, columns;
     int64_t query_stride, row_stride;
+    // What `logits` begins with, where it is a part of the grid: all nodes of the task's cells.
+    int32_t first_row = 0, first_column = 0;
+    bool probabilities = false;  // of float32, in the place of logits
     int32_t queries;
     const int32_t* query;  // (queries) where each is among the logits
     int32_t classes;
     int64_t class_stride;   // classes, rounded up to whole vectors
     const float* by_query;  // (queries, class_stride) class probabilities, 0 beyond the last class
     const float* by_class;  // (classes, queries) the same
+    int64_t by_class_stride;
     PixelAxis x, y;
-    int32_t row_begin, row_end;  // cell rows of this task
-    void* segments;              // (y.pixels, x.pixels) uint8 or uint16: classes
-    bool wide;                   // uint16
-    uint8_t* has_nan;            // (queries) set to 1 where a NaN is met
-    Region* regions;             // (classes) of this task alone; sums in units of math::kUnitsOfOne
-    float* scratch;              // sum_scratch() floats
-    int32_t* integers;           // sum_integers() of them
+    int32_t row_begin, row_end;        // cell rows of this task
+    int32_t column_begin, column_end;  // likewise
+    void* segments;                    // (y.pixels, x.pixels) uint8 or uint16: classes
+    bool wide;                         // uint16
+    uint8_t* has_nan;                  // (queries) set to 1 where a NaN is met
+    Region* regions;                   // (classes) of this task alone; sums in units of math::kUnitsOfOne
+    float* scratch;                    // sum_scratch() floats
+    int32_t* integers;                 // sum_integers() of them
 };
 
 inline int64_t sum_scratch(int32_t queries, int32_t classes, int64_t class_stride) {

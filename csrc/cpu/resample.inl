@@ -51,10 +51,17 @@ FAI_HD void resample_row(const NodeGrid& grid, int32_t y, int32_t left, int32_t 
 
 template <class T>
 void resample(const ResampleTask& task) {
+    const int32_t columns = task.grid.columns;
     for (int32_t y = 0; y < task.grid.rows; ++y) {
-        resample_row<T>(task.grid, y, 0, task.grid.columns, task.scratch,
-                        task.out + static_cast<int64_t>(y) * task.grid.columns,
+        float* const out = task.out + static_cast<int64_t>(y) * columns;
+        resample_row<T>(task.grid, y, 0, columns, task.scratch, out,
                         [](const F32& logits) { return logits; });
+        if (!task.down) continue;
+        const F32 down = broadcast(task.down[y]);
+        for (int32_t x = 0; x < columns; x += kLanes) {
+            const int n = min_i32(columns - x, kLanes);
+            store_first(out + x, math::sigmoid(load_first(out + x, n)) * (down * load(task.across + x)), n);
+        }
     }
 }
 

@@ -188,7 +188,7 @@ struct SumTile {
 
     FAI_HD const T* source(int32_t position, int32_t row) const {
         return static_cast<const T*>(task.logits) + task.query[position] * task.query_stride +
-               row * task.row_stride + block;
+               (row - task.first_row) * task.row_stride + (block - task.first_column);
     }
     FAI_HD float* mask_row(int32_t row) const {
         return mask + static_cast<int64_t>(row & (kTileRows - 1)) * queries * kLanes;
@@ -208,6 +208,9 @@ struct SumTile {
 
     // Mask probabilities of node rows [begin, end], of which those before `fresh` are there already.
     void load_nodes(int32_t begin, int32_t fresh, int32_t end) const {
+        const auto probability = [&](const F32& value) {
+            return task.probabilities ? value : math::sigmoid(value);
+        };
         for (int32_t q = 0; q < queries; ++q) {
             if (q + kSumAhead < queries) {
                 for (int32_t row = fresh; row <= end; ++row) {
@@ -232,7 +235,7 @@ struct SumTile {
                 for (; row < end; row += 2, from += 2 * task.row_stride) {
                     const F32 a = load(from), b = load(from + task.row_stride);
                     nan |= any(is_nan(a)) || any(is_nan(b));
-                    const F32 m = math::sigmoid(a), n = math::sigmoid(b);
+                    const F32 m = probability(a), n = probability(b);
                     store(to(row), m);
                     store(to(row + 1), n);
                     note(m);
@@ -241,7 +244,7 @@ struct SumTile {
                 if (row == end) {
                     const F32 a = load(from);
                     nan |= any(is_nan(a));
-                    const F32 m = math::sigmoid(a);
+                    const F32 m = probability(a);
                     store(to(row), m);
                     note(m);
                 }
@@ -250,7 +253,7 @@ struct SumTile {
                     const F32 logit = load_first(from, loaded);
                     nan |= any(is_nan(logit));
                     float* const at = to(row);
-                    store(at, math::sigmoid(logit));
+                    store(at, probability(logit));
                     for (int i = loaded; i < kLanes; ++i) at[i] = at[loaded - 1];
                     note(load(at));
                 }
@@ -306,7 +309,7 @@ struct SumTile {
     FAI_HD void sum_up_classes(int32_t k, int32_t begin, int32_t end) const {
         const float* probabilities[count];
         for (int c = 0; c < count; ++c) {
-            probabilities[c] = task.by_class + static_cast<int64_t>(competing[k + c]) * queries;
+            probabilities[c] = task.by_class + competing[k + c] * task.by_class_stride;
         }
         const auto some = [&]<int n>(int32_t row) {
             const float* m[n];
@@ -449,9 +452,10 @@ void sum_cell_row(const SumTile<T>& tile, int32_t begin, int32_t i) {
 template <class T, class L>
 void draw_sums_of(const SumTask& task) {
     SumTile<T> tile(task);
-    for (tile.block = 0; tile.block < task.columns; tile.block += kBlockCells) {
-        tile.cells = min_i32(task.columns - tile.block, kBlockCells);
-        tile.loaded = min_i32(task.columns - tile.block, kLanes);
+    const int32_t nodes = min_i32(task.column_end + 1, task.columns);
+    for (tile.block = task.column_begin; tile.block < task.column_end; tile.block += kBlockCells) {
+        tile.cells = min_i32(task.column_end - tile.block, kBlockCells);
+        tile.loaded = min_i32(nodes - tile.block, kLanes);
         tile.x1 = task.x.first[tile.block];
         tile.x2 = task.x.first[tile.block + tile.cells];
         int32_t known = -1;  // the last node row that is loaded
