@@ -3,6 +3,7 @@ from __future__ import annotations
 import fai_fast
 import numpy as np
 import pytest
+from fai_fast._crops import Crops, postprocess_crops
 
 from bench import peers, scenes
 from bench.floor import Floor
@@ -72,3 +73,34 @@ def test_semantic_sum(kind: str, size: tuple[int, int], threads: int, compare) -
         rivals["transformers MaskFormer"] = lambda: hf.semantic_sum(scene, size)
     case = f"{kind} {size[0]}x{size[1]} float32"
     compare("semantic by sum", case, threads, _floor(scene, size), ours, rivals)
+
+
+@pytest.mark.parametrize("threads", [2], indirect=True)
+@pytest.mark.parametrize(
+    "size", [(640, 768), pytest.param((1080, 1920), marks=full)], ids=["640x768", "1080x1920"]
+)
+@pytest.mark.parametrize("kind", ["regions", pytest.param("noise", marks=full)])
+def test_semantic_crops(kind: str, size: tuple[int, int], threads: int, compare) -> None:
+    """Two crops, as of EoMT's models of ADE20K: an input of 512, and logits of a quarter of that."""
+    scene = scenes.regions(side=128) if kind == "regions" else _noise(side=128)
+    crops = Crops.of(size, (512, 512))
+    masks = np.stack([scene.mask_logits, np.roll(scene.mask_logits, 40, axis=2)])
+    classes = np.stack([scene.class_logits] * 2)
+
+    def ours():
+        return postprocess_crops(masks, classes, crops, num_threads=threads)
+
+    rivals = {}
+    if hf := peers.load("transformers_resampled"):
+        theirs = hf.semantic_crops(masks, classes, crops.starts, 512, size)
+        assert (ours().label_map != theirs).mean() < 1e-3
+        rivals["transformers EoMT"] = lambda: hf.semantic_crops(masks, classes, crops.starts, 512, size)
+    nodes = crops.whole[0] * crops.whole[1] * masks.shape[1]
+    floor = Floor(
+        classes.nbytes + masks.nbytes,
+        size[0] * size[1],
+        "all logits; one byte a pixel; a sigmoid for every query and pixel of the stretched frame, and the sums of the "
+        "class that wins",
+        (SIGMOID + 2) * nodes,
+    )
+    compare("semantic by sum, crops", f"{kind} {size[0]}x{size[1]} float32", threads, floor, ours, rivals)

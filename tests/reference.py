@@ -444,6 +444,26 @@ def semantic_sums(
     return Sums(truth.size, sums, classes, threshold)
 
 
+def crop_sums(mask_logits, class_logits, size, whole, starts, *, threshold=0.0, class_activation="softmax"):
+    """Of crops side by side along the longer side of a frame stretched to `whole`, which begin at `starts`."""
+    side = min(whole)
+    total, count = 0.0, np.zeros(whole)
+    for masks, classes, start in zip(mask_logits, class_logits, starts, strict=True):
+        truth = postprocess(
+            masks, classes, (side, side), class_activation=class_activation, logits_size=(side, side)
+        )
+        alive = ~truth.dropped
+        place = np.s_[start : start + side] if whole[0] > whole[1] else np.s_[:, start : start + side]
+        sums = np.zeros((truth.probability.shape[1], *whole))
+        sums[(slice(None), *(place if isinstance(place, tuple) else (place,)))] = np.einsum(
+            "qc,qyx->cyx", truth.probability[alive], truth.m[alive]
+        )
+        total = total + sums
+        count[place] += 1
+    sums = stretch(whole[0], size[0]) @ (total / count) @ stretch(whole[1], size[1]).T
+    return Sums(tuple(size), sums, len(sums), threshold)
+
+
 def assert_sums_match(truth, rows):
     """Fails unless the rows are what the sums say, except for decisions that float32 rounding may turn."""
     assert rows.class_id.tolist() == rows.query.tolist()

@@ -74,7 +74,8 @@ MAY_IMPORT = {
     "engines": BASE | {"cache", "reference", "weights"},
     "_scenes": set(),
     "_pictures": BASE | {"_scenes", "images"},
-    "_gate": BASE | {"_pictures", "detections", "engines", "ops", "registry"},
+    "_crops": BASE | {"detections", "engines", "ops", "registry"},
+    "_gate": BASE | {"_crops", "_pictures", "detections", "engines", "ops", "registry"},
     "_places": {"cache"},
     "networks": BASE | {"_places", "cache", "engines", "registry"},
     "exporter": BASE
@@ -128,13 +129,14 @@ MAY_IMPORT = {
     },
     "_again": BASE | {"networks", "registry"},
     "_requests": BASE | {"detections", "images", "registry"},
-    "_pipelines": BASE | {"detections", "engines", "letterbox", "ops", "registry"},
+    "_pipelines": BASE | {"_crops", "detections", "engines", "letterbox", "ops", "registry"},
     "model": BASE
     | {
         "detections",
         "engines",
         "ops",
         "_again",
+        "_crops",
         "_pictures",
         "_pipelines",
         "_prepare",

@@ -35,3 +35,14 @@ def instances(family, scene, size, *, threshold, side):
         outputs, threshold=threshold, target_sizes=[size], **options
     )
     return sorted((info["label_id"], info["score"]) for info in found["segments_info"])
+
+
+def semantic_crops(mask_logits, class_logits, starts, side, size):
+    """int64 (H, W), the class of each pixel of crops side by side: logits (N, Q, h, w) and (N, Q, K)."""
+    outputs = SimpleNamespace(
+        masks_queries_logits=torch.from_numpy(mask_logits),
+        class_queries_logits=torch.from_numpy(class_logits),
+        patch_offsets=[torch.tensor([0, start, start + side]) for start in starts],
+    )
+    options = {"size": {"shortest_edge": side, "longest_edge": None}}
+    return _EOMT.post_process_semantic_segmentation(outputs, target_sizes=[size], **options)[0].numpy()

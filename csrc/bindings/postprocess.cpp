@@ -18,6 +18,7 @@
 #include "csrc/bindings/results.h"
 #include "csrc/core/error.h"
 #include "csrc/ops/checks.h"
+#include "csrc/ops/crops.h"
 
 namespace py = pybind11;
 
@@ -38,6 +39,16 @@ View item(View view, int64_t i) {
     }
     --view.ndim;
     return view;
+}
+
+// `class_names` counts the caller's names, -1 where there are none.
+void check_class_names(int64_t class_names, const ops::PostprocessArguments& arguments) {
+    const int64_t expected = arguments.class_logits.shape[1] - arguments.softmax;
+    if (class_names >= 0 && class_names != expected) {
+        throw ValueError(message("class_names: got ", class_names, " names, expected ", expected,
+                                 " for class_logits ", ops::shape_of(arguments.class_logits),
+                                 arguments.softmax ? " (the last column is 'no object')" : ""));
+    }
 }
 
 // content (height, width), offset (top, left), input (height, width)
@@ -105,11 +116,7 @@ py::list postprocess(py::object mask_logits, py::object class_logits, bool batch
         ops::check(arguments);
         const int64_t class_count = arguments.class_logits.shape[1] - softmax;
         arguments.rules = rules_of(rules, class_count);
-        if (class_names >= 0 && class_names != class_count) {
-            throw ValueError(message("class_names: got ", class_names, " names, expected ", class_count,
-                                     " for class_logits ", ops::shape_of(arguments.class_logits),
-                                     softmax ? " (the last column is 'no object')" : ""));
-        }
+        check_class_names(class_names, arguments);
         std::vector<char> mask_copy, class_copy;
         make_rows_contiguous(arguments.mask_logits, mask_copy);
         make_rows_contiguous(arguments.class_logits, class_copy);
@@ -131,6 +138,57 @@ py::list postprocess(py::object mask_logits, py::object class_logits, bool batch
     return results;
 }
 
+// Of one image's crops, (N, Q, h, w) and (N, Q, K), what postprocess() gives of one; `whole`, `side` and
+// `starts` as in ops::Crops.
+py::dict postprocess_crops(py::object mask_logits, py::object class_logits, std::array<int64_t, 2> size,
+                           std::array<int64_t, 2> whole, int32_t side, std::vector<int32_t> starts,
+                           double threshold, bool softmax, int64_t class_names, int num_threads) {
+    Borrowed masks = borrow(mask_logits, "mask_logits", "a float32 or float16 array (N, Q, h, w)");
+    Borrowed classes = borrow(class_logits, "class_logits", "a float32 or float16 array (N, Q, K)");
+    const auto check = [](const char* name, const View& view, int ndim, const char* expected) {
+        if (view.ndim == ndim && view.shape[0] > 0) return;
+        throw ValueError(message(name, ": got shape ", ops::shape_of(view), ", expected ", expected));
+    };
+    check("mask_logits", masks.view, 4, "(N, Q, h, w)");
+    check("class_logits", classes.view, 3, "(N, Q, K)");
+    const int64_t crops = masks.view.shape[0];
+    if (classes.view.shape[0] != crops) {
+        throw ValueError(message("class_logits: got ", classes.view.shape[0], " crops in shape ",
+                                 ops::shape_of(classes.view), ", expected ", crops, " as in mask_logits ",
+                                 ops::shape_of(masks.view)));
+    }
+    ops::check_sides("size", size[0], size[1]);
+    ops::check_sides("whole", whole[0], whole[1]);
+    std::vector<char> mask_copy, class_copy;
+    make_rows_contiguous(masks.view, mask_copy);
+    make_rows_contiguous(classes.view, class_copy);
+    std::vector<ops::PostprocessArguments> images;
+    for (int64_t i = 0; i < crops; ++i) {
+        ops::PostprocessArguments arguments;
+        arguments.mask_logits = item(masks.view, i);
+        arguments.class_logits = item(classes.view, i);
+        arguments.size = {static_cast<int32_t>(size[0]), static_cast<int32_t>(size[1])};
+        arguments.threshold = threshold;
+        arguments.predict_all_pixels = true;
+        arguments.softmax = softmax;
+        arguments.rules.by_sum = true;
+        arguments.num_threads = num_threads;
+        ops::check(arguments);
+        check_class_names(class_names, arguments);
+        images.push_back(arguments);
+    }
+    const bool wide = ops::segment_item_size(images[0]) == 2;
+    static constinit Recycler label_maps;
+    const py::array segments = recycled_array(
+        label_maps, wide ? py::dtype::of<uint16_t>() : py::dtype::of<uint8_t>(), {size[0], size[1]});
+    void* const labels = const_cast<void*>(segments.data());
+    const ops::Crops placed{
+        {static_cast<int32_t>(whole[0]), static_cast<int32_t>(whole[1])}, side, std::move(starts)};
+    ops::Postprocessed result;
+    without_gil([&] { ops::postprocess_crops(images, placed, labels, result); });
+    return result_dict(std::move(result), true, segments);
+}
+
 py::tuple array_shape(py::object array, const std::string& argument) {
     const Borrowed borrowed =
         borrow(array, argument.c_str(), "a float32 or float16 array in the CPU's memory");
@@ -148,6 +206,9 @@ void register_postprocess(py::module_& m) {
           py::arg("predict_all_pixels"), py::arg("softmax"), py::arg("class_names"), py::arg("letterboxes"),
           py::arg("num_threads"), py::arg("min_area") = ops::PostprocessArguments{}.min_area,
           py::arg("rules") = py::dict());
+    m.def("postprocess_crops", postprocess_crops, py::arg("mask_logits"), py::arg("class_logits"),
+          py::arg("size"), py::arg("whole"), py::arg("side"), py::arg("starts"), py::arg("threshold"),
+          py::arg("softmax"), py::arg("class_names"), py::arg("num_threads"));
 }
 
 }  // namespace fai

@@ -6,6 +6,7 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -50,12 +51,21 @@ Borrowed borrow_out(py::handle out, DType dtype, Size size) {
 py::tuple preprocess(py::object image, std::array<int64_t, 2> size, std::array<float, 3> mean,
                      std::array<float, 3> stddev, const std::string& color, const std::string& resize,
                      const std::string& dtype, py::object out, const std::string& yuv_matrix,
-                     const std::string& yuv_range) {
+                     const std::string& yuv_range,
+                     const std::optional<std::array<std::array<int64_t, 2>, 2>>& part) {
     ops::PreprocessArguments arguments;
     set_options(arguments, color, resize, yuv_matrix, yuv_range);
     const DType out_dtype = choose("dtype", dtype, kDtypes);
     ops::check_sides("size", size[0], size[1]);
     arguments.size = {static_cast<int32_t>(size[0]), static_cast<int32_t>(size[1])};
+    if (part) {
+        const auto [whole, at] = *part;
+        ops::check_sides("whole", whole[0], whole[1]);
+        arguments.whole = {static_cast<int32_t>(whole[0]), static_cast<int32_t>(whole[1])};
+        ops::check_offset("whole", at[0], at[1]);
+        arguments.top = static_cast<int32_t>(at[0]);
+        arguments.left = static_cast<int32_t>(at[1]);
+    }
     std::copy(mean.begin(), mean.end(), arguments.mean);
     std::copy(stddev.begin(), stddev.end(), arguments.stddev);
 
@@ -103,7 +113,7 @@ py::tuple letterbox(std::array<int64_t, 2> frame, std::array<int64_t, 2> input, 
 void register_preprocess(py::module_& m) {
     m.def("preprocess", preprocess, py::arg("image"), py::arg("size"), py::arg("mean"), py::arg("std"),
           py::arg("color"), py::arg("resize"), py::arg("dtype"), py::arg("out"), py::arg("yuv_matrix"),
-          py::arg("yuv_range"));
+          py::arg("yuv_range"), py::arg("part") = py::none());
     m.def("letterbox", letterbox, py::arg("frame"), py::arg("input"), py::arg("resize") = "letterbox");
 }
 

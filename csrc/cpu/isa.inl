@@ -19,6 +19,7 @@ const Kernels& table() {
         {find_extent<float>, find_extent<uint16_t>},
         {sum_nodes<float>, sum_nodes<uint16_t>},
         {mean_can_reach<float>, mean_can_reach<uint16_t>},
+        {weigh<float>, weigh<uint16_t>},
         {draw_instance<float>, draw_instance<uint16_t>},
         {draw_segments<float>, draw_segments<uint16_t>},
         relabel,

@@ -76,6 +76,15 @@ struct NodeGrid {
 // Floats for what lies between two rows of that many logits.
 inline int64_t resample_scratch(int32_t columns) { return static_cast<int64_t>(columns) + 2 * kPadding; }
 
+// Probabilities at the nodes of a resampled grid, each times its row's and its column's weight.
+struct WeighTask {
+    NodeGrid grid;
+    float* out;           // (rows, columns)
+    float* scratch;       // resample_scratch(logits.columns) floats
+    const float* down;    // (rows)
+    const float* across;  // (columns + padding)
+};
+
 // Logits from which on a node's probability is surely inside, and below which it surely is not; between them
 // the sigmoid decides.
 struct Surely {
@@ -199,20 +208,25 @@ inline constexpr int32_t kSumTileRows = 7;
 struct SumTask {
     NodeGrid grid;         // of the first query
     int64_t query_stride;  // logits from one query's to the next one's
+    // What the logits begin with, where they are a part of the grid: all nodes of the task's cells.
+    int32_t first_row = 0, first_column = 0;
+    bool probabilities = false;  // of float32, in the place of logits
     int32_t queries;
     const int32_t* query;  // (queries) where each is among the logits
     int32_t classes;
     int64_t class_stride;   // classes, rounded up to whole vectors
     const float* by_query;  // (queries, class_stride) class probabilities, 0 beyond the last class
     const float* by_class;  // (classes, queries) the same
+    int64_t by_class_stride;
     PixelAxis x, y;
-    int32_t row_begin, row_end;  // cell rows of this task
-    void* segments;              // (y.pixels, x.pixels) uint8 or uint16: classes
-    bool wide;                   // uint16
-    uint8_t* has_nan;            // (queries) set to 1 where a NaN is met
-    Region* regions;             // (classes) of this task alone; sums in units of math::kUnitsOfOne
-    float* scratch;              // sum_scratch() floats
-    int32_t* integers;           // sum_integers() of them
+    int32_t row_begin, row_end;        // cell rows of this task
+    int32_t column_begin, column_end;  // likewise
+    void* segments;                    // (y.pixels, x.pixels) uint8 or uint16: classes
+    bool wide;                         // uint16
+    uint8_t* has_nan;                  // (queries) set to 1 where a NaN is met
+    Region* regions;                   // (classes) of this task alone; sums in units of math::kUnitsOfOne
+    float* scratch;                    // sum_scratch() floats
+    int32_t* integers;                 // sum_integers() of them
 };
 
 inline int64_t sum_scratch(int32_t queries, int32_t classes, int64_t class_stride, const NodeGrid& grid) {
@@ -294,6 +308,7 @@ struct Kernels {
     NodeSum (*sum_nodes[2])(const NodeSumTask& task);
     // False only where the mean is surely below.
     bool (*mean_can_reach[2])(const MeanTask& task);
+    void (*weigh[2])(const WeighTask& task);
     Region (*draw_instance[2])(const InstanceTask& task);
     void (*draw_segments[2])(const SemanticTask& task);
     // Gives the pixels of one label to another; labels of two bytes where `wide`.

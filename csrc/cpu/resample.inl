@@ -49,6 +49,21 @@ FAI_HD void resample_row(const NodeGrid& grid, int32_t y, int32_t left, int32_t 
     }
 }
 
+template <class T>
+void weigh(const WeighTask& task) {
+    const int32_t columns = task.grid.columns;
+    for (int32_t y = 0; y < task.grid.rows; ++y) {
+        float* const out = task.out + static_cast<int64_t>(y) * columns;
+        resample_row<T>(task.grid, y, 0, columns, task.scratch, out,
+                        [](const F32& logits) { return math::sigmoid(logits); });
+        const F32 down = broadcast(task.down[y]);
+        for (int32_t x = 0; x < columns; x += kLanes) {
+            const int n = min_i32(columns - x, kLanes);
+            store_first(out + x, load_first(out + x, n) * (down * load(task.across + x)), n);
+        }
+    }
+}
+
 // Nodes [left, right) of a row, each as of(logit).
 template <class T, class Of>
 FAI_HD void node_row(const NodeGrid& grid, int32_t y, int32_t left, int32_t right, float* line, float* out,
@@ -70,18 +85,20 @@ class BlockNodes {
     // `line` has resample_scratch() floats.
     FAI_HD BlockNodes(const NodeGrid& grid, float* line) : grid_(grid), line_(line) {}
 
-    FAI_HD void enter(int32_t block) {
+    FAI_HD void enter(int32_t block) { enter(block, grid_.columns); }
+    // Nodes from `end` on are not there.
+    FAI_HD void enter(int32_t block, int32_t end) {
         block_ = block;
-        loaded_ = min_i32(grid_.columns - block, kLanes);
+        loaded_ = min_i32(end - block, kLanes);
         if constexpr (!resampled) return;
-        const int32_t end = grid_.logits.columns - 1;
+        const int32_t last = grid_.logits.columns - 1;
         first_ = grid_.cell[block];
         logits_ = min_i32(grid_.logits.columns - first_, kLanes);
-        is_narrow_ = min_i32(grid_.cell[block + loaded_ - 1] + 1, end) - first_ < kLanes;
+        is_narrow_ = min_i32(grid_.cell[block + loaded_ - 1] + 1, last) - first_ < kLanes;
         if (!is_narrow_) return;
         // The last cell lies between the last logit and itself.
         alignas(64) int32_t right[kLanes];
-        for (int i = 0; i < kLanes; ++i) right[i] = min_i32(grid_.cell[block + i] + 1, end) - first_;
+        for (int i = 0; i < kLanes; ++i) right[i] = min_i32(grid_.cell[block + i] + 1, last) - first_;
         left_ = load(grid_.cell + block) - broadcast_int(first_);
         right_ = load(static_cast<const int32_t*>(right));
         fraction_ = load(grid_.fraction + block);
@@ -89,9 +106,9 @@ class BlockNodes {
 
     // `offset`: how many values the query's logits lie behind the first one's. Sets `nan` where there is one.
     FAI_HD F32 row(int64_t offset, int32_t y, bool& nan) const {
-        const T* const logits = static_cast<const T*>(grid_.logits.data) + offset;
-        if constexpr (resampled) return resampled_row(logits, y, nan);
-        const T* const from = logits + y * grid_.logits.row_stride + block_;
+        const T* const data = static_cast<const T*>(grid_.logits.data);
+        if constexpr (resampled) return resampled_row(data + offset, y, nan);
+        const T* const from = data + (offset + y * grid_.logits.row_stride + block_);
         F32 v;
         if (loaded_ == kLanes) {
             v = load(from);
@@ -108,8 +125,8 @@ class BlockNodes {
     // Where the row is, or begins to become, in memory.
     FAI_HD const T* source(int64_t offset, int32_t y) const {
         const int32_t column = resampled ? first_ : block_;
-        return static_cast<const T*>(grid_.logits.data) + offset +
-               grid_.first_logits(y) * grid_.logits.row_stride + column;
+        return static_cast<const T*>(grid_.logits.data) +
+               (offset + grid_.first_logits(y) * grid_.logits.row_stride + column);
     }
 
     FAI_HD int32_t loaded() const { return loaded_; }

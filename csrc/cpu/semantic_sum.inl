@@ -203,7 +203,10 @@ struct SumTile {
           exact_row(contestants + classes),
           nodes(given.grid, corners + static_cast<int64_t>(classes) * 4 * kLanes) {}
 
-    FAI_HD int64_t offset(int32_t position) const { return task.query[position] * task.query_stride; }
+    FAI_HD int64_t offset(int32_t position) const {
+        return task.query[position] * task.query_stride - task.first_row * task.grid.logits.row_stride -
+               task.first_column;
+    }
     FAI_HD float* mask_row(int32_t row) const {
         return mask + static_cast<int64_t>(row & (kTileRows - 1)) * queries * kLanes;
     }
@@ -222,6 +225,9 @@ struct SumTile {
 
     // Mask probabilities of node rows [begin, end], of which those before `fresh` are there already.
     void load_nodes(int32_t begin, int32_t fresh, int32_t end) const {
+        const auto probability = [&](const F32& value) {
+            return task.probabilities ? value : math::sigmoid(value);
+        };
         for (int32_t q = 0; q < queries; ++q) {
             if (q + kSumAhead < queries) {
                 for (int32_t row = fresh; row <= end; ++row) {
@@ -244,14 +250,14 @@ struct SumTile {
             // Two at a time, as a sigmoid waits for itself.
             for (; row < end; row += 2) {
                 const F32 a = nodes.row(offset(q), row, nan), b = nodes.row(offset(q), row + 1, nan);
-                const F32 m = math::sigmoid(a), n = math::sigmoid(b);
+                const F32 m = probability(a), n = probability(b);
                 store(to(row), m);
                 store(to(row + 1), n);
                 note(m);
                 note(n);
             }
             if (row == end) {
-                const F32 m = math::sigmoid(nodes.row(offset(q), row, nan));
+                const F32 m = probability(nodes.row(offset(q), row, nan));
                 store(to(row), m);
                 note(m);
             }
@@ -365,7 +371,7 @@ struct SumTile {
     }
 
     FAI_HD const float* probabilities_of(int32_t k) const {
-        return task.by_class + static_cast<int64_t>(competing[k]) * queries;
+        return task.by_class + competing[k] * task.by_class_stride;
     }
 };
 
@@ -503,9 +509,10 @@ void sum_cell_row(const Tile& tile, int32_t begin, int32_t i) {
 template <class T, class L, bool resampled>
 void draw_sums_of(const SumTask& task) {
     SumTile<T, resampled> tile(task);
-    for (tile.block = 0; tile.block < task.grid.columns; tile.block += kBlockCells) {
-        tile.cells = min_i32(task.grid.columns - tile.block, kBlockCells);
-        tile.nodes.enter(tile.block);
+    const int32_t nodes = min_i32(task.column_end + 1, task.grid.columns);
+    for (tile.block = task.column_begin; tile.block < task.column_end; tile.block += kBlockCells) {
+        tile.cells = min_i32(task.column_end - tile.block, kBlockCells);
+        tile.nodes.enter(tile.block, nodes);
         tile.x1 = task.x.first[tile.block];
         tile.x2 = task.x.first[tile.block + tile.cells];
         int32_t known = -1;  // the last node row that is loaded

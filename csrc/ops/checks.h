@@ -26,4 +26,12 @@ inline void check_sides(const char* argument, int64_t height, int64_t width) {
     }
 }
 
+// Throws unless both are from 0 to kMaxSide.
+inline void check_offset(const char* argument, int64_t top, int64_t left) {
+    if (top < 0 || left < 0 || top > kMaxSide || left > kMaxSide) {
+        throw ValueError(
+            message(argument, ": got a part at (", top, ", ", left, "), expected 0 to ", kMaxSide));
+    }
+}
+
 }  // namespace fai::ops

@@ -29,7 +29,8 @@ void check_values(const char* name, const View& view, int64_t values) {
     }
 }
 
-// The kernels' own need, which callers meet with a copy.
+}  // namespace
+
 void check_rows(const char* name, const View& view) {
     const auto item = static_cast<int64_t>(item_size(view.dtype));
     const int last = view.ndim - 1;
@@ -48,8 +49,6 @@ void write_rows(const std::vector<ScoredQuery>& rows, Postprocessed& result) {
         result.boxes.insert(result.boxes.end(), {row.region.x1, row.region.y1, row.region.x2, row.region.y2});
     }
 }
-
-}  // namespace
 
 void check(const PostprocessArguments& arguments) {
     const View& masks = arguments.mask_logits;

@@ -32,12 +32,14 @@ struct PreprocessScratch {
 // Byte offsets of the taps along a row, and the columns that may load four bytes there.
 class ColumnTable {
   public:
-    ColumnTable(const FrameView& frame, int32_t columns, PreprocessScratch& scratch) {
+    // Of columns [first, first + columns) of the frame stretched to `whole` of them.
+    ColumnTable(const FrameView& frame, int32_t whole, int32_t first, int32_t columns,
+                PreprocessScratch& scratch) {
         int32_t* left = scratch.offsets.get(4 * static_cast<size_t>(columns));
         int32_t* right = left + columns;
         int32_t* chroma_left = right + columns;
         int32_t* chroma_right = chroma_left + columns;
-        const math::Axis axis = math::Axis::stretch(frame.size.width, columns);
+        const math::Axis axis = math::Axis::stretch(frame.size.width, whole);
         const int32_t last = frame.size.width - 1;
         const size_t row_values = static_cast<size_t>(3 * columns);
         float* fraction = scratch.floats.get(static_cast<size_t>(columns) + 2 * row_values);
@@ -45,7 +47,7 @@ class ColumnTable {
         row_planes[1] = row_planes[0] + row_values;
         bool two_taps = false;
         for (int32_t x = 0; x < columns; ++x) {
-            const Tap tap = math::tap_as_torch(axis, x);
+            const Tap tap = math::tap_as_torch(axis, first + x);
             const int32_t next = std::min(tap.index + 1, last);
             fraction[x] = tap.fraction;
             two_taps |= tap.fraction != 0.0f;
@@ -120,6 +122,18 @@ void fill_padding(const Placement& placement, Size size, const T* values, T* out
     }
 }
 
+void check_part(const PreprocessArguments& arguments) {
+    const Size &whole = arguments.whole, &part = arguments.size;
+    check_sides("whole", whole.height, whole.width);
+    const int64_t bottom = int64_t{arguments.top} + part.height, right = int64_t{arguments.left} + part.width;
+    if (arguments.resize != Resize::stretch || arguments.top < 0 || arguments.left < 0 ||
+        bottom > whole.height || right > whole.width) {
+        throw ValueError(message("whole: got ", part.height, " x ", part.width, " at (", arguments.top, ", ",
+                                 arguments.left, "), expected it inside a frame stretched to ", whole.height,
+                                 " x ", whole.width));
+    }
+}
+
 }  // namespace
 
 Size frame_size(const PreprocessArguments& arguments) { return frame_view_of(arguments).size; }
@@ -165,6 +179,9 @@ Placement preprocess(const PreprocessArguments& arguments, DType out_dtype, void
     const cpu::Kernels& kernels = cpu::kernels();
     const Placement placement = place(frame.size, arguments.size, arguments.resize);
     const Size content = placement.content;
+    const bool is_part = arguments.whole != Size{};
+    if (is_part) check_part(arguments);
+    const Size whole = is_part ? arguments.whole : content;
     const size_t item = item_size(out_dtype);
     uint8_t* const out_bytes = static_cast<uint8_t*>(out);
     if (content != arguments.size) {
@@ -187,7 +204,7 @@ Placement preprocess(const PreprocessArguments& arguments, DType out_dtype, void
     }
 
     thread_local PreprocessScratch scratch;
-    ColumnTable table(frame, content.width, scratch);
+    ColumnTable table(frame, whole.width, arguments.left, content.width, scratch);
     table.plan.yuv = yuv_coefficients(arguments);
     int32_t held[2] = {-1, -1};
     // Loads a frame row into the slot that `other` does not occupy, unless one has it already.
@@ -201,11 +218,11 @@ Placement preprocess(const PreprocessArguments& arguments, DType out_dtype, void
         return table.row_planes[slot];
     };
 
-    const math::Axis axis = math::Axis::stretch(frame.size.height, content.height);
+    const math::Axis axis = math::Axis::stretch(frame.size.height, whole.height);
     const bool gray = frame.format == RowFormat::gray;
     const int64_t plane_values = static_cast<int64_t>(arguments.size.height) * arguments.size.width;
     for (int32_t y = 0; y < content.height; ++y) {
-        const Tap tap = math::tap_as_torch(axis, y);
+        const Tap tap = math::tap_as_torch(axis, arguments.top + y);
         const int32_t next = std::min(tap.index + 1, frame.size.height - 1);
         const bool one_row = tap.fraction == 0.0f || next == tap.index;
         const float* top = row_of(tap.index, next);

@@ -29,6 +29,9 @@ struct PreprocessArguments {
     float stddev[3] = {1, 1, 1};
     Size size;  // of the tensor
     Resize resize = Resize::stretch;
+    // Where not 0 x 0, the tensor is a part, from (top, left) on, of the frame stretched to this.
+    Size whole;
+    int32_t top = 0, left = 0;
 };
 
 // The frame's own size. Throws TypeError, ValueError naming `image`.

@@ -41,6 +41,11 @@ struct MaskLogits {
 
 MaskLogits mask_logits_of(const View& masks);
 
+// The kernels' own need, which callers meet with a copy. Throws ValueError.
+void check_rows(const char* name, const View& view);
+
+void write_rows(const std::vector<ScoredQuery>& rows, Postprocessed& result);
+
 // Step 1. A score that is NaN takes its query out.
 std::vector<ScoredQuery> score_queries(const PostprocessArguments& arguments, const cpu::Kernels& kernels);
 

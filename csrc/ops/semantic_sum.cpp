@@ -1,13 +1,13 @@
 // Semantic results by sum: each pixel's class is the one with the largest sum, over all queries, of class
 // probability times mask probability.
 #include <algorithm>
-#include <numeric>
 
 #include "csrc/core/error.h"
 #include "csrc/core/parallel.h"
 #include "csrc/math/rows.h"
 #include "csrc/ops/checks.h"
 #include "csrc/ops/queries.h"
+#include "csrc/ops/sums.h"
 
 namespace fai::ops {
 namespace {
@@ -19,13 +19,9 @@ constexpr int64_t kMaxTaskRegions = int64_t{1} << 20;
 // What a label of two bytes can say beside nobody.
 constexpr int64_t kMaxClasses = 65534;
 
-struct SumScratch {
-    Scratch<float> by_query, by_class;
-    Scratch<int32_t> index;
-};
-thread_local SumScratch t_sums;
+}  // namespace
 
-void check_classes(const PostprocessArguments& arguments) {
+void check_sum_classes(const PostprocessArguments& arguments) {
     const int64_t classes = arguments.class_logits.shape[1] - arguments.softmax;
     if (classes > kMaxClasses) {
         throw ValueError(message("class_logits: got ", classes, " classes in shape ",
@@ -34,29 +30,58 @@ void check_classes(const PostprocessArguments& arguments) {
     }
 }
 
-}  // namespace
+int32_t class_probabilities_of(const PostprocessArguments& arguments, const cpu::Kernels& kernels,
+                               int32_t queries, int64_t stride, float* by_query, int32_t* index) {
+    const View& class_logits = arguments.class_logits;
+    int32_t kept = 0;
+    for (int32_t q = 0; q < queries; ++q) {
+        const bool takes_part = kernels.class_probabilities[class_logits.dtype == DType::f16](
+            static_cast<const char*>(class_logits.data) + q * class_logits.strides[0],
+            static_cast<int32_t>(class_logits.shape[1]), arguments.softmax, by_query + kept * stride);
+        if (takes_part) index[kept++] = q;
+    }
+    return kept;
+}
+
+void transpose_classes(const float* by_query, int32_t queries, int64_t stride, int32_t classes,
+                       float* by_class) {
+    for (int32_t q = 0; q < queries; ++q) {
+        for (int32_t k = 0; k < classes; ++k) {
+            by_class[static_cast<int64_t>(k) * queries + q] = by_query[q * stride + k];
+        }
+    }
+}
+
+int32_t sum_rows_per_task(int32_t rows, int64_t regions_per_row) {
+    return static_cast<int32_t>(
+        std::max<int64_t>(kCellRowsPerTask, int64_t{rows} * regions_per_row / kMaxTaskRegions));
+}
+
+void rows_of_sums(const PostprocessArguments& arguments, const Region* regions, int64_t tasks,
+                  int32_t classes, std::vector<ScoredQuery>& rows) {
+    for (int32_t k = 0; k < classes; ++k) {
+        ScoredQuery row{k, 0.0, k};
+        for (int64_t task = 0; task < tasks; ++task) row.region.include(regions[task * classes + k]);
+        if (row.region.area == 0) continue;
+        row.score = math::mean_sum(row.region.sum, row.region.area);
+        if (keep(arguments, row)) rows.push_back(row);
+    }
+    sort_by_score(rows);
+}
 
 void draw_by_sum(const PostprocessArguments& arguments, const MaskLogits& logits, const cpu::Kernels& kernels,
                  int threads, std::vector<ScoredQuery>& rows, void* segments) {
-    check_classes(arguments);
-    const View& class_logits = arguments.class_logits;
-    const auto classes = static_cast<int32_t>(class_logits.shape[1] - arguments.softmax);
-    const int64_t stride = (classes + cpu::kPadding - 1) / cpu::kPadding * cpu::kPadding;
+    check_sum_classes(arguments);
+    const auto classes = static_cast<int32_t>(arguments.class_logits.shape[1] - arguments.softmax);
+    const int64_t stride = class_stride_of(classes);
 
     // Class probabilities of the queries that take part, one after the other.
     float* const by_query = t_sums.by_query.get(static_cast<size_t>(logits.queries * stride));
     int32_t* const index = t_sums.index.get(static_cast<size_t>(logits.queries));
-    int32_t queries = 0;
-    for (int32_t q = 0; q < logits.queries; ++q) {
-        const bool takes_part = kernels.class_probabilities[class_logits.dtype == DType::f16](
-            static_cast<const char*>(class_logits.data) + q * class_logits.strides[0],
-            static_cast<int32_t>(class_logits.shape[1]), arguments.softmax, by_query + queries * stride);
-        if (takes_part) index[queries++] = q;
-    }
+    int32_t queries = class_probabilities_of(arguments, kernels, logits.queries, stride, by_query, index);
     const auto [grid, axes] = what_is_drawn(arguments, logits);
     const bool wide = segment_item_size(arguments) == 2;
-    const auto rows_per_task = static_cast<int32_t>(std::max<int64_t>(
-        kCellRowsPerTask, int64_t{grid.rows} * (classes + logits.queries) / kMaxTaskRegions));
+    const int32_t rows_per_task = sum_rows_per_task(grid.rows, int64_t{classes} + logits.queries);
     const int64_t tasks = (grid.rows + rows_per_task - 1) / rows_per_task;
     const size_t regions_size = static_cast<size_t>(classes) * static_cast<size_t>(tasks);
     Region* const regions = t_caller.regions.get(regions_size);
@@ -66,11 +91,7 @@ void draw_by_sum(const PostprocessArguments& arguments, const MaskLogits& logits
     for (;;) {
         float* const by_class =
             t_sums.by_class.get(static_cast<size_t>(classes) * static_cast<size_t>(queries) + 1);
-        for (int32_t q = 0; q < queries; ++q) {
-            for (int32_t k = 0; k < classes; ++k) {
-                by_class[static_cast<int64_t>(k) * queries + q] = by_query[q * stride + k];
-            }
-        }
+        transpose_classes(by_query, queries, stride, classes, by_class);
         const size_t flags = static_cast<size_t>(queries) * static_cast<size_t>(tasks);
         uint8_t* const has_nan = t_caller.has_nan.get(flags + 1);
         std::fill_n(has_nan, flags, uint8_t{0});
@@ -87,10 +108,13 @@ void draw_by_sum(const PostprocessArguments& arguments, const MaskLogits& logits
                  .class_stride = stride,
                  .by_query = by_query,
                  .by_class = by_class,
+                 .by_class_stride = queries,
                  .x = axes.x,
                  .y = axes.y,
                  .row_begin = begin,
                  .row_end = std::min(begin + rows_per_task, grid.rows),
+                 .column_begin = 0,
+                 .column_end = grid.columns,
                  .segments = segments,
                  .wide = wide,
                  .has_nan = has_nan + task * queries,
@@ -118,23 +142,7 @@ void draw_by_sum(const PostprocessArguments& arguments, const MaskLogits& logits
         std::fill_n(static_cast<uint8_t*>(segments), pixels * (wide ? 2 : 1), uint8_t{0xff});
         return;
     }
-    for (int32_t k = 0; k < classes; ++k) {
-        ScoredQuery row{k, 0.0, k};
-        Region& whole = row.region;
-        for (int64_t task = 0; task < tasks; ++task) {
-            const Region& part = regions[task * classes + k];
-            whole.x1 = std::min(whole.x1, part.x1);
-            whole.y1 = std::min(whole.y1, part.y1);
-            whole.x2 = std::max(whole.x2, part.x2);
-            whole.y2 = std::max(whole.y2, part.y2);
-            whole.area += part.area;
-            whole.sum += part.sum;
-        }
-        if (whole.area == 0) continue;
-        row.score = math::mean_sum(whole.sum, whole.area);
-        if (keep(arguments, row)) rows.push_back(row);
-    }
-    sort_by_score(rows);
+    rows_of_sums(arguments, regions, tasks, classes, rows);
 }
 
 }  // namespace fai::ops

@@ -21,6 +21,7 @@ def preprocess(
     out: object,
     yuv_matrix: str,
     yuv_range: str,
+    part: tuple[tuple[int, int], tuple[int, int]] | None = ...,
 ) -> tuple[npt.NDArray[Any], tuple[int, int], tuple[int, int], tuple[int, int]]: ...
 def letterbox(
     frame: Sequence[int], input: Sequence[int], resize: str = ...
@@ -42,6 +43,18 @@ def postprocess(
     min_area: int = ...,
     rules: dict[str, Any] = ...,
 ) -> list[dict[str, Any]]: ...
+def postprocess_crops(
+    mask_logits: object,
+    class_logits: object,
+    size: tuple[int, int],
+    whole: tuple[int, int],
+    side: int,
+    starts: Sequence[int],
+    threshold: float,
+    softmax: bool,
+    class_names: int,
+    num_threads: int,
+) -> dict[str, Any]: ...
 
 class Masks:
     def __init__(

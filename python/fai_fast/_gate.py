@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from fai_fast._crops import middle_crop, sees_crops
 from fai_fast._pictures import Pictures
 from fai_fast._rules import arguments_of, rules_of
 from fai_fast.detections import Detections
@@ -116,8 +117,13 @@ class Verdict:
 
 
 def normalized(frame: Any, spec: ModelSpec, size: tuple[int, int]) -> npt.NDArray[Any]:
-    """A picture as a network takes it, (1, 3, height, width), float32: resized and normalized as its record says."""
+    """A picture as a network takes it, (1, 3, height, width), float32: resized and normalized as its record says.
+
+    Of several crops it is the one in the middle.
+    """
     config = spec.config
+    if sees_crops(spec):
+        return middle_crop(frame, spec, size)
     return preprocess_frame(
         frame,
         size,

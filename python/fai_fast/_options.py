@@ -12,6 +12,7 @@ __all__ = [
     "ACTIVATIONS",
     "COLORS",
     "ENGINES",
+    "MODEL_RESIZES",
     "ON_ERROR",
     "POLICIES",
     "PRECISIONS",
@@ -25,6 +26,7 @@ __all__ = [
     "EngineName",
     "FrameLayout",
     "InferOptions",
+    "ModelResize",
     "OnError",
     "Policy",
     "Precision",
@@ -38,6 +40,8 @@ __all__ = [
 
 Color = Literal["rgb", "bgr", "rgba", "bgra", "gray", "nv12", "i420", "yuyv", "uyvy"]
 Resize = Literal["stretch", "letterbox", "pad"]
+# "crops" is several inputs, which only a model puts together again.
+ModelResize = Literal["stretch", "letterbox", "pad", "crops"]
 YuvMatrix = Literal["bt601", "bt709"]
 YuvRange = Literal["limited", "full"]
 Activation = Literal["softmax", "sigmoid"]
@@ -56,6 +60,7 @@ Device = Literal[
 
 COLORS: tuple[Color, ...] = get_args(Color)
 RESIZES: tuple[Resize, ...] = get_args(Resize)
+MODEL_RESIZES: tuple[ModelResize, ...] = get_args(ModelResize)
 YUV_MATRICES: tuple[YuvMatrix, ...] = get_args(YuvMatrix)
 YUV_RANGES: tuple[YuvRange, ...] = get_args(YuvRange)
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
@@ -81,7 +86,7 @@ class ResultOptions(TypedDict, total=False):
     top_k: int | None
     mask_threshold: float | None
     use_mask_score: bool | None
-    resize: Resize | None
+    resize: ModelResize | None
 
 
 class BatchOptions(ResultOptions, total=False):

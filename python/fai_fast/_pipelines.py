@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from fai_fast import _core
 from fai_fast._arguments import check_wait
+from fai_fast._crops import infer_crops
 from fai_fast._foreign import explained, from_signal_handler
 from fai_fast._forks import ProcessGuard
 from fai_fast._locks import SignalSafeLock
@@ -35,10 +36,14 @@ __all__ = ["CpuPipeline", "GpuPipeline", "InferFuture", "Pending", "Pipeline", "
 
 # More contexts than this would only wait for each other's cores.
 MAX_CONTEXTS = 4
+# Threads of submitted frames: two, so that the stages around one frame's engine overlap with the other's.
+_WORKERS = 2
 # Frames that overlap when they are submitted: one is uploaded, one runs, one comes back.
 DEPTH = 3
 # More rows than any result has.
 _ALL_ROWS = 2**31
+# Results, the frames' sizes (H, W), and seconds of preprocessing, the engine and postprocessing.
+Ran = tuple[list[Detections], list[tuple[int, int]], tuple[float, float, float]]
 # Seconds between two looks for contexts that an exception of a signal handler lost.
 _LOST = 1.0
 
@@ -139,13 +144,20 @@ Ticket = InferFuture
 
 
 class CpuPipeline(Pipeline):
-    """Preprocessing, an engine and postprocessing on the CPU, one thread per request."""
+    """Preprocessing, an engine and postprocessing on the CPU, one thread per request.
 
-    def __init__(self, spec: ModelSpec, engine: Engine, num_threads: int | None) -> None:
+    An engine of a GPU (`on_gpu`) runs between them where its frames are crops, of which no graph is captured.
+    """
+
+    def __init__(
+        self, spec: ModelSpec, engine: Engine, num_threads: int | None, *, on_gpu: bool = False
+    ) -> None:
         self._spec = spec
         self._num_threads = num_threads
+        self._on_gpu = on_gpu
         self._rules = arguments_of(spec.config)
-        self.contexts = ContextPool(engine.context, MAX_CONTEXTS)
+        # Each takes some of a GPU's memory.
+        self.contexts = ContextPool(engine.context, _WORKERS if on_gpu else MAX_CONTEXTS)
         self._guard = ProcessGuard(engine.name)
         self._lock = SignalSafeLock()
         self._workers: ThreadPoolExecutor | None = None
@@ -154,13 +166,45 @@ class CpuPipeline(Pipeline):
         return np.zeros(shape, np.uint8)
 
     def info(self) -> str:
-        return "one stage after the other"
+        crops = "; crops are cut and put together on the CPU" if self._on_gpu else ""
+        return f"one stage after the other{crops}"
 
     def run(self, request: Request) -> list[Detections]:
         return self._run(request, [{}])
 
     def _run(self, request: Request, ways: Sequence[Mapping[str, Any]]) -> list[Detections]:
         """The frames' results by the model's rules with each of these changes: all by the first, then by the next."""
+        if request.layout.get("resize") == "crops":
+            results, sizes, seconds = self._run_crops(request)
+        else:
+            results, sizes, seconds = self._run_whole(request, ways)
+        if request.look is not None:
+            for size in sizes:
+                request.look(size)
+        latency = Latency(request.decode, *(1e3 * stage for stage in seconds))
+        sources = [*(request.sources or [None] * len(sizes))] * len(ways)
+        return [
+            request.selection.apply(result)._with_latency(latency)._with_source(source)
+            for result, source in zip(results, sources, strict=True)
+        ]
+
+    def _run_crops(self, request: Request) -> Ran:
+        if request.use_mask_score:
+            raise ValueError(
+                "use_mask_score: got True with combine='sum', expected False: a class's confidence is its mean sum"
+            )
+        with self.contexts.borrow() as context:
+            results, seconds = infer_crops(
+                context,
+                self._spec,
+                request.frames,
+                request.layout,
+                threshold=request.threshold,
+                num_threads=self._num_threads,
+            )
+        return results, [result.size for result in results], seconds
+
+    def _run_whole(self, request: Request, ways: Sequence[Mapping[str, Any]]) -> Ran:
         asked = {"mask_threshold": request.mask_threshold, "use_mask_score": request.use_mask_score}
         letterboxed = request.layout.get("resize", "stretch") != "stretch"
         with self.contexts.borrow() as context:
@@ -186,21 +230,8 @@ class CpuPipeline(Pipeline):
                     num_threads=self._num_threads,
                 )
             ]
-        if request.look is not None:
-            for letterbox in letterboxes:
-                request.look(letterbox.frame)
-        results = [request.selection.apply(result) for result in results]
-        latency = Latency(
-            request.decode,
-            1e3 * (preprocessed - started),
-            1e3 * (ran - preprocessed),
-            1e3 * (time.perf_counter() - ran),
-        )
-        sources = [*(request.sources or [None] * len(request.frames))] * len(ways)
-        return [
-            result._with_latency(latency)._with_source(source)
-            for result, source in zip(results, sources, strict=True)
-        ]
+        seconds = (preprocessed - started, ran - preprocessed, time.perf_counter() - ran)
+        return results, [letterbox.frame for letterbox in letterboxes], seconds
 
     def submit(self, request: Request) -> Pending:
         return self._submit(lambda: self.run(request))
@@ -214,8 +245,7 @@ class CpuPipeline(Pipeline):
         with self._lock:
             self.contexts.check_open()
             if self._workers is None:
-                # Two, so that the stages around one frame's engine overlap with the other's.
-                self._workers = ThreadPoolExecutor(2, thread_name_prefix="fai_fast")
+                self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="fai_fast")
             ended: list[list[Detections]] = []
             future = self._workers.submit(lambda: ended.append(run()))
             return _CpuPending(future, ended, self._guard)
@@ -257,7 +287,7 @@ class _CpuPending(Pending):
 
 
 def preprocess_into(
-    spec: ModelSpec, context: Context, index: int, frame: Any, layout: Mapping[str, str]
+    spec: ModelSpec, context: Context, index: int, frame: Any, layout: Mapping[str, Any]
 ) -> Letterbox:
     """Writes a frame into a context's input, as image `index` of its batch."""
     _, _, height, width = context.images.shape

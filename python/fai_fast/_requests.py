@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fai_fast._arguments import check_bool, check_choice, check_fraction
-from fai_fast._options import RESIZES, Resize
+from fai_fast._options import MODEL_RESIZES, ModelResize
 from fai_fast._sizes import STRIDE, aspects_differ, fit_size, size_text
 from fai_fast.detections import Source
 from fai_fast.detections.selection import Selection, check_count, class_ids_of, threshold_of_classes
@@ -48,10 +48,21 @@ def layout_of(spec: ModelSpec, options: Mapping[str, Any]) -> dict[str, str]:
     return {**layout, "resize": resize_of(spec, layout["resize"])}
 
 
-def resize_of(spec: ModelSpec, wanted: object) -> Resize:
-    """How frames become the input: as is wanted, or as the model's configuration says."""
-    own: Resize = getattr(spec.config, "resize", "stretch")
-    return own if wanted is None else check_choice("resize", wanted, RESIZES)
+def resize_of(spec: ModelSpec, wanted: object) -> ModelResize:
+    """How frames become the input: as is wanted, or as the model's configuration says.
+
+    Raises TypeError, ValueError: it is none of the ways, or crops are wanted of a model that has learned none.
+    """
+    own: ModelResize = getattr(spec.config, "resize", "stretch")
+    if wanted is None:
+        return own
+    chosen = check_choice("resize", wanted, MODEL_RESIZES)
+    if chosen == "crops" and own != "crops":
+        raise ValueError(
+            f"resize: got 'crops' for {spec.name}, whose config.resize is {own!r}, expected one of "
+            f"{', '.join(repr(item) for item in MODEL_RESIZES if item != 'crops')}"
+        )
+    return chosen
 
 
 def stream_settings_of(spec: ModelSpec, options: Mapping[str, Any], *, on_gpu: bool) -> dict[str, Any]:
@@ -67,14 +78,16 @@ def settings_of(spec: ModelSpec, options: Mapping[str, Any], *, on_gpu: bool) ->
     Args:
         spec: of the model.
         options: of :meth:`fai_fast.Model.infer`; others are left alone.
-        on_gpu: whether the model runs on one.
+        on_gpu: whether the model's results are made on one.
 
     Raises:
         TypeError, ValueError: an option is wrong; the text names it.
     """
     masks_device = check_bool("masks_device", options.get("masks_device", False))
     if masks_device and not on_gpu:
-        raise ValueError("masks_device: got True for a model on the CPU, expected False")
+        raise ValueError(
+            "masks_device: got True for a model whose results are made on the CPU, expected False"
+        )
     settings: dict[str, Any] = {"masks_device": masks_device}
     for name, check in _SETTINGS.items():
         value = options.get(name)

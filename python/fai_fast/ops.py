@@ -151,8 +151,12 @@ def preprocess_frame(
     out: Any = None,
     yuv_matrix: str = "bt601",
     yuv_range: str = "limited",
+    part: tuple[tuple[int, int], tuple[int, int]] | None = None,
 ) -> tuple[Tensor, Letterbox]:
-    """:func:`preprocess`, with the frame's size and where it lies in the input for every way to resize."""
+    """:func:`preprocess`, with the frame's size and where it lies in the input for every way to resize.
+
+    `part`: (height, width) that the frame is stretched to, of which the input is the part from (top, left) on.
+    """
     size = check_size("size", size)
     means, stds = check_channels("mean", mean), check_channels("std", std)
     image, color, resize, yuv_matrix, yuv_range = frame_arguments(
@@ -169,6 +173,7 @@ def preprocess_frame(
         out,
         yuv_matrix,
         yuv_range,
+        part,
     )
     return tensor, Letterbox(frame, size, content, offset)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fai_fast import _again
+from fai_fast._crops import sees_crops
 from fai_fast._options import Device, EngineName, Precision
 from fai_fast._pictures import MOST, Pictures
 from fai_fast._prepare import prepare
@@ -108,7 +109,7 @@ def load(
     model = Model(prepared)
     model._arguments = _again.kept({**arguments, "pictures": None if chosen is None else chosen.argument})
     # A file of export() has no other size, and whoever asked for one knows it.
-    if im_size is None and frame is None and prepared.resizable:
+    if im_size is None and frame is None and prepared.resizable and not sees_crops(prepared.spec):
         step = step_of(stride_of(prepared.spec.config))
         model._look = AspectNotice(prepared.spec.name, prepared.size, step)
     return model

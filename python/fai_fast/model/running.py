@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -12,13 +13,14 @@ import numpy.typing as npt
 
 from fai_fast import _again
 from fai_fast._arguments import check_int
+from fai_fast._crops import check_square, sees_crops
 from fai_fast._forks import ProcessGuard
 from fai_fast._locks import SignalSafeLock
 from fai_fast._options import (
     BatchOptions,
     Color,
     InferOptions,
-    Resize,
+    ModelResize,
     StreamOptions,
     YuvMatrix,
     YuvRange,
@@ -60,6 +62,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Model"]
 
+_log = logging.getLogger("fai_fast")
+
 STAGES = ("decode", "preprocess", "engine", "postprocess", "total")
 
 
@@ -100,10 +104,18 @@ class Model:
         self._closed = False
         self._host: CpuPipeline | None = None
         self._host_lock = SignalSafeLock()
+        in_crops = sees_crops(self.spec)
+        if in_crops and prepared.gpu is not None:
+            _log.info(
+                "%s: only its engine runs on the GPU: crops of frames are cut and put together on the CPU",
+                self.spec.name,
+            )
         try:
+            if in_crops:
+                check_square(self.size)
             self._pipeline: Pipeline = (
-                CpuPipeline(self.spec, self._engine, prepared.num_threads)
-                if prepared.gpu is None
+                CpuPipeline(self.spec, self._engine, prepared.num_threads, on_gpu=prepared.gpu is not None)
+                if prepared.gpu is None or in_crops
                 else GpuPipeline(self.spec, prepared.gpu)
             )
         except BaseException:
@@ -122,7 +134,7 @@ class Model:
         mask_threshold: float | None = None,
         use_mask_score: bool | None = None,
         color: Color = "rgb",
-        resize: Resize | None = None,
+        resize: ModelResize | None = None,
         yuv_matrix: YuvMatrix = "bt601",
         yuv_range: YuvRange = "limited",
         masks_device: bool = False,
@@ -145,6 +157,7 @@ class Model:
             mask_threshold, use_mask_score: see :func:`fai_fast.postprocess`; None for the model's own.
             color, yuv_matrix, yuv_range: see :func:`fai_fast.preprocess`.
             resize: see there; None for the model's own (``config.resize``; "stretch" for those that have none).
+                "crops" is only of models whose own it is.
             masks_device: leave boolean masks in the GPU's memory too, as ``Detections.masks_device``.
             max_pixels: of a picture in a file, up to 2**28; None for Pillow's limit against files that unpack to
                 gigabytes. Raise it for pictures that you trust.
@@ -322,7 +335,7 @@ class Model:
         stream._serve(self, self._stream_settings(options))
 
     def _stream_settings(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        return stream_settings_of(self.spec, options, on_gpu=self._prepared.gpu is not None)
+        return stream_settings_of(self.spec, options, on_gpu=self._results_on_gpu)
 
     def infer_batch(self, images: Sequence[Any], **options: Unpack[BatchOptions]) -> list[Detections]:
         """:meth:`infer` for each of several pictures, which may differ in size, ``batch_size`` at a time.
@@ -346,7 +359,12 @@ class Model:
         return results
 
     def queries(
-        self, image: Any, *, color: Color = "rgb", resize: Resize | None = None, max_pixels: int | None = None
+        self,
+        image: Any,
+        *,
+        color: Color = "rgb",
+        resize: ModelResize | None = None,
+        max_pixels: int | None = None,
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.int16]]:
         """What every query says of a picture, before any selection: the raw triple of FocoosAI's model cards.
 
@@ -368,6 +386,10 @@ class Model:
         """
         self._check_open()
         resize = resize_of(self.spec, resize)
+        if resize == "crops":
+            raise ValueError(
+                "resize: got 'crops', each of which has queries of its own, expected \"stretch\", of one picture"
+            )
         frame = frame_of(image, max_pixels)
         with self._on_host().contexts.borrow() as context:
             letterbox = preprocess_into(self.spec, context, 0, frame, {"color": color, "resize": resize})
@@ -388,11 +410,15 @@ class Model:
 
     def _request(self, images: Sequence[Any], options: Mapping[str, Any]) -> Request:
         """The pictures, decoded where they are files, and what is asked of them, checked."""
-        settings = settings_of(self.spec, options, on_gpu=self._prepared.gpu is not None)
+        settings = settings_of(self.spec, options, on_gpu=self._results_on_gpu)
         layout = layout_of(self.spec, options)
         self._check_open()
         frames, decode, sources = decoded(images, options.get("max_pixels"))
         return Request(frames, layout, decode=decode, sources=sources, look=self._look, **settings)
+
+    @property
+    def _results_on_gpu(self) -> bool:
+        return isinstance(self._pipeline, GpuPipeline)
 
     def _check_open(self) -> None:
         """Before anything that waits for a thread or a lock, of which a forked child may not have the other end."""
@@ -553,6 +579,11 @@ class Model:
         Raises:
             TypeError, ValueError: there is no such way, or results of this model are not semantic.
         """
+        if combine == "contest" and sees_crops(self.spec):
+            raise ValueError(
+                f"combine: got 'contest' for {self.spec.name}, which sees crops, expected 'sum': sums are what is put "
+                "together"
+            )
         config = dataclasses.replace(self.spec.config, combine=combine)
         spec = dataclasses.replace(self.spec, config=config)
         return self._sharing(dataclasses.replace(self._prepared, spec=spec))

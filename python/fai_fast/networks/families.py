@@ -138,6 +138,7 @@ def _rules(family: str, task: str, size: tuple[int, int], fields: Mapping[str, A
             "combine": "sum",
             "threshold": 0.0,
             "resampling": Resampling(logits_size=sizes[family]) if family in sizes else None,
+            "resize": "crops" if of_eomt and fields.get("do_split_image") else "stretch",
         }
     if of_eomt:
         return {

@@ -85,6 +85,7 @@ def _resized(spec: ModelSpec) -> str:
     ways = {
         "letterbox": "put into its middle with their aspect",
         "pad": "put into its top left corner with their aspect",
+        "crops": "seen as squares side by side along their longer side",
     }
     return ways.get(getattr(spec.config, "resize", "stretch"), "resized to it")
 

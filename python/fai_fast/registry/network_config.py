@@ -10,15 +10,14 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from fai_fast._arguments import check_bool, check_choice, check_fraction, check_items, check_number
+from fai_fast._options import MODEL_RESIZES, ModelResize
 from fai_fast._rules import COMBINES, Combine, Panoptic, Resampling, check_rules
 from fai_fast.registry._checks import check_count, check_text, record_of
 
 __all__ = ["NETWORK_TASKS", "NetworkConfig"]
 
 NetworkTask = Literal["instance", "semantic", "panoptic"]
-NetworkResize = Literal["stretch", "letterbox", "pad"]
 NETWORK_TASKS: tuple[NetworkTask, ...] = get_args(NetworkTask)
-NETWORK_RESIZES: tuple[NetworkResize, ...] = get_args(NetworkResize)
 # Further steps than this are no stride of an input, but a mistake.
 _LARGEST_STRIDE = 1024
 
@@ -40,7 +39,9 @@ class NetworkConfig:
         panoptic: of a panoptic result; left out, one in which all classes are things.
         multi_label, overlap_threshold: of an instance result, see :func:`fai_fast.postprocess`.
         resampling: how masks get their size, where that is not our way.
-        resize: how frames become the input, "stretch", "letterbox" or "pad", see :func:`fai_fast.preprocess`.
+        resize: how frames become the input: "stretch", "letterbox" or "pad", see :func:`fai_fast.preprocess`; or, where
+            `combine` is "sum", "crops": squares side by side along the longer side, each a picture of its own, whose
+            sums are put together (docs/postprocess.md).
         stride: what the input's sides must be multiples of.
         input_name, mask_logits_name, class_logits_name: of the graph's tensors; None where they are found by their
             shapes.
@@ -68,7 +69,7 @@ class NetworkConfig:
     panoptic: Panoptic | None = None
     multi_label: bool = False
     resampling: Resampling | None = None
-    resize: NetworkResize = "stretch"
+    resize: ModelResize = "stretch"
     stride: int = 1
     input_name: str | None = None
     mask_logits_name: str | None = None
@@ -93,7 +94,7 @@ class NetworkConfig:
             raise ValueError(f"config.pixel_std: got {self.pixel_std}, expected positive numbers")
         task = check_choice("config.postprocessing_type", self.postprocessing_type, NETWORK_TASKS)
         check_choice("config.combine", self.combine, COMBINES)
-        check_choice("config.resize", self.resize, NETWORK_RESIZES)
+        check_choice("config.resize", self.resize, MODEL_RESIZES)
         if self.predict_all_pixels is None:
             self._set("predict_all_pixels", task == "semantic")
         for name in ("cls_sigmoid", "predict_all_pixels", "use_mask_score", "multi_label"):
@@ -138,6 +139,10 @@ class NetworkConfig:
             raise ValueError(
                 "config.resampling.of: got 'logits' with combine='sum', expected 'probabilities': sums are resized, "
                 "not masks"
+            )
+        if self.resize == "crops" and self.combine != "sum":
+            raise ValueError(
+                f"config.resize: got 'crops' with combine={self.combine!r}, expected 'sum': sums are put together"
             )
         if self.panoptic is not None and self.panoptic.stuff and self.panoptic.stuff[-1] >= self.num_classes:
             raise ValueError(

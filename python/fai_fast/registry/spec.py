@@ -330,6 +330,8 @@ class ModelSpec:
         self._check_against_config()
         # Before it is compared with what it was.
         _set_im_size(self, "im_size", "im_size", largest=_LARGEST_SIDE, multiple=stride_of(self.config))
+        if getattr(self.config, "resize", None) == "crops" and not isinstance(self.im_size, int):
+            raise ValueError(f"im_size: got {self.im_size} with config.resize='crops', expected a square")
         if self._before is not None:
             self._drop_what_is_not_true(self._before)
         for name in ("dataset", "note", "weights_path", "weights_problem"):
