@@ -17,11 +17,10 @@ from fai_fast.model import Model
 from fai_fast.ops import preprocess_frame
 from fai_fast.registry.card import model_card
 from helpers import gpu, others
+from helpers.crops import FRAMES, RESIZED, logits, noise
+from helpers.families import SIDE, small
 from helpers.gpu import FakeGpuEngine, Sampling
 from PIL import Image
-
-from tests.helpers.families import SIDE, small
-from tests.test_crops import FRAMES, RESIZED, logits, noise
 
 
 def splitting(side: int = SIDE) -> Any:
@@ -369,11 +368,3 @@ def test_the_engine_of_a_gpu_runs_between_what_the_cpu_does(caplog):
     ]
     expected = postprocess_crops(*(np.concatenate(arrays) for arrays in zip(*said, strict=True)), crops)
     assert (found.label_map != expected.label_map).mean() < 1e-3
-
-
-def test_a_processor_that_pads_does_not_cut():
-    from tests.test_families import spec_of as described
-
-    assert described("eomt", "semantic", {"do_pad": True}).config.resize == "stretch"
-    assert described("eomt", "semantic", {"do_split_image": True}).config.resize == "crops"
-    assert described("eomt", "panoptic", {"do_split_image": True}).config.resize == "pad"

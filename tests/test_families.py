@@ -234,6 +234,12 @@ def test_a_wrong_processor_is_refused():
         spec_of("eomt", processor=3)
 
 
+def test_a_processor_that_pads_does_not_cut():
+    assert spec_of("eomt", "semantic", {"do_pad": True}).config.resize == "stretch"
+    assert spec_of("eomt", "semantic", {"do_split_image": True}).config.resize == "crops"
+    assert spec_of("eomt", "panoptic", {"do_split_image": True}).config.resize == "pad"
+
+
 # ------------------------------------------------------------------------------------------------ results
 
 

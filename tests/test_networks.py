@@ -19,8 +19,7 @@ from fai_fast.engines import openvino
 from fai_fast.errors import CudaError, WeightsError
 from fai_fast.networks import pretrained, remembered
 from fai_fast.networks.families import describe
-
-from tests.helpers.families import LABELS, SIDE, processor, small
+from helpers.families import LABELS, SIDE, processor, small
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 torch = pytest.importorskip("torch")

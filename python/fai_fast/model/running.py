@@ -433,8 +433,16 @@ class Model:
 
         They are made on the CPU, also where the engine is on a GPU.
         """
+        self._check_combines(combines)
         request = self._request([image], options)
         return self._on_host().submit_combined(request, combines)
+
+    def _check_combines(self, combines: Sequence[Combine]) -> None:
+        if "contest" in combines and sees_crops(self.spec):
+            raise ValueError(
+                f"combine: got 'contest' for {self.spec.name}, which sees crops, expected 'sum': sums are what is put "
+                "together"
+            )
 
     def _on_host(self) -> CpuPipeline:
         """What runs the engine between arrays of the host. Raises FaiFastError where the model is closed."""
@@ -579,11 +587,7 @@ class Model:
         Raises:
             TypeError, ValueError: there is no such way, or results of this model are not semantic.
         """
-        if combine == "contest" and sees_crops(self.spec):
-            raise ValueError(
-                f"combine: got 'contest' for {self.spec.name}, which sees crops, expected 'sum': sums are what is put "
-                "together"
-            )
+        self._check_combines([combine])
         config = dataclasses.replace(self.spec.config, combine=combine)
         spec = dataclasses.replace(self.spec, config=config)
         return self._sharing(dataclasses.replace(self._prepared, spec=spec))
