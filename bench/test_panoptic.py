@@ -39,17 +39,11 @@ def _check(ours: fai_fast.Detections, theirs) -> None:
 @pytest.mark.parametrize("threads", [2], indirect=True)
 @pytest.mark.parametrize("size", SIZES)
 def test_panoptic(size: tuple[int, int], threads: int, compare) -> None:
+    """MaskFormer's rules, against its processor, and that of Mask2Former, whose result is nearly the same."""
     scene = scenes.panoptic()
 
     def ours(stuff=STUFF):
-        return fai_fast.postprocess(
-            scene.mask_logits,
-            scene.class_logits,
-            size,
-            threshold=THRESHOLD,
-            panoptic=fai_fast.Panoptic(stuff=stuff),
-            num_threads=threads,
-        )
+        return _found(scene, size, threads, stuff=stuff)
 
     things = ours(stuff=())
     assert 15 <= len(things) <= 20
@@ -62,12 +56,48 @@ def test_panoptic(size: tuple[int, int], threads: int, compare) -> None:
             rivals[name] = lambda f=family: hf.segments(f, scene, size, threshold=THRESHOLD, stuff=STUFF)
             labels = hf.classes(family, scene, size, threshold=THRESHOLD)[0]
             agreement[name] = float((things.label_map == labels).mean())
-    competing = _competing(scene)
-    floor = Floor(
-        scene.class_logits.nbytes + competing * scene.mask_logits[0].nbytes,
+    compare("panoptic", _case(scene, size), threads, _floor(scene, size), ours, rivals, agreement)
+
+
+@pytest.mark.parametrize("threads", [2], indirect=True)
+@pytest.mark.parametrize("size", SIZES)
+def test_panoptic_of_mask2former(size: tuple[int, int], threads: int, compare) -> None:
+    """Mask2Former's own rules: logits are resized to 384 x 384 first."""
+    scene = scenes.panoptic()
+
+    def ours(stuff=STUFF):
+        return _found(scene, size, threads, stuff=stuff, resampling=fai_fast.Resampling((384, 384)))
+
+    rivals, agreement = {}, {}
+    if hf := peers.load("transformers_panoptic"):
+        name = "transformers Mask2Former"
+        rivals[name] = lambda: hf.segments("Mask2Former", scene, size, threshold=THRESHOLD, stuff=STUFF)
+        labels = hf.classes("Mask2Former", scene, size, threshold=THRESHOLD)[0]
+        agreement[name] = float((ours(stuff=()).label_map == labels).mean())
+        assert agreement[name] > 1 - 10 * DRAWS
+    case = f"{_case(scene, size)}, through 384x384"
+    compare("panoptic", case, threads, _floor(scene, size), ours, rivals, agreement)
+
+
+def _found(scene: scenes.Scene, size: tuple[int, int], threads: int, *, stuff, **options):
+    return fai_fast.postprocess(
+        scene.mask_logits,
+        scene.class_logits,
+        size,
+        threshold=THRESHOLD,
+        panoptic=fai_fast.Panoptic(stuff=stuff),
+        num_threads=threads,
+        **options,
+    )
+
+
+def _case(scene: scenes.Scene, size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}, {_competing(scene)} competing"
+
+
+def _floor(scene: scenes.Scene, size: tuple[int, int]) -> Floor:
+    return Floor(
+        scene.class_logits.nbytes + _competing(scene) * scene.mask_logits[0].nbytes,
         size[0] * size[1],
         "class logits, masks of the queries that compete only; one byte a pixel",
-    )
-    compare(
-        "panoptic", f"{size[0]}x{size[1]}, {competing} competing", threads, floor, ours, rivals, agreement
     )
