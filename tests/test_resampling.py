@@ -492,7 +492,9 @@ def test_resizing_on_the_way_is_resizing_first(options, logits_size, queries):
 @pytest.mark.parametrize("options", TASKS, ids=["contest", "sum", "panoptic", "unweighted"])
 @pytest.mark.parametrize("logits_size", [(96, 80), (13, 9)])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
-def test_nan_among_resized_logits_takes_its_query_out(options, logits_size, dtype):
+@pytest.mark.parametrize("where", [(20, 11), (0, 17), (31, 39)])
+def test_nan_among_resized_logits_takes_its_query_out(options, logits_size, dtype, where):
+    """Also at an edge that no node lies near, in a grid of fewer nodes than logits."""
     mask_logits, class_logits = scenes.blobs(8, queries=12, grid=(48, 40), objects=8, classes=12, dtype=dtype)
 
     def found(masks, classes):
@@ -501,5 +503,5 @@ def test_nan_among_resized_logits_takes_its_query_out(options, logits_size, dtyp
     whole = found(mask_logits, class_logits)
     areas = [found(np.delete(mask_logits, q, 0), np.delete(class_logits, q, 0)) for q in range(12)]
     lost = next(q for q, other in enumerate(areas) if (other.label_map != whole.label_map).any())
-    mask_logits[lost, 20, 11] = np.nan
+    mask_logits[(lost, *where)] = np.nan
     same_bits(found(mask_logits, class_logits), areas[lost])

@@ -22,9 +22,9 @@ inline constexpr int kLevels = 3;
 inline constexpr float kLowLogit[kLevels] = {0.0f, -2.0f, -5.0f};
 inline constexpr float kLowProbability[kLevels] = {1.0f, 0.1193f, 0.0067f};
 
-// Notes who is inside everywhere, who outside, and who below kFarLogit, for every block and row of logits
-// that the task's nodes lie between; and who has NaN anywhere. What lies between logits is never beyond them,
-// so that it holds for nodes in another grid as well.
+// Notes who is inside everywhere, who outside, and who below which level, for every block and row of logits
+// that the task's nodes lie between; and who has NaN there. What lies between logits is never beyond them, so
+// that it holds for nodes in another grid as well.
 template <class T>
 void look_at_own(const SemanticTask& task) {
     const OwnTask& own = *task.own;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "csrc/math/rows.h"
 
@@ -18,6 +19,11 @@ MaskLogits mask_logits_of(const View& masks) {
             .dtype_index = masks.dtype == DType::f16,
             .data = static_cast<const char*>(masks.data),
             .item = item};
+}
+
+bool mask_has_nan(const MaskLogits& logits, int32_t query, const cpu::Kernels& kernels) {
+    constexpr float kAboveAll = std::numeric_limits<float>::infinity();
+    return kernels.find_extent[logits.dtype_index](logits.plane(query), kAboveAll).has_nan;
 }
 
 std::vector<ScoredQuery> score_queries(const PostprocessArguments& arguments, const cpu::Kernels& kernels) {

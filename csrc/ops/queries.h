@@ -46,6 +46,9 @@ void check_rows(const char* name, const View& view);
 
 void write_rows(const std::vector<ScoredQuery>& rows, Postprocessed& result);
 
+// Has a query NaN anywhere in its mask, and so where no node may have been looked at?
+bool mask_has_nan(const MaskLogits& logits, int32_t query, const cpu::Kernels& kernels);
+
 // Step 1. A score that is NaN takes its query out.
 std::vector<ScoredQuery> score_queries(const PostprocessArguments& arguments, const cpu::Kernels& kernels);
 

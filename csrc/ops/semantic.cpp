@@ -1,6 +1,5 @@
 // Semantic results: a contest of all queries for every pixel.
 #include <algorithm>
-#include <limits>
 
 #include "csrc/core/parallel.h"
 #include "csrc/ops/queries.h"
@@ -97,6 +96,11 @@ Contest hold_contest(const PostprocessArguments& arguments, const MaskLogits& lo
             if (own) contest.own[i] += pixels[at];
         }
     }
+    if (own && grid.leaves_out()) {
+        parallel_for(static_cast<int64_t>(competitors), threads, [&](int64_t i) {
+            if (mask_has_nan(logits, queries[i].index, kernels)) contest.rejected[i] = 1;
+        });
+    }
     return contest;
 }
 
@@ -114,9 +118,7 @@ void draw_semantic(const PostprocessArguments& arguments, const MaskLogits& logi
         // Winners may have NaN where they were not read.
         parallel_for(static_cast<int64_t>(queries.size()), threads, [&](int64_t i) {
             if (queries[i].region.area == 0 || rejected[i]) return;
-            constexpr float kAboveAll = std::numeric_limits<float>::infinity();
-            rejected[i] =
-                kernels.find_extent[logits.dtype_index](logits.plane(queries[i].index), kAboveAll).has_nan;
+            rejected[i] = mask_has_nan(logits, queries[i].index, kernels);
         });
         const bool clean = std::find(rejected.begin(), rejected.end(), 1) == rejected.end();
         if (clean) break;

@@ -93,8 +93,8 @@ void draw_by_sum(const PostprocessArguments& arguments, const MaskLogits& logits
             t_sums.by_class.get(static_cast<size_t>(classes) * static_cast<size_t>(queries) + 1);
         transpose_classes(by_query, queries, stride, classes, by_class);
         const size_t flags = static_cast<size_t>(queries) * static_cast<size_t>(tasks);
-        uint8_t* const has_nan = t_caller.has_nan.get(flags + 1);
-        std::fill_n(has_nan, flags, uint8_t{0});
+        uint8_t* const nans = t_caller.has_nan.get(flags + 1);
+        std::fill_n(nans, flags, uint8_t{0});
         std::fill_n(regions, regions_size, Region::empty());
         if (queries == 0) break;
         parallel_for(tasks, threads, [&](int64_t task) {
@@ -117,7 +117,7 @@ void draw_by_sum(const PostprocessArguments& arguments, const MaskLogits& logits
                  .column_end = grid.columns,
                  .segments = segments,
                  .wide = wide,
-                 .has_nan = has_nan + task * queries,
+                 .has_nan = nans + task * queries,
                  .regions = regions + task * classes,
                  .scratch = t_worker.floats.get(
                      static_cast<size_t>(cpu::sum_scratch(queries, classes, stride, grid))),
@@ -125,8 +125,8 @@ void draw_by_sum(const PostprocessArguments& arguments, const MaskLogits& logits
         });
         int32_t kept = 0;
         for (int32_t q = 0; q < queries; ++q) {
-            bool rejected = false;
-            for (int64_t task = 0; task < tasks; ++task) rejected |= has_nan[task * queries + q] != 0;
+            bool rejected = grid.leaves_out() && mask_has_nan(logits, index[q], kernels);
+            for (int64_t task = 0; task < tasks; ++task) rejected |= nans[task * queries + q] != 0;
             if (rejected) continue;
             if (kept != q) {
                 index[kept] = index[q];
