@@ -85,6 +85,21 @@ struct Drawn {
 };
 Drawn what_is_drawn(const PostprocessArguments& arguments, const MaskLogits& logits);
 
+// The logits that no node lies between: where they are beside those that a letterboxed frame takes, or so
+// many that nodes are fewer. NaN there takes a query out as well, and is met by nobody who makes nodes.
+class Unread {
+  public:
+    explicit Unread(const cpu::NodeGrid& grid);
+    bool is_empty() const { return parts_.empty(); }
+    bool has_nan(const cpu::Kernels& kernels, const MaskLogits& logits, int32_t query) const;
+
+  private:
+    struct Part {
+        int32_t top, bottom, left, right;
+    };
+    std::vector<Part> parts_;
+};
+
 // Steps 4 to 6 for a query whose region is known.
 bool keep(const PostprocessArguments& arguments, ScoredQuery& query);
 

@@ -85,6 +85,11 @@ Contest hold_contest(const PostprocessArguments& arguments, const MaskLogits& lo
     });
     Contest contest{std::vector<uint8_t>(competitors), std::vector<int64_t>(competitors),
                     std::vector<int64_t>(competitors)};
+    const Unread unread(grid);
+    if (own && !unread.is_empty()) {
+        parallel_for(static_cast<int64_t>(competitors), threads,
+                     [&](int64_t i) { contest.rejected[i] = unread.has_nan(kernels, logits, index[i]); });
+    }
     for (int64_t task = 0; task < tasks; ++task) {
         for (size_t i = 0; i < competitors; ++i) {
             const size_t at = static_cast<size_t>(task) * competitors + i;
