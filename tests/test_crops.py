@@ -115,6 +115,11 @@ def test_queries_with_nan_take_no_part():
     labels = postprocess_crops(masks, classes, crops).label_map
     assert (labels[:, 64:] == -1).all()
     assert (labels[:, :63] >= 0).all()
+    turned = postprocess_crops(
+        masks.swapaxes(2, 3).copy(), classes, Crops.of((100, 64), (SIDE, SIDE))
+    ).label_map
+    assert (turned[64:] == -1).all()
+    assert (turned[:63] >= 0).all()
 
 
 @pytest.mark.parametrize(
