@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import pickle
 import shutil
@@ -162,7 +163,7 @@ class _Upside(transformers.EomtForUniversalSegmentation):
         return found
 
 
-def test_what_other_code_computes_is_another_graph():
+def test_what_other_code_computes_is_another_graph(monkeypatch):
     def digest(network: Any) -> str:
         return pretrained.find(network, task="instance").network().sha256
 
@@ -183,6 +184,18 @@ def test_what_other_code_computes_is_another_graph():
     digests = [digest(changed(change)) for change in (id, upside, hooked, patched)]
     assert len(set(digests)) == len(digests)
     assert digest(changed(upside)) == digests[1]
+
+    kind = transformers.EomtForUniversalSegmentation
+    theirs = kind.forward
+
+    @functools.wraps(theirs)
+    def forward(self, *given, **more):
+        found = theirs(self, *given, **more)
+        found.masks_queries_logits = 5 * found.masks_queries_logits
+        return found
+
+    monkeypatch.setattr(kind, "forward", forward)
+    assert digest(small("eomt")) not in digests
 
 
 # Of what PyTorch itself imports for it.
