@@ -39,6 +39,10 @@ def test_too_many_crops_are_refused():
         ValueError, match=r"image: got a frame of 10 x 641 .* 65 crops, expected at most 64; res"
     ):
         Crops.of((10, 10 * MOST + 1), (64, 64))
+    # No side of the whole may have 32768 pixels.
+    assert len(Crops.of((10, 630), (512, 512)).starts) == 63
+    with pytest.raises(ValueError, match=r"image: got a frame of 640 x 10 .* 64 crops, expected at most 63;"):
+        Crops.of((640, 10), (512, 512))
     with pytest.raises(ValueError, match=r"im_size: got 64 x 96 .* expected a square"):
         Crops.of((10, 20), (64, 96))
 
@@ -115,6 +119,11 @@ def test_queries_with_nan_take_no_part():
     labels = postprocess_crops(masks, classes, crops).label_map
     assert (labels[:, 64:] == -1).all()
     assert (labels[:, :63] >= 0).all()
+    turned = postprocess_crops(
+        masks.swapaxes(2, 3).copy(), classes, Crops.of((100, 64), (SIDE, SIDE))
+    ).label_map
+    assert (turned[64:] == -1).all()
+    assert (turned[:63] >= 0).all()
 
 
 @pytest.mark.parametrize(

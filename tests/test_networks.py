@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import logging
 import pickle
 import shutil
 import subprocess
@@ -162,7 +164,7 @@ class _Upside(transformers.EomtForUniversalSegmentation):
         return found
 
 
-def test_what_other_code_computes_is_another_graph():
+def test_what_other_code_computes_is_another_graph(monkeypatch):
     def digest(network: Any) -> str:
         return pretrained.find(network, task="instance").network().sha256
 
@@ -183,6 +185,18 @@ def test_what_other_code_computes_is_another_graph():
     digests = [digest(changed(change)) for change in (id, upside, hooked, patched)]
     assert len(set(digests)) == len(digests)
     assert digest(changed(upside)) == digests[1]
+
+    kind = transformers.EomtForUniversalSegmentation
+    theirs = kind.forward
+
+    @functools.wraps(theirs)
+    def forward(self, *given, **more):
+        found = theirs(self, *given, **more)
+        found.masks_queries_logits = 5 * found.masks_queries_logits
+        return found
+
+    monkeypatch.setattr(kind, "forward", forward)
+    assert digest(small("eomt")) not in digests
 
 
 # Of what PyTorch itself imports for it.
@@ -329,13 +343,16 @@ def test_weights_that_do_not_fit_are_refused_and_not_drawn_at_random(change, tex
         pretrained.find(place).network()
 
 
-def test_the_weights_of_a_compiled_module_are_its_own(folder, tmp_path):
+def test_the_weights_of_a_compiled_module_are_its_own(folder, tmp_path, caplog, monkeypatch):
+    # Nor does the library say that all of them were missing.
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     place = _with_weights(
         folder,
         tmp_path / folder.name,
         lambda weights: {f"_orig_mod.{name}": value for name, value in weights.items()},
     )
     assert pretrained.find(place).network().sha256 == pretrained.find(folder).network().sha256
+    assert "MISSING" not in caplog.text
 
 
 def test_weights_with_something_else_in_them_are_not_read(folder, tmp_path):

@@ -489,6 +489,26 @@ def test_resizing_on_the_way_is_resizing_first(options, logits_size, queries):
     same_bits(found, first)
 
 
+@pytest.mark.parametrize("options", TASKS[1:], ids=["sum", "panoptic", "unweighted"])
+@pytest.mark.parametrize(("where", "letterboxed"), [((2, 20), False), ((2, 20), True), ((47, 0), True)])
+def test_nan_between_no_nodes_takes_its_query_out_as_well(options, where, letterboxed):
+    """Beside a letterboxed frame's part of the logits, and where nodes are too few to lie between all of them."""
+    letterbox = fai_fast.Letterbox.fit((40, 80), (96, 80)) if letterboxed else None
+    resampling = Resampling((96, 80) if letterboxed else (6, 5))
+    mask_logits, class_logits = scenes.blobs(8, queries=6, grid=(48, 40), objects=6, classes=12)
+
+    def found(masks, classes):
+        return fai_fast.postprocess(
+            masks, classes, (40, 80), letterbox=letterbox, resampling=resampling, num_threads=1, **options
+        )
+
+    whole = found(mask_logits, class_logits)
+    others = [found(np.delete(mask_logits, q, 0), np.delete(class_logits, q, 0)) for q in range(6)]
+    lost = next(q for q, other in enumerate(others) if (other.label_map != whole.label_map).any())
+    mask_logits[lost][where] = np.nan
+    same_bits(found(mask_logits, class_logits), others[lost])
+
+
 @pytest.mark.parametrize("options", TASKS, ids=["contest", "sum", "panoptic", "unweighted"])
 @pytest.mark.parametrize("logits_size", [(96, 80), (13, 9)])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])

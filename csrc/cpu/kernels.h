@@ -65,11 +65,6 @@ struct NodeGrid {
     const float* fraction = nullptr;  // (columns + padding)
 
     bool resampled() const { return row != nullptr; }
-    // Are there logits at an edge that no node lies between?
-    bool leaves_out() const {
-        return resampled() && (row[0].index > 0 || cell[0] > 0 || row[rows - 1].index + 2 < logits.rows ||
-                               cell[columns - 1] + 2 < logits.columns);
-    }
     // The rows of logits that rows [begin, end] of nodes lie between: first and last.
     int32_t first_logits(int32_t begin) const { return resampled() ? row[begin].index : begin; }
     int32_t last_logits(int32_t end) const {

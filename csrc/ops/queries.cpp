@@ -21,11 +21,6 @@ MaskLogits mask_logits_of(const View& masks) {
             .item = item};
 }
 
-bool mask_has_nan(const MaskLogits& logits, int32_t query, const cpu::Kernels& kernels) {
-    constexpr float kAboveAll = std::numeric_limits<float>::infinity();
-    return kernels.find_extent[logits.dtype_index](logits.plane(query), kAboveAll).has_nan;
-}
-
 std::vector<ScoredQuery> score_queries(const PostprocessArguments& arguments, const cpu::Kernels& kernels) {
     const View& logits = arguments.class_logits;
     std::vector<ScoredQuery> queries;
@@ -63,6 +58,38 @@ Drawn what_is_drawn(const PostprocessArguments& arguments, const MaskLogits& log
     grid.logits = logits.plane(0);
     const Axes axes = build_axes(arguments, grid.rows, grid.columns);
     return {grid, axes};
+}
+
+Unread::Unread(const cpu::NodeGrid& grid) {
+    if (!grid.resampled()) return;
+    const int32_t rows = grid.logits.rows, columns = grid.logits.columns;
+    bool skips = false;
+    for (int32_t y = 1; y < grid.rows; ++y) skips |= grid.row[y].index > grid.row[y - 1].index + 2;
+    for (int32_t x = 1; x < grid.columns; ++x) skips |= grid.cell[x] > grid.cell[x - 1] + 2;
+    if (skips) {
+        parts_ = {{0, rows, 0, columns}};
+        return;
+    }
+    const int32_t top = grid.first_logits(0), bottom = grid.last_logits(grid.rows - 1) + 1;
+    const int32_t left = grid.cell[0], right = std::min(grid.cell[grid.columns - 1] + 2, columns);
+    parts_ = {{0, top, 0, columns},
+              {bottom, rows, 0, columns},
+              {top, bottom, 0, left},
+              {top, bottom, right, columns}};
+    std::erase_if(parts_,
+                  [](const Part& part) { return part.top == part.bottom || part.left == part.right; });
+}
+
+bool Unread::has_nan(const cpu::Kernels& kernels, const MaskLogits& logits, int32_t query) const {
+    constexpr float kAboveAll = std::numeric_limits<float>::infinity();
+    const cpu::Plane plane = logits.plane(query);
+    return std::any_of(parts_.begin(), parts_.end(), [&](const Part& part) {
+        const int64_t first = part.top * plane.row_stride + part.left;
+        const cpu::Plane there{
+            static_cast<const char*>(plane.data) + first * static_cast<int64_t>(logits.item),
+            part.bottom - part.top, part.right - part.left, plane.row_stride};
+        return kernels.find_extent[logits.dtype_index](there, kAboveAll).has_nan;
+    });
 }
 
 bool keep(const PostprocessArguments& arguments, ScoredQuery& query) {

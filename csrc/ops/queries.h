@@ -46,9 +46,6 @@ void check_rows(const char* name, const View& view);
 
 void write_rows(const std::vector<ScoredQuery>& rows, Postprocessed& result);
 
-// Has a query NaN anywhere in its mask, and so where no node may have been looked at?
-bool mask_has_nan(const MaskLogits& logits, int32_t query, const cpu::Kernels& kernels);
-
 // Step 1. A score that is NaN takes its query out.
 std::vector<ScoredQuery> score_queries(const PostprocessArguments& arguments, const cpu::Kernels& kernels);
 
@@ -87,6 +84,21 @@ struct Drawn {
     Axes axes;
 };
 Drawn what_is_drawn(const PostprocessArguments& arguments, const MaskLogits& logits);
+
+// The logits that no node lies between: where they are beside those that a letterboxed frame takes, or so
+// many that nodes are fewer. NaN there takes a query out as well, and is met by nobody who makes nodes.
+class Unread {
+  public:
+    explicit Unread(const cpu::NodeGrid& grid);
+    bool is_empty() const { return parts_.empty(); }
+    bool has_nan(const cpu::Kernels& kernels, const MaskLogits& logits, int32_t query) const;
+
+  private:
+    struct Part {
+        int32_t top, bottom, left, right;
+    };
+    std::vector<Part> parts_;
+};
 
 // Steps 4 to 6 for a query whose region is known.
 bool keep(const PostprocessArguments& arguments, ScoredQuery& query);

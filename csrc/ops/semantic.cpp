@@ -1,5 +1,6 @@
 // Semantic results: a contest of all queries for every pixel.
 #include <algorithm>
+#include <limits>
 
 #include "csrc/core/parallel.h"
 #include "csrc/ops/queries.h"
@@ -84,6 +85,11 @@ Contest hold_contest(const PostprocessArguments& arguments, const MaskLogits& lo
     });
     Contest contest{std::vector<uint8_t>(competitors), std::vector<int64_t>(competitors),
                     std::vector<int64_t>(competitors)};
+    const Unread unread(grid);
+    if (own && !unread.is_empty()) {
+        parallel_for(static_cast<int64_t>(competitors), threads,
+                     [&](int64_t i) { contest.rejected[i] = unread.has_nan(kernels, logits, index[i]); });
+    }
     for (int64_t task = 0; task < tasks; ++task) {
         for (size_t i = 0; i < competitors; ++i) {
             const size_t at = static_cast<size_t>(task) * competitors + i;
@@ -95,11 +101,6 @@ Contest hold_contest(const PostprocessArguments& arguments, const MaskLogits& lo
             contest.won[i] += only_own ? won[at] : part.area;
             if (own) contest.own[i] += pixels[at];
         }
-    }
-    if (own && grid.leaves_out()) {
-        parallel_for(static_cast<int64_t>(competitors), threads, [&](int64_t i) {
-            if (mask_has_nan(logits, queries[i].index, kernels)) contest.rejected[i] = 1;
-        });
     }
     return contest;
 }
@@ -118,7 +119,9 @@ void draw_semantic(const PostprocessArguments& arguments, const MaskLogits& logi
         // Winners may have NaN where they were not read.
         parallel_for(static_cast<int64_t>(queries.size()), threads, [&](int64_t i) {
             if (queries[i].region.area == 0 || rejected[i]) return;
-            rejected[i] = mask_has_nan(logits, queries[i].index, kernels);
+            constexpr float kAboveAll = std::numeric_limits<float>::infinity();
+            rejected[i] =
+                kernels.find_extent[logits.dtype_index](logits.plane(queries[i].index), kAboveAll).has_nan;
         });
         const bool clean = std::find(rejected.begin(), rejected.end(), 1) == rejected.end();
         if (clean) break;

@@ -111,6 +111,16 @@ std::vector<Range> ranges_of(const Crops& crops) {
     return ranges;
 }
 
+// The end of the cell rows from `top` on that the same crops have a part in.
+int32_t same_crops_until(const Crops& crops, int32_t top, int32_t end) {
+    if (!crops.down()) return end;
+    const auto at = [&](int32_t y) { return crops_at(crops, y, std::min(y + 1, crops.whole.height - 1)); };
+    const Span here = at(top);
+    int32_t bottom = top + 1;
+    while (bottom < end && at(bottom).begin == here.begin && at(bottom).end == here.end) ++bottom;
+    return bottom;
+}
+
 // Queries of all crops without NaN, in the order of crops; those of crop c at [begin[c], begin[c + 1]).
 struct Queries {
     std::vector<cpu::Plane> planes;
@@ -190,9 +200,7 @@ void postprocess_crops(const std::vector<PostprocessArguments>& images, const Cr
     std::fill_n(regions, classes * tasks, Region::empty());
     uint8_t* const has_nan = t_caller.has_nan.get(static_cast<size_t>(total * tasks) + 1);
 
-    parallel_for(tasks, threads, [&](int64_t task) {
-        const auto top = static_cast<int32_t>(task * rows_per_task);
-        const int32_t bottom = std::min(top + rows_per_task, grid.height);
+    const auto draw_rows = [&](int64_t task, int32_t top, int32_t bottom) {
         const int32_t y1 = axes.y.first[top], y2 = axes.y.first[bottom];
         if (y1 == y2) return;
         const int32_t rows = std::min(bottom, grid.height - 1) - top + 1;
@@ -261,6 +269,15 @@ void postprocess_crops(const std::vector<PostprocessArguments>& images, const Cr
                  .scratch = t_worker.floats.get(
                      static_cast<size_t>(cpu::sum_scratch(count, classes, stride, drawn))),
                  .integers = t_worker.integers.get(static_cast<size_t>(cpu::sum_integers(classes)))});
+        }
+    };
+    parallel_for(tasks, threads, [&](int64_t task) {
+        auto top = static_cast<int32_t>(task * rows_per_task);
+        const int32_t end = std::min(top + rows_per_task, grid.height);
+        while (top < end) {
+            const int32_t bottom = same_crops_until(crops, top, end);
+            draw_rows(task, top, bottom);
+            top = bottom;
         }
     });
     std::vector<ScoredQuery> rows;

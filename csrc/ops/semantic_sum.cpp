@@ -80,6 +80,7 @@ void draw_by_sum(const PostprocessArguments& arguments, const MaskLogits& logits
     int32_t* const index = t_sums.index.get(static_cast<size_t>(logits.queries));
     int32_t queries = class_probabilities_of(arguments, kernels, logits.queries, stride, by_query, index);
     const auto [grid, axes] = what_is_drawn(arguments, logits);
+    const Unread unread(grid);
     const bool wide = segment_item_size(arguments) == 2;
     const int32_t rows_per_task = sum_rows_per_task(grid.rows, int64_t{classes} + logits.queries);
     const int64_t tasks = (grid.rows + rows_per_task - 1) / rows_per_task;
@@ -123,9 +124,14 @@ void draw_by_sum(const PostprocessArguments& arguments, const MaskLogits& logits
                      static_cast<size_t>(cpu::sum_scratch(queries, classes, stride, grid))),
                  .integers = t_worker.integers.get(static_cast<size_t>(cpu::sum_integers(classes)))});
         });
+        std::vector<uint8_t> has_unread_nan(static_cast<size_t>(queries));
+        if (!unread.is_empty()) {
+            parallel_for(queries, threads,
+                         [&](int64_t q) { has_unread_nan[q] = unread.has_nan(kernels, logits, index[q]); });
+        }
         int32_t kept = 0;
         for (int32_t q = 0; q < queries; ++q) {
-            bool rejected = grid.leaves_out() && mask_has_nan(logits, index[q], kernels);
+            bool rejected = has_unread_nan[q] != 0;
             for (int64_t task = 0; task < tasks; ++task) rejected |= nans[task * queries + q] != 0;
             if (rejected) continue;
             if (kept != q) {

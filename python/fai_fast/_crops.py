@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fai_fast import _core
-from fai_fast._arguments import check_size
+from fai_fast._arguments import MAX_SIDE, check_size
 from fai_fast.detections import Detections
 from fai_fast.engines.base import Context
 from fai_fast.ops import preprocess_frame
@@ -53,17 +53,18 @@ class Crops:
         its rounding leaves the last pixel without a crop, the last one begins a pixel later here.
 
         Raises:
-            ValueError: `input` is no square, or there would be more than MOST.
+            ValueError: `input` is no square, or there would be more than MOST, or than MAX_SIDE has room for.
         """
         height, width = check_size("frame", frame)
         side = check_square(input)
         shorter, longer = min(height, width), max(height, width)
         length = longer if shorter == side else int(side * longer / shorter)
         count = math.ceil(length / side)
-        if count > MOST:
+        most = min(MOST, MAX_SIDE // side)
+        if count > most:
             raise ValueError(
                 f"image: got a frame of {height} x {width} (height x width), of which the network would see {count} "
-                f'crops, expected at most {MOST}; resize="stretch" shows it one picture'
+                f'crops, expected at most {most}; resize="stretch" shows it one picture'
             )
         step = side - (count * side - length) / (count - 1) if count > 1 else 0.0
         starts = (*(int(index * step) for index in range(count - 1)), length - side)
@@ -121,7 +122,7 @@ def infer_crops(
         A result for each frame, and the seconds that preprocessing, the engine and postprocessing took.
 
     Raises:
-        TypeError, ValueError: a frame is not as said there, or has more than MOST crops.
+        TypeError, ValueError: a frame is not as said there, or has too many crops.
         EngineError: the engine failed.
     """
     batch, _, height, width = context.images.shape

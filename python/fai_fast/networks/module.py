@@ -228,13 +228,18 @@ def check_weights(module: Any, shown: str) -> None:
 def has_other_code(module: Any) -> bool:
     """Whether somebody else's code than that of PyTorch and transformers may have a part in what a module gives."""
     for item in module.modules():
-        code = [type(item), *item._forward_hooks.values(), *item._forward_pre_hooks.values()]
-        if "forward" in vars(item):
-            code.append(vars(item)["forward"])
-        places = {str(getattr(one, "__module__", "")).partition(".")[0] for one in code}
-        if places - {"torch", "transformers"}:
+        # Of the class, too: somebody may have put a faster one there for all.
+        code = [type(item), item.forward, getattr(type(item), "forward", None)]
+        code += [*item._forward_hooks.values(), *item._forward_pre_hooks.values()]
+        if {_place_of(one).partition(".")[0] for one in code} - {"torch", "transformers"}:
             return True
     return False
+
+
+def _place_of(code: Any) -> str:
+    """The name of the module that a class or a function is from, also where it has taken the name of another one."""
+    names = getattr(code, "__globals__", None) or {"__name__": getattr(code, "__module__", "")}
+    return str(names.get("__name__", ""))
 
 
 def in_float32(module: Any) -> Any:

@@ -8,11 +8,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import logging
 import math
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -376,6 +378,21 @@ def _transformers(shown: str) -> Any:
     return transformers
 
 
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """transformers lists weights that it draws at random: of a compiled module all, which then are read after all."""
+    log = logging.getLogger("transformers.modeling_utils")
+
+    def other(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    log.addFilter(other)
+    try:
+        yield
+    finally:
+        log.removeFilter(other)
+
+
 class _Reader:
     """Reads by transformers: from a folder, or from its cache, and only then from afar."""
 
@@ -393,7 +410,8 @@ class _Reader:
                     self._place, output_loading_info=True, ignore_mismatched_sizes=True, **more, **options
                 )
 
-            found: tuple[Any, Mapping[str, Any]] = self.read(how)
+            with _without_report():
+                found: tuple[Any, Mapping[str, Any]] = self.read(how)
             return found
 
         module, said = told()
