@@ -751,7 +751,8 @@ def test_native_precisions_are_what_can_be_loaded(engine_module, file):
     assert set(native) <= set(engine_module.PRECISIONS)
     for name in native:
         assert engine_module.load(file(), precision=name).info()["precision"] == name
-    assert precision.candidates(engine_module.NAME) == native
+    # What comes after fp32 is loaded where it is asked for, and not tried by itself.
+    assert precision.candidates(engine_module.NAME) == native[: native.index("fp32") + 1]
 
 
 def test_candidates_end_with_fp32(monkeypatch):
