@@ -4,6 +4,7 @@
 // Bytes. Logits are read where a query can still win, the segments (H * W bytes) written. One sigmoid runs
 // per node that is used; pixels cost only where a boundary passes.
 
+#include <algorithm>
 #include <cstring>
 #include <limits>
 
@@ -19,14 +20,33 @@ namespace {
 // Queries between a prefetch and its use.
 inline constexpr int32_t kAhead = 6;
 
-template <class L>
-FAI_HD void fill(L* out, L value, int32_t n) {
-    if constexpr (sizeof(L) == 1) {
-        std::memset(out, value, static_cast<size_t>(n));
-    } else {
-        for (int32_t x = 0; x < n; ++x) out[x] = value;
+// Labels of a frame's pixels, of one byte or two.
+struct Labels {
+    void* data;
+    int64_t columns;
+    bool wide;
+
+    // Pixels [x1, x2) of rows [y1, y2).
+    FAI_HD void fill(int32_t value, int32_t x1, int32_t y1, int32_t x2, int32_t y2) const {
+        for (int32_t y = y1; y < y2; ++y) {
+            const int64_t at = y * columns + x1;
+            if (wide) {
+                std::fill_n(static_cast<uint16_t*>(data) + at, x2 - x1, static_cast<uint16_t>(value));
+            } else {
+                std::memset(static_cast<uint8_t*>(data) + at, value & 0xff, static_cast<size_t>(x2 - x1));
+            }
+        }
     }
-}
+    // The first n of 16 pixels.
+    FAI_HD void store(const I32& label, int32_t x, int32_t y, int n) const {
+        const int64_t at = y * columns + x;
+        if (wide) {
+            store_narrow(static_cast<uint16_t*>(data) + at, label, n);
+        } else {
+            store_narrow(static_cast<uint8_t*>(data) + at, label, n);
+        }
+    }
+};
 
 FAI_HD void grow(Region& region, int32_t x1, int32_t y1, int32_t x2, int32_t y2) {
     region.x1 = min_i32(region.x1, x1);
@@ -47,14 +67,9 @@ enum class Gather {
 };
 
 // Gives all pixels of a rectangle to one query.
-template <class L>
 FAI_HD Region& give(const SemanticTask& task, const Candidate& candidate, int32_t x1, int32_t y1, int32_t x2,
                     int32_t y2) {
-    L* segments = static_cast<L*>(task.segments);
-    for (int32_t y = y1; y < y2; ++y) {
-        fill(segments + static_cast<int64_t>(y) * task.x.pixels + x1, static_cast<L>(candidate.query),
-             x2 - x1);
-    }
+    Labels{task.segments, task.x.pixels, task.wide}.fill(candidate.query, x1, y1, x2, y2);
     Region& region = task.regions[candidate.position];
     grow(region, x1, y1, x2, y2);
     const int64_t area = static_cast<int64_t>(x2 - x1) * (y2 - y1);
@@ -67,9 +82,10 @@ FAI_HD Region& give(const SemanticTask& task, const Candidate& candidate, int32_
 // the `count` contestants (indices of candidates, in order of their queries) with these scores. `corners`
 // holds four vectors per contestant: its nodes above left, above right, below left and below right of each
 // column.
-template <class L, Gather gather, bool of_logits, bool by_logit>
+template <Gather gather, bool of_logits, bool by_logit>
 FAI_HD void semantic_argmax(const SemanticTask& task, const int32_t* contestants, const float* scores,
                             int32_t count, const float* corners, int32_t x, int n, int32_t y1, int32_t y2) {
+    const Labels labels{task.segments, task.x.pixels, task.wide};
     const F32 across = load(task.x.fraction + x);
     for (int32_t y = y1; y < y2; ++y) {
         const F32 down = broadcast(task.y.fraction[y]);
@@ -116,7 +132,7 @@ FAI_HD void semantic_argmax(const SemanticTask& task, const int32_t* contestants
                 region.sum += sum(select(mask_of(won), best_m, broadcast(0.0f)));
             }
         }
-        store_narrow(static_cast<L*>(task.segments) + static_cast<int64_t>(y) * task.x.pixels + x, label, n);
+        labels.store(label, x, y, n);
     }
 }
 
@@ -129,7 +145,7 @@ struct Bounds {
 // come in order of falling score: once a score itself is below that in every cell of the block, all that
 // follow are out without being read. The winners of the cell row above are looked at first, since they mostly
 // win again.
-template <class T, class L, bool of_logits, bool resampled, bool by_logit = false>
+template <class T, bool of_logits, bool resampled, bool by_logit = false>
 void draw_segments_of(const SemanticTask& task) {
     const NodeGrid& grid = task.grid;
     const int32_t competitors = task.competitors;
@@ -239,7 +255,7 @@ void draw_segments_of(const SemanticTask& task) {
                         ++i;
                     const int32_t end = task.y.first[i + 1];
                     own->pixels[position] += static_cast<int64_t>(x2 - x1) * (end - y1);
-                    give<L>(task, {position, task.query[position], valid}, x1, y1, x2, end);
+                    give(task, {position, task.query[position], valid}, x1, y1, x2, end);
                     continue;
                 }
                 here.each_inside([&](int32_t position) {
@@ -311,13 +327,10 @@ void draw_segments_of(const SemanticTask& task) {
                 all_own = (bits(bounds.least >= surely_own) & valid) == valid;
             }
             if (count == 0) {
-                constexpr L kNobody = static_cast<L>(-1);
-                for (int32_t y = y1; y < y2; ++y) {
-                    fill(static_cast<L*>(task.segments) + static_cast<int64_t>(y) * task.x.pixels + x1,
-                         kNobody, x2 - x1);
-                }
+                constexpr int32_t kNobody = -1;
+                Labels{task.segments, task.x.pixels, task.wide}.fill(kNobody, x1, y1, x2, y2);
             } else if (count == 1 && all_own && !(of_logits && task.want_sum)) {
-                Region& region = give<L>(task, candidates[0], x1, y1, x2, y2);
+                Region& region = give(task, candidates[0], x1, y1, x2, y2);
                 if (!task.want_sum) continue;
                 const F32 a = nodes_of(candidates[0].position, i),
                           b = nodes_of(candidates[0].position, below);
@@ -338,7 +351,7 @@ void draw_segments_of(const SemanticTask& task) {
                         if (candidates[c].cells & here) list[contestants++] = c;
                     }
                     if (contestants == 1 && !task.want_sum && !task.only_own) {
-                        give<L>(task, candidates[list[0]], x, y1, x + n, y2);
+                        give(task, candidates[list[0]], x, y1, x + n, y2);
                         continue;
                     }
                     const I32 index = load(task.x.cell + x) - broadcast_int(block);
@@ -353,10 +366,10 @@ void draw_segments_of(const SemanticTask& task) {
                         store(corner + 2 * kLanes, permute(b, index));
                         store(corner + 3 * kLanes, permute(next_lane(b), index));
                     }
-                    const auto argmax = by_logit        ? semantic_argmax<L, Gather::areas, true, by_logit>
-                                        : task.only_own ? semantic_argmax<L, Gather::own, of_logits, false>
-                                        : task.want_sum ? semantic_argmax<L, Gather::sums, of_logits, false>
-                                                        : semantic_argmax<L, Gather::areas, of_logits, false>;
+                    const auto argmax = by_logit        ? semantic_argmax<Gather::areas, true, by_logit>
+                                        : task.only_own ? semantic_argmax<Gather::own, of_logits, false>
+                                        : task.want_sum ? semantic_argmax<Gather::sums, of_logits, false>
+                                                        : semantic_argmax<Gather::areas, of_logits, false>;
                     argmax(task, list, scores, contestants, corners, x, n, y1, y2);
                 }
             }
@@ -366,11 +379,9 @@ void draw_segments_of(const SemanticTask& task) {
 
 template <class T, bool resampled>
 void draw_segments_on(const SemanticTask& task) {
-    const auto draw = task.by_logit    ? draw_segments_of<T, uint16_t, true, resampled, true>
-                      : task.of_logits ? (task.wide ? draw_segments_of<T, uint16_t, true, resampled>
-                                                    : draw_segments_of<T, uint8_t, true, resampled>)
-                                       : (task.wide ? draw_segments_of<T, uint16_t, false, resampled>
-                                                    : draw_segments_of<T, uint8_t, false, resampled>);
+    const auto draw = task.by_logit    ? draw_segments_of<T, true, resampled, true>
+                      : task.of_logits ? draw_segments_of<T, true, resampled>
+                                       : draw_segments_of<T, false, resampled>;
     draw(task);
 }
 

@@ -6,7 +6,7 @@
 // be a product of C * Q * nodes multiplications and additions. Where many can, sums that are only about right
 // tell which of them can win in a cell row, at half the operations.
 //
-// Comes after semantic.inl, whose blocks, fill() and grow() it uses.
+// Comes after semantic.inl, whose blocks, Labels and grow() it uses.
 
 #include <limits>
 
@@ -387,7 +387,7 @@ FAI_HD void sum_alone(const Tile& tile, const Corners& at, int32_t x, int n, int
 }
 
 // Decides such pixels between the tile's contestants, of which there are `count`.
-template <class L, class Tile>
+template <class Tile>
 FAI_HD void sum_argmax(const Tile& tile, int32_t count, int32_t x, int n, int32_t y1, int32_t y2) {
     const SumTask& task = tile.task;
     const F32 across = load(task.x.fraction + x);
@@ -416,12 +416,12 @@ FAI_HD void sum_argmax(const Tile& tile, int32_t count, int32_t x, int n, int32_
             units.add(best, mask_of(won));
             region.sum += units.take();
         }
-        store_narrow(static_cast<L*>(task.segments) + static_cast<int64_t>(y) * task.x.pixels + x, label, n);
+        Labels{task.segments, task.x.pixels, task.wide}.store(label, x, y, n);
     }
 }
 
 // The pixels of one cell row of a tile whose node rows begin with `begin`.
-template <class L, class Tile>
+template <class Tile>
 void sum_cell_row(const Tile& tile, int32_t begin, int32_t i) {
     const SumTask& task = tile.task;
     const int32_t y1 = task.y.first[i], y2 = task.y.first[i + 1];
@@ -458,13 +458,10 @@ void sum_cell_row(const Tile& tile, int32_t begin, int32_t i) {
             for (const int32_t row : {i, below}) tile.make_exact(count, begin, row);
         }
     }
-    L* const segments = static_cast<L*>(task.segments);
+    const Labels labels{task.segments, task.x.pixels, task.wide};
     const auto give = [&](int32_t k, int32_t from, int32_t to) -> Region& {
         const int32_t class_id = tile.competing[k];
-        for (int32_t y = y1; y < y2; ++y) {
-            fill(segments + static_cast<int64_t>(y) * task.x.pixels + from, static_cast<L>(class_id),
-                 to - from);
-        }
+        labels.fill(class_id, from, y1, to, y2);
         Region& region = task.regions[class_id];
         grow(region, from, y1, to, y2);
         region.area += static_cast<int64_t>(to - from) * (y2 - y1);
@@ -501,12 +498,12 @@ void sum_cell_row(const Tile& tile, int32_t begin, int32_t i) {
             sum_alone(tile, load_corners(tile.corners), x, n, y1, y2, units);
             give(last, x, x + n).sum += units.take();
         } else {
-            sum_argmax<L>(tile, contestants, x, n, y1, y2);
+            sum_argmax(tile, contestants, x, n, y1, y2);
         }
     }
 }
 
-template <class T, class L, bool resampled>
+template <class T, bool resampled>
 void draw_sums_of(const SumTask& task) {
     SumTile<T, resampled> tile(task);
     const int32_t nodes = min_i32(task.column_end + 1, task.grid.columns);
@@ -527,17 +524,18 @@ void draw_sums_of(const SumTask& task) {
             known = last;
             tile.find_competing();
             tile.sum_up(begin, last);
-            for (int32_t i = begin; i < end; ++i) sum_cell_row<L>(tile, begin, i);
+            for (int32_t i = begin; i < end; ++i) sum_cell_row(tile, begin, i);
         }
     }
 }
 
 template <class T>
 void draw_sums(const SumTask& task) {
-    const auto draw = task.grid.resampled()
-                          ? (task.wide ? draw_sums_of<T, uint16_t, true> : draw_sums_of<T, uint8_t, true>)
-                          : (task.wide ? draw_sums_of<T, uint16_t, false> : draw_sums_of<T, uint8_t, false>);
-    draw(task);
+    if (task.grid.resampled()) {
+        draw_sums_of<T, true>(task);
+    } else {
+        draw_sums_of<T, false>(task);
+    }
 }
 
 }  // namespace
