@@ -79,7 +79,9 @@ void draw_by_sum(const PostprocessArguments& arguments, const MaskLogits& logits
     float* const by_query = t_sums.by_query.get(static_cast<size_t>(logits.queries * stride));
     int32_t* const index = t_sums.index.get(static_cast<size_t>(logits.queries));
     int32_t queries = class_probabilities_of(arguments, kernels, logits.queries, stride, by_query, index);
-    const auto [grid, axes] = what_is_drawn(arguments, logits);
+    const Drawn drawn = what_is_drawn(arguments, logits);
+    const cpu::NodeGrid& grid = drawn.grid;
+    const Axes& axes = drawn.axes;
     const Unread unread(grid);
     const bool wide = segment_item_size(arguments) == 2;
     const int32_t rows_per_task = sum_rows_per_task(grid.rows, int64_t{classes} + logits.queries);
