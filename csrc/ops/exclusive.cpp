@@ -20,14 +20,10 @@ void draw_exclusive(const PostprocessArguments& arguments, const MaskLogits& log
                         .by_logit = true};
     const Size size = arguments.size;
     uint16_t* const labels = t_caller.labels.get(static_cast<size_t>(size.height) * size.width);
-    Contest contest;
-    // A query with NaN in its mask must not compete: where one is met, everything is drawn again without it.
-    for (;;) {
-        if (queries.empty()) return;
-        contest = hold_contest(arguments, logits, drawn, kernels, threads, &own, queries, labels);
-        size_t i = 0;
-        if (!std::erase_if(queries, [&](const ScoredQuery&) { return contest.rejected[i++] != 0; })) break;
-    }
+    if (queries.empty()) return;
+    const Contest contest =
+        hold_clean_contest(arguments, logits, drawn, kernels, threads, own, queries, labels);
+    if (queries.empty()) return;
 
     std::vector<ScoredQuery> rows;
     std::vector<int64_t> label_of_row;

@@ -86,13 +86,8 @@ void draw_panoptic(const PostprocessArguments& arguments, const MaskLogits& logi
                         .only = !rules.weighted,
                         .mask_threshold = static_cast<float>(arguments.mask_threshold),
                         .slack = rules.of_logits ? kLogitSlack : kSigmoidSlack};
-    Contest contest;
-    // A query with NaN in its mask must not compete: where one is met, everything is drawn again without it.
-    for (;;) {
-        contest = hold_contest(arguments, logits, drawn, kernels, threads, &own, queries, segments);
-        size_t i = 0;
-        if (!std::erase_if(queries, [&](const ScoredQuery&) { return contest.rejected[i++] != 0; })) break;
-    }
+    const Contest contest =
+        hold_clean_contest(arguments, logits, drawn, kernels, threads, own, queries, segments);
     const std::vector<int32_t> segment = segments_of(rules, queries, contest);
     relabel(queries, segment, arguments.size, kernels, threads, segment_item_size(arguments), segments);
 

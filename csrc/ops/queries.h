@@ -142,6 +142,12 @@ Contest hold_contest(const PostprocessArguments& arguments, const MaskLogits& lo
                      const cpu::Kernels& kernels, int threads, const OwnPixels* own,
                      std::vector<ScoredQuery>& queries, void* segments);
 
+// The same without the queries that have NaN in their masks, which must not compete: where one is met,
+// everything is drawn again without it.
+Contest hold_clean_contest(const PostprocessArguments& arguments, const MaskLogits& logits,
+                           const Drawn& drawn, const cpu::Kernels& kernels, int threads, const OwnPixels& own,
+                           std::vector<ScoredQuery>& queries, void* segments);
+
 // Semantic results: rows into `queries`, labels into `segments`.
 void draw_semantic(const PostprocessArguments& arguments, const MaskLogits& logits,
                    const cpu::Kernels& kernels, int threads, std::vector<ScoredQuery>& queries,

@@ -105,6 +105,18 @@ Contest hold_contest(const PostprocessArguments& arguments, const MaskLogits& lo
     return contest;
 }
 
+Contest hold_clean_contest(const PostprocessArguments& arguments, const MaskLogits& logits,
+                           const Drawn& drawn, const cpu::Kernels& kernels, int threads, const OwnPixels& own,
+                           std::vector<ScoredQuery>& queries, void* segments) {
+    for (;;) {
+        Contest contest = hold_contest(arguments, logits, drawn, kernels, threads, &own, queries, segments);
+        size_t i = 0;
+        if (!std::erase_if(queries, [&](const ScoredQuery&) { return contest.rejected[i++] != 0; })) {
+            return contest;
+        }
+    }
+}
+
 void draw_semantic(const PostprocessArguments& arguments, const MaskLogits& logits,
                    const cpu::Kernels& kernels, int threads, std::vector<ScoredQuery>& queries,
                    void* segments) {
